@@ -1,0 +1,64 @@
+# `make` lists the targets. All of them use the environment in $(VENV), which `setup` makes.
+
+SHELL := bash
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+JOBS ?= 2
+DEMO_DIR ?= runs/demo
+STAMP := $(VENV)/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make the environment, or bring it up to date with pyproject.toml
+
+$(STAMP): pyproject.toml
+	@set -euo pipefail; \
+	if ! $(PYTHON) -m pip --version > /dev/null 2>&1; then \
+	  base=; \
+	  for python in python3.11 python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	      base=$$python; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$base" ]; then \
+	    echo "make setup: needs Python 3.11 or newer; found neither python3.11 nor such a python3." >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$($$base --version)"; \
+	  $$base -m venv $(VENV); \
+	fi; \
+	echo "Installing keras_mikd and what its tests and examples need (minutes, the first time):"; \
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(PYTHON) -m pip install --progress-bar off -e ".[dev]" \
+	  | awk '/^Collecting / { printf " %s", $$2; fflush() } END { print "" }'; \
+	touch $@; \
+	echo "Done: source $(VENV)/bin/activate"
+
+demo: setup ## Train a teacher on the digits, distill a student from it, export it to LiteRT
+	$(PYTHON) examples/train_teacher.py --output_dir=$(DEMO_DIR)
+	$(PYTHON) examples/distill.py --output_dir=$(DEMO_DIR)
+	$(PYTHON) examples/export_student.py --output_dir=$(DEMO_DIR)
+
+# One file stays in one process, and TensorFlow takes seconds to start in each.
+PYTEST = $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --durations 10
+
+test: setup ## Run the tests, but for those marked slow
+	$(PYTEST)
+
+test-all: setup ## Run all tests
+	$(PYTEST) -m ""
+
+lint: setup ## Check style and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format: setup ## Fix what lint can fix
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean: ## Remove caches, builds and the demo's output; the environment stays
+	rm -rf build dist .pytest_cache .ruff_cache $(DEMO_DIR)
+	find benchmarks examples keras_mikd tests -name __pycache__ -prune -exec rm -rf {} +

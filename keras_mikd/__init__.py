@@ -1,0 +1,35 @@
+"""Mutual-information knowledge distillation for Keras on TensorFlow."""
+
+import keras as _keras
+
+if _keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "keras_mikd runs on the TensorFlow backend of Keras. "
+        f"Received: backend={_keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow."
+    )
+
+from keras_mikd import bounds as bounds
+from keras_mikd import datasets as datasets
+from keras_mikd import models as models
+from keras_mikd.baselines.attention_transfer import AttentionTransfer as AttentionTransfer
+from keras_mikd.baselines.hint import Hint as Hint
+from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
+from keras_mikd.baselines.soft_targets import SoftTargets as SoftTargets
+from keras_mikd.distillation_loss import DistillationLoss as DistillationLoss
+from keras_mikd.distillers.distiller import Distiller as Distiller
+from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
+from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
+from keras_mikd.estimators.critics import ConcatCritic as ConcatCritic
+from keras_mikd.estimators.critics import Critic as Critic
+from keras_mikd.estimators.critics import SeparableCritic as SeparableCritic
+from keras_mikd.estimators.gaussian_information import GaussianInformation as GaussianInformation
+from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
+from keras_mikd.estimators.jsd_critic import JSDCritic as JSDCritic
+from keras_mikd.estimators.mutual_information import MutualInformation as MutualInformation
+from keras_mikd.feature_taps import FeatureTaps as FeatureTaps
+from keras_mikd.stages import pair_stages as pair_stages
+from keras_mikd.stages import stages as stages
+from keras_mikd.tflite import TFLiteReport as TFLiteReport
+from keras_mikd.tflite import export_tflite as export_tflite
+
+__version__ = "0.1.0"

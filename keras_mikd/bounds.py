@@ -1,0 +1,351 @@
+"""Bounds on mutual information (MI), as pure functions of critic scores, in nats.
+
+A critic gives a pair a score. `joint` has shape `(batch, ...)`: scores of pairs that belong
+together. `product` has shape `(batch, negatives, ...)`: scores of example i with partners that are
+not its own, that is, draws from the product of the marginals. Trailing axes, the same in both, are
+locations (of a feature map); bounds are averaged over them.
+
+Every bound is to be *maximised* and comes back per example, as float32 of shape `(batch,)`; its
+mean over the batch is the bound. Without negatives (a batch of one) there is nothing to contrast:
+the result is 0 nats (for `jsd` what a constant critic gets, -2 log 2) and its gradient is zero.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+# exp() leaves float32 at 88; stopping at 60 keeps sums over a batch finite as well.
+_LARGEST_EXPONENT = 60.0
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+def jsd(joint, product, *, shifted=False):
+    """Objective of the Jensen-Shannon divergence (JSD) between joint and product of marginals.
+
+    `-softplus(-joint) - mean_k softplus(product)`. Its optimal critic is the log density ratio
+    `log(p(x, y) / (p(x) p(y)))`, where it equals `2 JSD - 2 log 2`. A stable training signal, but
+    **not the MI**: read that out of the same critic with `nwj(joint, product, log_ratio=True)`.
+
+    >>> jsd([0.0], [[0.0, 0.0]], shifted=True).numpy()
+    array([0.], dtype=float32)
+
+    Args:
+        joint: scores, shape `(batch, ...)`.
+        product: scores, shape `(batch, negatives, ...)`; one negative is enough.
+        shifted: whether to add `2 log 2`: then a constant critic gets at most 0.
+
+    Returns:
+        Objective, shape `(batch,)`, in nats, at most 0 (2 log 2 if `shifted`).
+
+    Raises:
+        ValueError: the two shapes do not fit.
+
+    References:
+        Nowozin et al., f-GAN, arXiv:1606.00709. Hjelm et al., Learning deep representations by
+        mutual information estimation and maximization (Deep InfoMax), arXiv:1808.06670.
+    """
+    joint, product = _scores(joint, product)
+    product_term = ops.sum(ops.softplus(product), axis=1) / _count(product, axes=(1,))
+    value = -ops.softplus(-joint) - product_term
+    value = _per_example(value, product, no_negatives=-2.0 * math.log(2.0))
+    return value + 2.0 * math.log(2.0) if shifted else value
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+def nwj(joint, product, *, log_ratio=False):
+    """Lower bound on MI of Nguyen, Wainwright and Jordan (also called f-GAN KL, MINE-f).
+
+    `joint - mean_k exp(product - 1)`, tight where the critic is 1 + the log density ratio. It is
+    unbiased, but its variance grows exponentially with the MI: a readout, not a training signal.
+    Where `log mean_k exp(product - 1)` exceeds 60, exp is continued along its tangent, so value
+    and gradient stay finite where float32 would overflow; such a value only says "broken critic".
+
+    >>> nwj([2.0], [[0.0]], log_ratio=True).numpy()  # 2 + 1 - exp(0)
+    array([2.], dtype=float32)
+
+    Args:
+        joint: scores, shape `(batch, ...)`.
+        product: scores, shape `(batch, negatives, ...)`.
+        log_ratio: whether the scores estimate the log density ratio itself, as those of a critic
+            trained on `jsd` do; then 1 is added to every score.
+
+    Returns:
+        Bound, shape `(batch,)`, in nats.
+
+    Raises:
+        ValueError: the two shapes do not fit.
+
+    References:
+        Nguyen et al., Estimating divergence functionals and the likelihood ratio by convex risk
+        minimization, arXiv:0809.0853. Poole et al., On variational bounds of mutual information,
+        arXiv:1905.06922.
+    """
+    joint, product = _scores(joint, product)
+    if log_ratio:
+        joint, product = joint + 1.0, product + 1.0
+    exponent = _log_mean_exp(product - 1.0, axes=(1,))
+    tangent = 1.0 + ops.relu(exponent - _LARGEST_EXPONENT)
+    partition = ops.exp(ops.minimum(exponent, _LARGEST_EXPONENT)) * tangent
+    return _per_example(joint - partition, product)
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+def donsker_varadhan(joint, product):
+    """Lower bound on MI of Donsker and Varadhan (that of MINE, without its moving average).
+
+    `joint - log mean exp(product)`, the mean over all product scores of the batch (at a location),
+    which couples its examples. Tight where the critic is the log density ratio plus a constant.
+    The log of a batch mean biases the estimate upwards (it can exceed the MI) and biases its
+    gradient; both fade as the number of product scores grows.
+
+    >>> donsker_varadhan([3.0, 1.0], [[1.0], [1.0]]).numpy()
+    array([2., 0.], dtype=float32)
+
+    Args:
+        joint: scores, shape `(batch, ...)`.
+        product: scores, shape `(batch, negatives, ...)`.
+
+    Returns:
+        Bound, shape `(batch,)`, in nats.
+
+    Raises:
+        ValueError: the two shapes do not fit.
+
+    References:
+        Belghazi et al., MINE: Mutual information neural estimation, arXiv:1801.04062.
+    """
+    joint, product = _scores(joint, product)
+    return _per_example(joint - _log_mean_exp(product, axes=(0, 1)), product)
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+def smile(joint, product, *, clip=5.0):
+    """Donsker-Varadhan with clipped product scores: less variance, but no longer a bound.
+
+    `joint - log mean exp(min(max(product, -clip), clip))`. Clipped scores get no gradient; the
+    authors' code trains its critic on `jsd` and only reads this value out.
+
+    >>> smile([3.0], [[100.0]], clip=1.0).numpy()
+    array([2.], dtype=float32)
+
+    Args:
+        joint: scores, shape `(batch, ...)`.
+        product: scores, shape `(batch, negatives, ...)`.
+        clip: positive float, in nats; a large one gives `donsker_varadhan`.
+
+    Returns:
+        Estimate, shape `(batch,)`, in nats.
+
+    Raises:
+        ValueError: the two shapes do not fit, or `clip` is not positive.
+
+    References:
+        Song and Ermon, Understanding the limitations of variational mutual information
+        estimators, arXiv:1910.06222.
+    """
+    if not clip > 0:
+        raise ValueError(f"`clip` must be positive. Received: clip={clip}")
+    joint, product = _scores(joint, product)
+    return donsker_varadhan(joint, ops.clip(product, -clip, clip))
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+def info_nce(joint, product):
+    """InfoNCE lower bound on MI: tell the joint pair from K product pairs.
+
+    `joint - logsumexp([joint, product_1, ..., product_K]) + log(K + 1)`. Low variance, but never
+    above `log(K + 1)`, whatever the MI. An optimal critic is the log density ratio, plus any term
+    that the K + 1 pairs of an example have in common.
+
+    >>> info_nce([50.0], [[-50.0, -50.0, -50.0]]).numpy().round(4)  # log 4
+    array([1.3863], dtype=float32)
+
+    Args:
+        joint: scores, shape `(batch, ...)`.
+        product: scores, shape `(batch, negatives, ...)`.
+
+    Returns:
+        Bound, shape `(batch,)`, in nats, at most `log(negatives + 1)`.
+
+    Raises:
+        ValueError: the two shapes do not fit.
+
+    References:
+        van den Oord et al., Representation learning with contrastive predictive coding,
+        arXiv:1807.03748. Poole et al., arXiv:1905.06922, eq. 12.
+    """
+    joint, product = _scores(joint, product)
+    pairs = ops.concatenate([ops.expand_dims(joint, 1), product], axis=1)
+    log_probability = ops.log_softmax(pairs, axis=1)[:, 0]
+    return _per_example(log_probability + ops.log(_count(pairs, axes=(1,))), product)
+
+
+def split_scores(scores):
+    """Splits a square matrix of scores into `joint` (its diagonal) and `product` (the rest).
+
+    >>> joint, product = split_scores([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    >>> joint.numpy().tolist(), product.numpy().tolist()
+    ([1.0, 5.0, 9.0], [[2.0, 3.0], [4.0, 6.0], [7.0, 8.0]])
+
+    Args:
+        scores: shape `(batch, batch, ...)`; entry (i, j) scores example i of the first variable
+            with example j of the second. For negatives of the other kind, swap the two axes.
+
+    Returns:
+        `(joint, product)`, float32, of shapes `(batch, ...)` and `(batch, batch - 1, ...)`.
+
+    Raises:
+        ValueError: the first two axes are not there, or not equal.
+    """
+    scores = ops.convert_to_tensor(scores, "float32")
+    if len(scores.shape) < 2 or not _fits(scores.shape[:1], scores.shape[1:2]):
+        raise ValueError(
+            "`scores` must have shape (batch, batch, ...), one score per pair of examples. "
+            f"Received: scores.shape={tuple(scores.shape)}"
+        )
+    batch, locations = ops.shape(scores)[0], ops.shape(scores)[2:]
+    flat = ops.reshape(scores, (-1, *locations))
+    # After the first entry, every (batch + 1)-th one is on the diagonal.
+    rest = ops.reshape(flat[1:], (-1, batch + 1, *locations))
+    joint = ops.concatenate([flat[:1], rest[:, -1]], axis=0)
+    return joint, ops.reshape(rest[:, :-1], (batch, ops.shape(rest)[0], *locations))
+
+
+def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
+    """Gaussian `log q(target | source)`: the bound of Barber and Agakov up to a constant.
+
+    `I(target; source) >= H(target) + E log q(target | source)`. The entropy H of a frozen
+    teacher's features is constant, so maximising this maximises the bound, but as H is unknown the
+    value is not an MI, and of either sign. With q Gaussian, `log q` is a sum over elements of
+    `-0.5 * ((target - mean)^2 / variance + log variance + log(2 pi))`.
+
+    >>> barber_agakov([[1.0, 2.0]], [[1.0, 1.0]], [1.0, 0.5], normalized=False).numpy().round(4)
+    array([-0.6534], dtype=float32)
+
+    Args:
+        target: shape `(batch, ...)`.
+        mean: prediction from the source, same shape as `target`.
+        variance: positive (no floor is added here), broadcastable to `target`: shape
+            `(channels,)` for one per channel.
+        reduction: over the elements of an example: `"sum"` (the bound), or `"mean"` (nats per
+            element, the scale of the released code of variational information distillation).
+        normalized: whether to include the constant `-0.5 * log(2 pi)` of each element.
+
+    Returns:
+        Log likelihood, shape `(batch,)`, in nats.
+
+    Raises:
+        ValueError: the shapes do not fit, or `reduction` is unknown.
+
+    References:
+        Barber and Agakov, The IM algorithm: a variational approach to information maximization,
+        NIPS 2003. Ahn et al., Variational information distillation for knowledge transfer,
+        arXiv:1904.05835.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'`reduction` must be "sum" or "mean". Received: reduction={reduction!r}')
+    target, mean, variance = (ops.convert_to_tensor(x, "float32") for x in (target, mean, variance))
+    fits = _fits(target.shape, mean.shape) and _broadcasts(variance.shape, target.shape)
+    if len(target.shape) < 1 or not fits:
+        raise ValueError(
+            "`target` must have shape (batch, ...), `mean` the same, and `variance` one that "
+            f"broadcasts to it. Received: target.shape={tuple(target.shape)}, "
+            f"mean.shape={tuple(mean.shape)}, variance.shape={tuple(variance.shape)}"
+        )
+    value = -0.5 * (ops.square(target - mean) / variance + ops.log(variance))
+    if normalized:
+        value = value - 0.5 * math.log(2.0 * math.pi)
+    reduce = ops.sum if reduction == "sum" else ops.mean
+    return reduce(value, axis=tuple(range(1, len(target.shape))))
+
+
+def gaussian_mutual_information(correlation, dimension):
+    """MI of two Gaussian vectors correlated element by element: a closed form to test against.
+
+    >>> round(gaussian_mutual_information(0.8, dimension=2), 4)
+    1.0217
+
+    Args:
+        correlation: float in (-1, 1), the same for every pair of elements.
+        dimension: elements of each vector, at least 1.
+
+    Returns:
+        `-dimension / 2 * log(1 - correlation^2)`, a Python float, in nats.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if not (-1.0 < correlation < 1.0 and dimension >= 1):
+        raise ValueError(
+            "`correlation` must be in (-1, 1) and `dimension` at least 1. "
+            f"Received: correlation={correlation}, dimension={dimension}"
+        )
+    return -0.5 * dimension * math.log1p(-(correlation**2))
+
+
+def gaussian_correlation(mutual_information, dimension):
+    """Inverse of `gaussian_mutual_information`.
+
+    >>> round(gaussian_correlation(1.0217, dimension=2), 4)
+    0.8
+
+    Args:
+        mutual_information: float, finite and at least 0, in nats.
+        dimension: elements of each vector, at least 1.
+
+    Returns:
+        `sqrt(1 - exp(-2 * mutual_information / dimension))`, a Python float in [0, 1].
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if not (0.0 <= mutual_information < math.inf and dimension >= 1):
+        raise ValueError(
+            "`mutual_information` must be finite and at least 0, `dimension` at least 1. "
+            f"Received: mutual_information={mutual_information}, dimension={dimension}"
+        )
+    return math.sqrt(-math.expm1(-2.0 * mutual_information / dimension))
+
+
+def _scores(joint, product):
+    joint = ops.convert_to_tensor(joint, "float32")
+    product = ops.convert_to_tensor(product, "float32")
+    expected = (*joint.shape[:1], None, *joint.shape[1:])
+    if len(joint.shape) < 1 or not _fits(expected, product.shape):
+        raise ValueError(
+            "`joint` must have shape (batch, ...) and `product` (batch, negatives, ...) with the "
+            "same trailing axes; `split_scores` makes both from a (batch, batch) matrix. "
+            f"Received: joint.shape={tuple(joint.shape)}, product.shape={tuple(product.shape)}"
+        )
+    return joint, product
+
+
+def _fits(shape, other):
+    """Whether two static shapes, in which None is any size, can be equal."""
+    return len(shape) == len(other) and all(
+        a is None or b is None or a == b for a, b in zip(shape, other, strict=True)
+    )
+
+
+def _broadcasts(shape, target):
+    """Whether a static shape broadcasts to another without changing it."""
+    sizes = zip(tuple(shape)[::-1], tuple(target)[::-1], strict=False)
+    return len(shape) <= len(target) and all(
+        own in (None, 1, size) or size is None for own, size in sizes
+    )
+
+
+def _count(x, axes):
+    """Number of elements along `axes`, but at least 1, as float32."""
+    shape = ops.shape(x)
+    return ops.cast(ops.maximum(math.prod(shape[axis] for axis in axes), 1), "float32")
+
+
+def _log_mean_exp(x, axes):
+    return ops.logsumexp(x, axis=axes) - ops.log(_count(x, axes))
+
+
+def _per_example(value, product, *, no_negatives=0.0):
+    value = ops.mean(value, axis=tuple(range(1, len(value.shape))))
+    return ops.where(ops.shape(product)[1] > 0, value, no_negatives)

@@ -1,0 +1,203 @@
+"""CIFAR-10 and CIFAR-100 as the distillation papers prepare them."""
+
+from keras_mikd.datasets.image_pipeline import ImagePipeline
+from keras_mikd.datasets.splits import Splits, build_splits, check_arguments, partition_per_class
+from keras_mikd.datasets.tfds_arrays import (
+    import_tfds,
+    is_prepared,
+    prepared_builder,
+    read_split,
+)
+
+_CIFAR10_PIPELINE = ImagePipeline(
+    max_value=255.0,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.247, 0.243, 0.261),
+    padding=4,
+    padding_mode="REFLECT",
+    flip=True,
+)
+_CIFAR100_PIPELINE = ImagePipeline(
+    max_value=255.0,
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+    padding=4,
+    padding_mode="CONSTANT",
+    flip=True,
+)
+
+
+def load_cifar10(
+    *,
+    batch_size: int = 128,
+    labels_per_class: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    augment: bool = True,
+    validation_fraction: float = 0.2,
+    download: bool = False,
+) -> Splits:
+    """Loads CIFAR-10 as VID's code prepares it.
+
+    Images are float32 of shape `(32, 32, 3)`, normalised by mean (0.4914, 0.4822, 0.4465) and
+    standard deviation (0.247, 0.243, 0.261). Augmentation: reflect 4 pixels on every side, crop
+    32x32 at random, mirror half of the images.
+
+    Args:
+        batch_size: Images in a batch, at least 1.
+        labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
+            keeps them all. A smaller draw is a subset of a larger one.
+        seed: Seed of that draw and, mixed with TensorFlow's global seed, of the order of each
+            epoch and of the augmentation. The three splits do not depend on it.
+        data_dir: Folder of the TFDS data sets. None is TFDS' default, `~/tensorflow_datasets`.
+        augment: Whether to augment the training images.
+        validation_fraction: Fraction of the 50,000 training images of each class that becomes the
+            validation split, in [0, 1). With 0 there is no validation split, and
+            `Splits.validation` is None. The 10,000 test images are the test split.
+        download: Whether to download the data, about 170 MB, if it is not in `data_dir`. Without a
+            network TFDS tries for some three minutes before it gives up.
+
+    Returns:
+        A `Splits`.
+
+    Raises:
+        ValueError: If an argument is out of range, or a class is smaller than `labels_per_class`.
+        FileNotFoundError: If the data is not in `data_dir` and `download` is False.
+        RuntimeError: If the download fails.
+        ImportError: If tensorflow-datasets is not installed.
+
+    References:
+        Ahn et al., Variational Information Distillation for Knowledge Transfer, arXiv 1904.05835;
+        constants and reflected border from the authors' code (amzn/xfer, var_info_distil).
+
+    Example:
+    ```python
+    cifar = load_cifar10(labels_per_class=100, download=True)
+    model.fit(cifar.train, validation_data=cifar.validation, epochs=200)
+    ```
+    """
+    return _load_cifar(
+        "cifar10",
+        _CIFAR10_PIPELINE,
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        seed=seed,
+        data_dir=data_dir,
+        augment=augment,
+        validation_fraction=validation_fraction,
+        download=download,
+    )
+
+
+def load_cifar100(
+    *,
+    batch_size: int = 64,
+    labels_per_class: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    augment: bool = True,
+    validation_fraction: float = 0.1,
+    download: bool = False,
+) -> Splits:
+    """Loads CIFAR-100 as the CRD benchmark prepares it.
+
+    Images are float32 of shape `(32, 32, 3)`, normalised by mean (0.5071, 0.4867, 0.4408) and
+    standard deviation (0.2675, 0.2565, 0.2761). Augmentation: add 4 black pixels on every side,
+    crop 32x32 at random, mirror half of the images. The benchmark trains on all 50,000 images and
+    holds nothing out, which is `validation_fraction=0`.
+
+    Args:
+        batch_size: As in `load_cifar10`.
+        labels_per_class: As in `load_cifar10`.
+        seed: As in `load_cifar10`.
+        data_dir: As in `load_cifar10`.
+        augment: As in `load_cifar10`.
+        validation_fraction: As in `load_cifar10`.
+        download: As in `load_cifar10`.
+
+    Returns:
+        A `Splits`.
+
+    Raises:
+        ValueError: If an argument is out of range, or a class is smaller than `labels_per_class`.
+        FileNotFoundError: If the data is not in `data_dir` and `download` is False.
+        RuntimeError: If the download fails.
+        ImportError: If tensorflow-datasets is not installed.
+
+    References:
+        Tian et al., Contrastive Representation Distillation, arXiv 1910.10699; constants from the
+        authors' code (HobbitLong/RepDistiller, dataset/cifar100.py).
+
+    Example:
+    ```python
+    cifar = load_cifar100(validation_fraction=0.0, download=True)
+    model.fit(cifar.train, epochs=240)
+    ```
+    """
+    return _load_cifar(
+        "cifar100",
+        _CIFAR100_PIPELINE,
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        seed=seed,
+        data_dir=data_dir,
+        augment=augment,
+        validation_fraction=validation_fraction,
+        download=download,
+    )
+
+
+def _load_cifar(
+    name,
+    pipeline,
+    *,
+    batch_size,
+    labels_per_class,
+    seed,
+    data_dir,
+    augment,
+    validation_fraction,
+    download,
+):
+    check_arguments(batch_size=batch_size, labels_per_class=labels_per_class, seed=seed)
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(
+            "Expected `validation_fraction` to be at least 0 and less than 1. "
+            f"Received: validation_fraction={validation_fraction!r}"
+        )
+    builder = _prepared_cifar(name, data_dir=data_dir, download=download)
+    train, validation = read_split(builder, "train"), None
+    if validation_fraction > 0:
+        fractions = [1 - validation_fraction, validation_fraction]
+        kept, held_out = partition_per_class(train.labels, fractions, seed=0)
+        train, validation = train.take(kept), train.take(held_out)
+    return build_splits(
+        train,
+        validation,
+        read_split(builder, "test"),
+        num_classes=builder.info.features["label"].num_classes,
+        pipeline=pipeline,
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        seed=seed,
+        augment=augment,
+    )
+
+
+def _prepared_cifar(name, *, data_dir, download):
+    tfds = import_tfds()
+    builder = tfds.builder(name, data_dir=data_dir)
+    advice = (
+        f"Call `load_{name}(download=True)` where there is network access (about 170 MB), or pass "
+        f"as `data_dir` a TFDS folder that already holds `{name}`. Received: data_dir={data_dir!r}"
+    )
+    if not download and not is_prepared(builder):
+        raise FileNotFoundError(
+            f"{name} is not at {builder.data_dir}, and `download` is False. {advice}"
+        )
+    try:
+        return prepared_builder(lambda: tfds.builder(name, data_dir=data_dir))
+    except (OSError, tfds.download.DownloadError) as error:
+        raise RuntimeError(
+            f"{name} could not be downloaded and prepared at {builder.data_dir}. {advice}"
+        ) from error

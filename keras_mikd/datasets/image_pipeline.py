@@ -1,0 +1,111 @@
+"""From uint8 images in memory to batches: scaling, cropping, flipping."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePipeline:
+    """How the images of one data set are scaled and augmented.
+
+    Scaling: `(image / max_value - mean) / std`, for each channel. Augmentation: pad every side by
+    `padding` pixels, crop a window of the original size at random, then mirror half of the images
+    if `flip`.
+
+    Attributes:
+        max_value: The pixel value that becomes 1 before `mean` and `std` are applied.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        padding: Pixels added on every side before the crop.
+        padding_mode: "CONSTANT" (zeros, that is black) or "REFLECT".
+        flip: Whether augmentation mirrors images left to right.
+    """
+
+    max_value: float
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    padding: int = 0
+    padding_mode: Literal["CONSTANT", "REFLECT"] = "CONSTANT"
+    flip: bool = False
+
+    def for_training(self, images, labels, *, batch_size, seed, augment):
+        """Returns full batches, in a new order in every epoch.
+
+        Args:
+            images: uint8, shape `(n, height, width, channels)`.
+            labels: int32, shape `(n,)`.
+            batch_size: Images in a batch, at most `n`.
+            seed: Seed of the order and of the augmentation. TensorFlow mixes its global seed in.
+            augment: Whether to augment.
+
+        Returns:
+            A `tf.data.Dataset` of `(images, labels)` with static shapes.
+        """
+        with tf.device("CPU"):
+            images, labels = tf.constant(images), tf.constant(labels)
+        # Indices are shuffled and whole batches gathered, so that no shuffle buffer copies images.
+        indices = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed)
+        batches = indices.batch(batch_size, drop_remainder=True)
+        # Stateless draws from a seed for each batch stay the same however many threads map runs.
+        batch_seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+        def gather(chosen, batch_seed):
+            batch = tf.gather(images, chosen)
+            if augment:
+                batch = self.augment(batch, batch_seed)
+            return self.scale(batch), tf.gather(labels, chosen)
+
+        return _finished(tf.data.Dataset.zip((batches, batch_seeds)), gather)
+
+    def for_evaluation(self, images, labels, *, batch_size):
+        """Returns every image once, in the given order; the last batch may be smaller.
+
+        Args:
+            images: uint8, shape `(n, height, width, channels)`.
+            labels: int32, shape `(n,)`.
+            batch_size: Images in a batch.
+
+        Returns:
+            A `tf.data.Dataset` of `(images, labels)`. Its shapes are static if `batch_size`
+            divides `n`.
+        """
+        with tf.device("CPU"):
+            examples = tf.data.Dataset.from_tensor_slices((images, labels))
+        batches = examples.batch(batch_size, drop_remainder=len(labels) % batch_size == 0)
+        return _finished(batches, lambda batch, targets: (self.scale(batch), targets))
+
+    def scale(self, images):
+        """Returns float32 images, `(image / max_value - mean) / std`."""
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        return (tf.cast(images, tf.float32) / self.max_value - mean) / std
+
+    def augment(self, images, seed):
+        """Returns a batch of the same shape in which each image is cropped and mirrored anew.
+
+        Args:
+            images: Shape `(batch, height, width, channels)`.
+            seed: Integer scalar. The same seed gives the same result.
+        """
+        batch, height, width, _ = images.shape
+        sides = [self.padding, self.padding]
+        images = tf.pad(images, [[0, 0], sides, sides, [0, 0]], mode=self.padding_mode)
+        corners = tf.random.stateless_uniform(
+            (2, batch, 1), [seed, 0], maxval=2 * self.padding + 1, dtype=tf.int32
+        )
+        images = tf.gather(images, corners[0] + tf.range(height), axis=1, batch_dims=1)
+        images = tf.gather(images, corners[1] + tf.range(width), axis=2, batch_dims=1)
+        if not self.flip:
+            return images
+        mirrored = tf.random.stateless_uniform((batch, 1, 1, 1), [seed, 1]) < 0.5
+        return tf.where(mirrored, images[:, :, ::-1], images)
+
+
+def _finished(batches, function):
+    options = tf.data.Options()
+    # There are no files to share out between workers; saying so avoids a warning.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    mapped = batches.map(function, num_parallel_calls=tf.data.AUTOTUNE)
+    return mapped.prefetch(tf.data.AUTOTUNE).with_options(options)

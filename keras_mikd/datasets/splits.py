@@ -1,0 +1,173 @@
+"""Train, validation and test pipelines, and how examples are drawn class by class."""
+
+import dataclasses
+import numbers
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mikd.datasets.image_pipeline import ImagePipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Three pipelines of one data set and the numbers a model needs to be built for it.
+
+    Each pipeline yields `(images, labels)`: float32 `(batch, height, width, channels)` and int32
+    `(batch,)`.
+
+    Attributes:
+        train: Shuffled anew in every epoch, in full batches only. The images that do not fill the
+            last batch are left out of that epoch; another shuffle leaves out others.
+        validation: In a fixed order, every image once. None where nothing was held out.
+        test: In a fixed order, every image once.
+        num_classes: Number of classes.
+        image_shape: `(height, width, channels)`.
+        num_train: Number of training images, after `labels_per_class`.
+        num_validation: Number of validation images.
+        num_test: Number of test images.
+    """
+
+    train: tf.data.Dataset
+    validation: tf.data.Dataset | None
+    test: tf.data.Dataset
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    num_train: int
+    num_validation: int
+    num_test: int
+
+
+class LabelledImages(NamedTuple):
+    """One split in memory: uint8 images `(n, height, width, channels)`, int32 labels `(n,)`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, indices):
+        """Returns the examples at `indices`, in that order."""
+        return LabelledImages(self.images[indices], self.labels[indices])
+
+
+def partition_per_class(labels, fractions, *, seed):
+    """Cuts the examples of every class into parts of the given fractions.
+
+    Args:
+        labels: Integer labels, shape `(n,)`.
+        fractions: Size of each part as a fraction of the class; they add up to 1.
+        seed: Seed of the random order, the same on every machine.
+
+    Returns:
+        One sorted index array for each fraction. Together they hold each of `0..n-1` once.
+    """
+    edges = np.cumsum(fractions)[:-1]
+    parts = [
+        np.split(indices, np.rint(edges * len(indices)).astype(int))
+        for indices in _shuffled_by_class(labels, seed).values()
+    ]
+    return tuple(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
+
+
+def draw_per_class(labels, count, *, seed):
+    """Draws `count` examples of every class at random.
+
+    A smaller draw with the same seed is a subset of a larger one.
+
+    Args:
+        labels: Integer labels, shape `(n,)`.
+        count: Examples to draw of each class, at least 1.
+        seed: Seed of the draw, the same on every machine.
+
+    Returns:
+        A sorted index array of shape `(count * num_classes,)`.
+
+    Raises:
+        ValueError: If a class has fewer than `count` examples.
+    """
+    shuffled = _shuffled_by_class(labels, seed)
+    smallest = min(shuffled, key=lambda label: len(shuffled[label]))
+    available = len(shuffled[smallest])
+    if count > available:
+        raise ValueError(
+            f"Expected `labels_per_class` to be at most {available}: class {smallest} has only "
+            f"{available} training images. Received: labels_per_class={count}"
+        )
+    return np.sort(np.concatenate([indices[:count] for indices in shuffled.values()]))
+
+
+def check_arguments(*, batch_size, labels_per_class, seed):
+    """Raises a ValueError for what no data set could satisfy, before any data is read."""
+    for name, value in (("batch_size", batch_size), ("labels_per_class", labels_per_class)):
+        if name == "labels_per_class" and value is None:
+            continue
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(
+                f"Expected `{name}` to be an integer of at least 1. Received: {name}={value!r}"
+            )
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"Expected `seed` to be an integer from 0 to 2**32 - 1. Received: seed={seed!r}"
+        )
+
+
+def build_splits(
+    train: LabelledImages,
+    validation: LabelledImages | None,
+    test: LabelledImages,
+    *,
+    num_classes: int,
+    pipeline: ImagePipeline,
+    batch_size: int,
+    labels_per_class: int | None,
+    seed: int,
+    augment: bool,
+) -> Splits:
+    """Draws the few labels, if asked to, and puts pipelines on top of the arrays.
+
+    Args:
+        train: All training examples.
+        validation: Validation examples, or None.
+        test: Test examples.
+        num_classes: Number of classes.
+        pipeline: How images are scaled and augmented.
+        batch_size: Images in a batch.
+        labels_per_class: Training images to keep of each class; None keeps all of them.
+        seed: Seed of the draw, of the order and of the augmentation.
+        augment: Whether training images are augmented.
+
+    Returns:
+        A `Splits`.
+
+    Raises:
+        ValueError: If a class is too small for `labels_per_class`, or the training set for a batch.
+    """
+    if labels_per_class is not None:
+        train = train.take(draw_per_class(train.labels, labels_per_class, seed=seed))
+    num_train = len(train.labels)
+    if batch_size > num_train:
+        raise ValueError(
+            f"Expected `batch_size` to be at most {num_train}, the number of training images: "
+            f"only full batches are trained on. Received: batch_size={batch_size}"
+        )
+    validation_batches, num_validation = None, 0
+    if validation is not None:
+        validation_batches = pipeline.for_evaluation(*validation, batch_size=batch_size)
+        num_validation = len(validation.labels)
+    return Splits(
+        train=pipeline.for_training(*train, batch_size=batch_size, seed=seed, augment=augment),
+        validation=validation_batches,
+        test=pipeline.for_evaluation(*test, batch_size=batch_size),
+        num_classes=num_classes,
+        image_shape=tuple(train.images.shape[1:]),
+        num_train=num_train,
+        num_validation=num_validation,
+        num_test=len(test.labels),
+    )
+
+
+def _shuffled_by_class(labels, seed):
+    """Returns `{label: indices of its examples in random order}`."""
+    # RandomState rather than default_rng: NumPy promises never to change its stream.
+    random = np.random.RandomState(seed)
+    return {int(c): random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)}

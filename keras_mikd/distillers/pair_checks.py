@@ -1,0 +1,172 @@
+"""What must hold between a teacher, a student and their losses before a distiller is built."""
+
+import keras
+
+from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter
+from keras_mikd.distillation_loss import DistillationLoss
+from keras_mikd.feature_taps import OUTPUT, output_is_probability
+from keras_mikd.layer_graph import ends, has_graph
+
+_RESERVED_NAMES = ("loss", "task_loss")
+_CROSS_ENTROPIES = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.BinaryCrossentropy,
+)
+
+
+def checked_losses(losses):
+    """Returns the list of distillation losses, those of `keras.distillation` adapted."""
+    if isinstance(losses, DistillationLoss) or not isinstance(losses, (list, tuple)) or not losses:
+        raise ValueError(
+            "Expected `distillation_losses` to be a list of at least one DistillationLoss. "
+            f"Received: distillation_losses={losses!r}"
+        )
+    losses = [
+        KerasLossAdapter(loss) if isinstance(loss, keras.distillation.DistillationLoss) else loss
+        for loss in losses
+    ]
+    for loss in losses:
+        if not isinstance(loss, DistillationLoss):
+            raise ValueError(
+                "Expected every distillation loss to be a keras_mikd.DistillationLoss or a "
+                f"keras.distillation.DistillationLoss. Received: {loss!r}"
+            )
+    _check_names([loss.name for loss in losses])
+    return losses
+
+
+def _check_names(names):
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"Expected the distillation losses to have different names, since they are logged "
+                f"under them. Received {names.count(name)} named {name!r}: set `name=` in each."
+            )
+        if name in _RESERVED_NAMES:
+            raise ValueError(
+                f"The name {name!r} is taken by the distiller's own logs. Received: name={name!r}; "
+                "set another `name=`."
+            )
+
+
+def checked_xla_critics(xla_critics):
+    """Returns `xla_critics`, if it is one of the three values."""
+    if xla_critics not in (True, False, "auto"):
+        raise ValueError(
+            f'Expected `xla_critics` to be True, False or "auto". Received: {xla_critics=}'
+        )
+    return xla_critics
+
+
+def check_networks(teacher, student):
+    """Checks that teacher and student are two models that take the same inputs."""
+    for name, model in (("teacher", teacher), ("student", student)):
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"Expected `{name}` to be a keras.Model. Received: {name}={model!r}")
+    if teacher is student:
+        raise ValueError(
+            "Expected teacher and student to be different models. Received the same object twice: "
+            "a copy is made by keras.models.clone_model, its weights set with set_weights."
+        )
+    shared = {id(v) for v in teacher.variables} & {id(v) for v in student.variables}
+    if shared:
+        raise ValueError(
+            f"Expected teacher and student to share no weights, since only the student is trained. "
+            f"Received models that share {len(shared)} variables."
+        )
+    inputs = [_input_shapes(model) for model in (teacher, student)]
+    if None not in inputs and not _compatible(*inputs):
+        raise ValueError(
+            "Expected teacher and student to take the same inputs. Received: teacher inputs of shape "
+            f"{inputs[0]}, student inputs of shape {inputs[1]}. Put a resizing or rescaling layer in "
+            "front of one of them, in a functional model."
+        )
+
+
+def inputs_of(model):
+    """Returns the model's symbolic inputs in their own structure; `None` for a subclassed model."""
+    return ends(model)[0] if has_graph(model) else None
+
+
+def _input_shapes(model):
+    """Input shapes by name of a dict, by position otherwise; `None` for a subclassed model."""
+    inputs = inputs_of(model)
+    if inputs is None:
+        return None
+    if isinstance(inputs, dict):
+        return {name: tuple(tensor.shape) for name, tensor in sorted(inputs.items())}
+    return [tuple(tensor.shape) for tensor in keras.tree.flatten(inputs)]
+
+
+def _compatible(first, second):
+    if type(first) is not type(second) or len(first) != len(second):
+        return False
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            return False
+        first, second = list(first.values()), list(second.values())
+    return all(
+        len(a) == len(b) and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def check_logits(teacher, student, losses):
+    """Checks that losses of logits are not given probabilities, where the graph tells."""
+    for loss in losses:
+        if not loss.expects_logits:
+            continue
+        for name, model, place in (
+            ("teacher", teacher, loss.teacher_layer),
+            ("student", student, loss.student_layer),
+        ):
+            if str(place).split("/")[0] == OUTPUT and output_is_probability(model, place):
+                raise ValueError(
+                    f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
+                    "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
+                    f"build the {name} without the final activation, or name the layer before it as "
+                    f"`{name}_layer`. Received: {name}_layer={place!r}"
+                )
+
+
+def check_task_loss(student, loss):
+    """Checks that a cross-entropy and the student's output agree on logits or probabilities."""
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if isinstance(loss, _CROSS_ENTROPIES):
+        from_logits = loss.get_config()["from_logits"]
+    elif loss in _CROSS_ENTROPY_FUNCTIONS:
+        from_logits = False
+    else:
+        return
+    probabilities = output_is_probability(student)
+    if probabilities is not None and probabilities == from_logits:
+        raise ValueError(
+            f"The student {student.name!r} puts out {'probabilities' if probabilities else 'logits'} "
+            f"and the task loss expects {'logits' if from_logits else 'probabilities'}. Received: "
+            f"loss={loss!r}; use from_logits={not from_logits} in it."
+        )
+
+
+_CROSS_ENTROPY_FUNCTIONS = (
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.binary_crossentropy,
+)
+
+
+def loss_shapes(loss, teacher, student):
+    """Returns the shapes to build `loss` with, from the symbolic tensors at its places."""
+    shapes = []
+    for name, places, specs in (
+        ("teacher", loss.teacher_layer, teacher),
+        ("student", loss.student_layer, student),
+    ):
+        if not isinstance(places, list) and keras.tree.is_nested(specs):
+            raise ValueError(
+                f"{loss.name!r} compares single tensors, and the {name} has several outputs. "
+                f'Expected one of them, such as {name}_layer="output/<name>". '
+                f"Received: {name}_layer={places!r}"
+            )
+        shapes.append(keras.tree.map_structure(lambda spec: tuple(spec.shape), specs))
+    return shapes

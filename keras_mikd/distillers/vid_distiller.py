@@ -1,0 +1,74 @@
+"""Variational information distillation, assembled."""
+
+import keras
+
+from keras_mikd.distillers.distiller import Distiller
+from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead
+from keras_mikd.feature_taps import OUTPUT
+from keras_mikd.stages import pair_stages
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class VIDDistiller(Distiller):
+    """A `Distiller` with a Gaussian head on every pair of stages (VID-I), and on the logits (VID-L).
+
+    `total = task loss + stage_weight * sum over stage pairs of -log q(t | s)
+    + logits_weight * -log q(teacher logits | student's pooled vector)`.
+
+    Args:
+        teacher: Trained convolutional Keras model.
+        student: Convolutional Keras model with the same inputs.
+        distillation_losses: Losses to use in place of those assembled here.
+        stage_weight: Factor of every stage pair's loss, a float or a schedule; 0 leaves them out.
+        logits_weight: Factor of the logits pair's loss, likewise.
+        soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
+        variant: Parameterisation of the heads, see `GaussianVIDHead`.
+        reduction: `"mean"` or `"sum"` over the elements of a feature, see `GaussianVIDHead`.
+        **kwargs: Arguments of `Distiller`.
+
+    Raises:
+        ValueError: As `Distiller`, or if no stages are found.
+
+    References:
+        Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge Transfer
+        (arXiv:1904.05835), eq. 5 and 6.
+    """
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        distillation_losses=None,
+        *,
+        stage_weight=1.0,
+        logits_weight=0.0,
+        soft_targets=None,
+        variant="repdistiller",
+        reduction="mean",
+        **kwargs,
+    ):
+        if distillation_losses is None:
+            head = {"variant": variant, "reduction": reduction}
+            distillation_losses = [] if soft_targets is None else [soft_targets]
+            if stage_weight:
+                distillation_losses += [
+                    GaussianVIDHead(
+                        teacher_layer=teacher_place,
+                        student_layer=student_place,
+                        weight=stage_weight,
+                        name=f"vid_{student_place}",
+                        **head,
+                    )
+                    for teacher_place, student_place in pair_stages(teacher, student)
+                ]
+            if logits_weight:
+                distillation_losses.append(
+                    GaussianVIDHead(
+                        teacher_layer=OUTPUT,
+                        student_layer="pooled",
+                        weight=logits_weight,
+                        name="vid_logits",
+                        **head,
+                    )
+                )
+        super().__init__(teacher, student, distillation_losses, **kwargs)

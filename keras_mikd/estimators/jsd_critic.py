@@ -1,0 +1,168 @@
+"""The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd import bounds, replicas
+from keras_mikd.distillation_loss import DistillationLoss
+from keras_mikd.estimators.critics import ConcatCritic, SeparableCritic
+from keras_mikd.estimators.mutual_information import MutualInformation
+from keras_mikd.grids import common_grid, pool_to
+
+ALL = "all"
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class JSDCritic(DistillationLoss):
+    """Maximises a bound on the mutual information of two features with a critic trained beside the student.
+
+    `loss = softplus(-f(t, s)) + mean over negatives of softplus(f(t, s'))`, where `(t, s)` are the
+    features of one example, `s'` is the student's feature of another example of the batch, and the critic
+    `f` is trained with the student. The level follows from the ranks of the two tensors:
+
+    - *global*: vector and vector;
+    - *local*: vector and map, in either orientation; the vector is compared with every location;
+    - *feature*: map and map, both averaged to the smaller grid and compared location by location.
+
+    The Jensen-Shannon objective bounds a Jensen-Shannon divergence and not the mutual information: it is
+    a stable signal to train on, which one negative suffices for. The mutual information is reported
+    beside it, as `<name>_mi_nats`, by the Donsker-Varadhan bound with the same scores.
+
+    MIMKD's critics, layers and weights are not public: this is a reconstruction, after Deep InfoMax.
+
+    Args:
+        teacher_layer: Place in the teacher: a vector `(batch, channels)` or a map
+            `(batch, height, width, channels)`.
+        student_layer: Place in the student, likewise.
+        weight: Factor in the total loss, a float or a schedule.
+        bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: `bounds.jsd`,
+            `bounds.nwj`, `bounds.donsker_varadhan`, `bounds.smile`, `bounds.info_nce`, or your own
+            (registered as serializable if the distiller is to be loaded again).
+        critic: Score network: `ConcatCritic(width=...)` or `SeparableCritic(width=...)`.
+        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other example
+            of the batch (one matrix product with a separable critic).
+        grid: Most rows and columns on which maps are compared; larger maps are averaged first. `None`
+            keeps every location.
+        gather: Whether negatives come from the global batch of all replicas (then any number of
+            replicas gives the update of one) or from a replica's own examples (no communication).
+        **kwargs: `name` and other arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: If a tensor is neither vector nor map, or an argument is out of range.
+
+    References:
+        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge Distillation
+        (arXiv:2110.15946); Hjelm et al. (arXiv:1808.06670), eq. 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher_layer="pooled",
+        student_layer="pooled",
+        weight=1.0,
+        bound=bounds.jsd,
+        critic=None,
+        negatives=1,
+        grid=None,
+        gather=True,
+        **kwargs,
+    ):
+        super().__init__(
+            teacher_layer=teacher_layer, student_layer=student_layer, weight=weight, **kwargs
+        )
+        if not callable(bound):
+            raise ValueError(
+                "Expected `bound` to be a function of joint and product scores, such as "
+                f"keras_mikd.bounds.jsd. Received: bound={bound!r}"
+            )
+        if negatives != ALL and (not isinstance(negatives, int) or negatives < 1):
+            raise ValueError(
+                f'Expected `negatives` to be an int of at least 1, or "all". '
+                f"Received: negatives={negatives!r}"
+            )
+        if grid is not None and (not isinstance(grid, int) or grid < 1):
+            raise ValueError(f"Expected `grid` to be a positive int or None. Received: grid={grid!r}")
+        self.bound = bound
+        self.critic = critic or ConcatCritic()
+        self.negatives = negatives
+        self.grid = grid
+        self.gather = gather
+        self._compiled_compare = tf.function(self._compare, jit_compile=True)
+
+    def build(self, teacher_shape, student_shape):
+        ranks = (len(teacher_shape), len(student_shape))
+        if any(rank not in (2, 4) for rank in ranks):
+            raise ValueError(
+                f"{self.name!r} compares vectors (batch, channels) and feature maps (batch, height, "
+                f"width, channels). Received: teacher_shape={tuple(teacher_shape)} at "
+                f"{self.teacher_layer!r}, student_shape={tuple(student_shape)} at {self.student_layer!r}"
+            )
+        self._grids = _grids(teacher_shape, student_shape, self.grid)
+        self.critic.build(
+            (None, None, teacher_shape[-1]), (None, None, student_shape[-1])
+        )
+
+    def call(self, teacher, student, labels=None, training=None):
+        teacher = _locations(teacher, self._grids[0])
+        student = _locations(student, self._grids[1])
+        first = ops.zeros((), "int32")
+        if self.gather:
+            first = replicas.first_index(student)
+            student = replicas.gather(student)
+        compare = self._compiled_compare if self.xla else self._compare
+        bound, joint, product = compare(teacher, student, first)
+        if self.gather and replicas.count() > 1:
+            bound = self._global_bound(joint, product, first)
+        self.add_readout("mi_nats", joint, product)
+        return -bound
+
+    def _compare(self, teacher, student, first):
+        negatives = None if self.negatives == ALL else self.negatives
+        joint, product = self.critic(teacher, student, first=first, negatives=negatives)
+        return self.bound(joint, product), joint, product
+
+    def _global_bound(self, joint, product, first):
+        """The bound over the scores of all replicas, since some bounds couple the examples."""
+        bound = self.bound(replicas.gather(joint), replicas.gather(product))
+        return bound[first : first + ops.shape(joint)[0]]
+
+    def readout_metrics(self):
+        return {"mi_nats": MutualInformation(name=f"{self.name}_mi_nats")}
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "bound": serialize(self.bound),
+            "critic": serialize(self.critic),
+            "negatives": self.negatives,
+            "grid": self.grid,
+            "gather": self.gather,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        for key in ("bound", "critic"):
+            config = {**config, key: deserialize(config[key])}
+        return super().from_config(config)
+
+
+def _grids(teacher_shape, student_shape, limit):
+    """Grids to which the teacher's and the student's maps are averaged; `None` for a vector."""
+    if len(teacher_shape) == len(student_shape) == 4:
+        grid = common_grid(teacher_shape, student_shape, limit=limit)
+        return grid, grid
+    return tuple(
+        common_grid(shape, shape, limit=limit) if len(shape) == 4 else None
+        for shape in (teacher_shape, student_shape)
+    )
+
+
+def _locations(feature, grid):
+    """Brings a vector or map to `(batch, locations, channels)`."""
+    if grid is None:
+        return feature[:, None]
+    return ops.reshape(pool_to(feature, grid), (-1, grid[0] * grid[1], feature.shape[-1]))

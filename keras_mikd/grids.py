@@ -1,0 +1,68 @@
+"""Feature maps of unlike resolution, brought to one grid."""
+
+import numpy as np
+from keras import ops
+
+
+def common_grid(teacher_shape, student_shape, *, limit=None):
+    """Returns the grid on which two feature maps can be compared.
+
+    Args:
+        teacher_shape: `(batch, height, width, channels)`.
+        student_shape: `(batch, height, width, channels)`.
+        limit: Largest number of rows and of columns, or `None` for no limit.
+
+    Returns:
+        `(height, width)`: the smaller of the two in each direction, at most `limit`.
+
+    Raises:
+        ValueError: If a shape is not that of a feature map, or a height or width is unknown.
+    """
+    for name, shape in (("teacher", teacher_shape), ("student", student_shape)):
+        if len(shape) != 4:
+            raise ValueError(
+                f"Expected the {name}'s tensor to be a feature map of shape "
+                f"(batch, height, width, channels). Received: {name}_shape={tuple(shape)}"
+            )
+        if None in shape[1:]:
+            raise ValueError(
+                f"Comparing feature maps needs their height, width and channels to be known. "
+                f"Received: {name}_shape={tuple(shape)}. Build the {name} with a fixed input size."
+            )
+    sizes = [min(pair) for pair in zip(teacher_shape[1:3], student_shape[1:3], strict=True)]
+    return tuple(size if limit is None else min(size, limit) for size in sizes)
+
+
+def pool_to(feature_map, grid):
+    """Averages a feature map over the cells of a coarser grid.
+
+    The cells overlap where a size is no multiple of the grid's, as in adaptive average pooling.
+
+    Args:
+        feature_map: Tensor of shape `(batch, height, width, channels)`.
+        grid: `(rows, columns)`, at most the height and width.
+
+    Returns:
+        Tensor of shape `(batch, rows, columns, channels)`.
+    """
+    _, height, width, channels = feature_map.shape
+    rows, columns = grid
+    if (height, width) == (rows, columns):
+        return feature_map
+    if height % rows == 0 and width % columns == 0:
+        cell = (height // rows, width // columns)
+        return ops.average_pool(feature_map, cell, strides=cell, data_format="channels_last")
+    # Not ops.adaptive_average_pool: in a graph it cannot pool an axis to one cell.
+    feature_map = ops.reshape(feature_map, (-1, height, width * channels))
+    feature_map = ops.matmul(_cells(height, rows, feature_map.dtype), feature_map)
+    feature_map = ops.reshape(feature_map, (-1, width, channels))
+    feature_map = ops.matmul(_cells(width, columns, feature_map.dtype), feature_map)
+    return ops.reshape(feature_map, (-1, rows, columns, channels))
+
+
+def _cells(size, cells, dtype):
+    """Returns the matrix of shape `(cells, size)` that averages an axis over its cells."""
+    first = np.arange(cells)[:, None] * size // cells
+    last = -(-(np.arange(cells)[:, None] + 1) * size // cells)
+    inside = (first <= np.arange(size)) & (np.arange(size) < last)
+    return ops.cast(inside / inside.sum(axis=1, keepdims=True), dtype)

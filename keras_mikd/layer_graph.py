@@ -1,0 +1,203 @@
+"""The layers of a model as one flat graph, nested models opened, and models that read inside it.
+
+This is the only file that looks at Keras' own record of how layers were called.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Call(NamedTuple):
+    """One call of a layer or Keras operation: its path, its result and the calls that fed it."""
+
+    path: str
+    layer: Any
+    shapes: tuple
+    parents: tuple
+
+
+class LayerGraph:
+    """Every call of a layer between the inputs and the outputs of a model, inputs first.
+
+    Nested models are opened: their layers appear as `"backbone/conv1"`, they themselves only in
+    `names`.
+
+    Args:
+        model: Model for which `has_graph(model)` is true.
+        input_specs: `KerasTensor`s that stand in for `model.inputs`, to see which shapes follow.
+
+    Attributes:
+        calls: List of `Call`; `parents` are positions in it.
+        names: `{path: [position of each tensor of that name]}`. There are several where a layer is
+            called several times or has several outputs.
+        levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones.
+        outputs: Positions of the model's outputs.
+    """
+
+    def __init__(self, model, input_specs=None):
+        self.calls = []
+        self.names = {}
+        self.levels = {}
+        specs = model.inputs if input_specs is None else input_specs
+        feeds = [
+            self._add(tensor._keras_history.operation, "", [spec.shape], [])
+            for tensor, spec in zip(model.inputs, specs, strict=True)
+        ]
+        self.outputs = self._open(model, "", feeds, specs)
+
+    def trunk(self):
+        """Returns the positions of the calls that lie on every path from an input to an output."""
+        ahead = [0] * len(self.calls)
+        for position in self.outputs:
+            ahead[position] += 1
+        for position in reversed(range(len(self.calls))):
+            for parent in self.calls[position].parents:
+                ahead[parent] += ahead[position]
+        behind = []
+        for call in self.calls:
+            behind.append(sum(behind[parent] for parent in call.parents) if call.parents else 1)
+        every = sum(behind[position] for position in self.outputs)
+        return [i for i, (a, b) in enumerate(zip(ahead, behind, strict=True)) if a * b == every]
+
+    def _add(self, layer, prefix, shapes, parents):
+        position = len(self.calls)
+        self.calls.append(Call(prefix + layer.name, layer, tuple(shapes), tuple(parents)))
+        self.names.setdefault(prefix + layer.name, []).extend([position] * len(shapes))
+        return position
+
+    def _open(self, model, prefix, feeds, specs):
+        """Adds the calls in `model`, fed by the calls at `feeds`; returns where its outputs are."""
+        nodes = _nodes_behind(model.outputs)
+        shapes = _shapes(model, nodes, specs)
+        source = {id(t): position for t, position in zip(model.inputs, feeds, strict=True)}
+        for node in nodes:
+            if not node.input_tensors:
+                continue
+            layer = node.operation
+            parents = [source[id(t)] for t in node.input_tensors]
+            if has_graph(layer) and len(layer.inputs) == len(parents):
+                inner = [keras.KerasTensor(shapes[id(t)], t.dtype) for t in node.input_tensors]
+                made = self._open(layer, f"{prefix}{layer.name}/", parents, inner)
+                self.names.setdefault(prefix + layer.name, []).extend(made)
+            else:
+                own = [shapes[id(t)] for t in node.outputs]
+                made = [self._add(layer, prefix, own, parents)] * len(own)
+            source.update(zip(map(id, node.outputs), made, strict=True))
+        self._add_levels(model, prefix)
+        return [source[id(t)] for t in model.outputs]
+
+    def _add_levels(self, model, prefix):
+        levels = getattr(model, "pyramid_level_inputs", None)  # KerasCV: names of layers
+        levels = levels or getattr(model, "pyramid_outputs", None) or {}  # KerasHub: tensors
+        for level, name in levels.items():
+            if isinstance(name, keras.KerasTensor):
+                name = name._keras_history.operation.name
+            if prefix + name in self.names:
+                # A level of the outer model stands for those of the models inside it.
+                others = [p for p in self.levels.get(level, []) if not p.startswith(prefix)]
+                self.levels[level] = [*others, prefix + name]
+
+
+def has_graph(model):
+    """Whether a model's layers can be seen: it is Functional, or Sequential and built."""
+    if not isinstance(model, keras.Model):
+        return False
+    if not type(model).call.__module__.startswith("keras.src.models."):
+        # A `call` of its own need not do what the graph says.
+        return False
+    if isinstance(model, keras.Sequential):
+        # Without an input, `inputs` raises AttributeError.
+        return hasattr(model, "inputs")
+    return isinstance(model, keras.Function)
+
+
+def ends(model):
+    """Returns the symbolic inputs and outputs of a model in the structure in which it is called."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0], _unpacked(model.outputs)
+    return model.input, _unpacked(model.output)
+
+
+def tapped(model, paths):
+    """Returns a model over the layers of `model` that returns `(its output, {path: tensor})`.
+
+    A tensor inside a nested model is not in the outer graph. So the nested model is replaced by a
+    tapped one, and the layers around it are called again on new symbolic inputs.
+
+    Args:
+        model: Model for which `has_graph(model)` is true.
+        paths: Set of paths, each with one position in `LayerGraph(model).names`.
+
+    Returns:
+        Functional model, called like `model`.
+    """
+    inputs, outputs = ends(model)
+    nodes = _nodes_behind(model.outputs)
+    nested = {}
+    for path in paths:
+        name, _, rest = path.partition("/")
+        if rest:
+            nested.setdefault(name, set()).add(rest)
+    if nested:
+        layers = {node.operation.name: node.operation for node in nodes}
+        taps = {name: tapped(layers[name], rest) for name, rest in nested.items()}
+        inputs, outputs, made = _called_again(model, taps)
+    else:
+        made = {t._keras_history.operation.name: t for t in model.inputs}
+        made.update({node.operation.name: node.outputs[0] for node in nodes})
+    return keras.Model(inputs, (outputs, {path: made[path] for path in paths}), name=model.name)
+
+
+def _called_again(model, taps):
+    """Calls the layers of `model` on new inputs, with `taps` in place of nested models."""
+    made = {}
+
+    def call(layer, *args, **kwargs):
+        if layer.name in taps:
+            result, read = taps[layer.name](*args, **kwargs)
+            made.update({f"{layer.name}/{path}": value for path, value in read.items()})
+        else:
+            result = layer(*args, **kwargs)
+        made[layer.name] = keras.tree.flatten(result)[0]
+        return result
+
+    # `clone_model` would compile a copy of a compiled model; this one never is.
+    plain = keras.Model(*ends(model), name=model.name)
+    again = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
+    for old, new in zip(plain.inputs, again.inputs, strict=True):
+        made[old._keras_history.operation.name] = new
+    return again.input, again.output, made
+
+
+def _nodes_behind(outputs):
+    """Returns Keras' records of the calls that lead to `outputs`, inputs first.
+
+    A layer's `.output` will not do: it is that of its first call ever, perhaps in another model.
+    """
+    history = [tensor._keras_history for tensor in reversed(outputs)]
+    stack = [record.operation._inbound_nodes[record.node_index] for record in history]
+    ordered = {}
+    while stack:
+        waiting = [node for node in stack[-1].parent_nodes if node not in ordered]
+        if waiting:
+            stack.extend(reversed(waiting))
+        else:
+            ordered[stack.pop()] = None
+    return list(ordered)
+
+
+def _shapes(model, nodes, specs):
+    """Returns `{id(tensor): shape}` of every tensor when the inputs have the shapes of `specs`."""
+    tensors = [t for node in nodes for t in node.outputs]
+    shapes = {id(t): t.shape for t in tensors}
+    shapes.update({id(t): spec.shape for t, spec in zip(model.inputs, specs, strict=True)})
+    if any(t.shape != shapes[id(t)] for t in model.inputs):
+        every = keras.Function(model.inputs, tensors).compute_output_spec(list(specs))
+        shapes.update({id(t): spec.shape for t, spec in zip(tensors, every, strict=True)})
+    return shapes
+
+
+def _unpacked(outputs):
+    alone = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if alone else outputs

@@ -1,0 +1,155 @@
+"""The ResNets for 32x32 images that the CRD benchmark distils."""
+
+import keras
+from keras import layers
+
+from keras_mikd.models.convolution_blocks import (
+    batch_normalization,
+    check_model_arguments,
+    classifier,
+    convolution,
+)
+
+
+def cifar_resnet(
+    *,
+    depth: int,
+    widths: tuple[int, int, int, int] = (16, 16, 32, 64),
+    num_classes: int,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    kernel_regularizer=None,
+    name: str | None = None,
+) -> keras.Model:
+    """A residual network of three stages at the full, half and quarter resolution.
+
+    A 3x3 convolution, then three stages of `(depth - 2) / 6` basic blocks, global average pooling
+    and a linear classifier. A block that changes the shape has a 1x1 convolution with BatchNorm on
+    its shortcut. The stage outputs, after the ReLU, are the layers "stage1_output" to
+    "stage3_output"; "pooled" is the vector before the classifier.
+
+    Args:
+        depth: Number of layers with weights, 6n + 2: 8, 14, 20, 32, 44, 56, 110.
+        widths: Channels of the stem and of the three stages.
+        num_classes: Number of classes, at least 2.
+        input_shape: `(height, width, channels)`, at least `(4, 4, 1)`.
+        kernel_regularizer: Regularizer of every convolution and of the classifier, or None.
+        name: Name of the model; None is "resnet" and the depth.
+
+    Returns:
+        A Functional model from images to logits, shape `(batch, num_classes)`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    References:
+        He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.2;
+        widths and shortcuts from the CRD benchmark (HobbitLong/RepDistiller, models/resnet.py).
+
+    Example:
+    ```python
+    student = cifar_resnet(depth=8, widths=(32, 64, 128, 256), num_classes=100)
+    ```
+    """
+    check_model_arguments(num_classes=num_classes, input_shape=input_shape)
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"Expected `depth` to be 6n + 2, as 8, 14, 20. Received: depth={depth}")
+    if len(widths) != 4 or min(widths) < 1:
+        raise ValueError(
+            "Expected `widths` to be four positive integers, the stem's and the stages'. "
+            f"Received: widths={widths}"
+        )
+    num_blocks = (depth - 2) // 6
+    inputs = keras.Input(input_shape, name="image")
+    x = convolution(inputs, widths[0], kernel_regularizer=kernel_regularizer, name="stem_conv")
+    x = layers.ReLU(name="stem")(batch_normalization(x, name="stem_bn"))
+    for stage in (1, 2, 3):
+        for block in range(1, num_blocks + 1):
+            prefix = f"stage{stage}_block{block}"
+            x = _basic_block(
+                x,
+                widths[stage],
+                strides=2 if stage > 1 and block == 1 else 1,
+                kernel_regularizer=kernel_regularizer,
+                prefix=prefix,
+                output_name=f"stage{stage}_output" if block == num_blocks else f"{prefix}_relu2",
+            )
+    logits = classifier(x, num_classes, kernel_regularizer=kernel_regularizer)
+    return keras.Model(inputs, logits, name=name or f"resnet{depth}")
+
+
+def _basic_block(x, filters, *, strides, kernel_regularizer, prefix, output_name):
+    shortcut = x
+    if strides > 1 or x.shape[-1] != filters:
+        shortcut = convolution(
+            x,
+            filters,
+            kernel_size=1,
+            strides=strides,
+            kernel_regularizer=kernel_regularizer,
+            name=f"{prefix}_shortcut_conv",
+        )
+        shortcut = batch_normalization(shortcut, name=f"{prefix}_shortcut_bn")
+    x = convolution(
+        x, filters, strides=strides, kernel_regularizer=kernel_regularizer, name=f"{prefix}_conv1"
+    )
+    x = layers.ReLU(name=f"{prefix}_relu1")(batch_normalization(x, name=f"{prefix}_bn1"))
+    x = convolution(x, filters, kernel_regularizer=kernel_regularizer, name=f"{prefix}_conv2")
+    x = batch_normalization(x, name=f"{prefix}_bn2")
+    return layers.ReLU(name=output_name)(layers.Add(name=f"{prefix}_add")([x, shortcut]))
+
+
+def resnet8(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 8: 83,892 weights on CIFAR-100."""
+    return cifar_resnet(depth=8, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet14(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 14: 181,108 weights on CIFAR-100."""
+    return cifar_resnet(depth=14, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet20(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 20: 278,324 weights on CIFAR-100."""
+    return cifar_resnet(depth=20, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet32(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 32: 472,756 weights on CIFAR-100."""
+    return cifar_resnet(depth=32, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet44(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 44: 667,188 weights on CIFAR-100."""
+    return cifar_resnet(depth=44, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet56(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 56: 861,620 weights on CIFAR-100."""
+    return cifar_resnet(depth=56, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet110(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 110: 1,736,564 weights on CIFAR-100."""
+    return cifar_resnet(depth=110, num_classes=num_classes, input_shape=input_shape, **kwargs)
+
+
+def resnet8x4(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 8, four times as wide: 1,233,540 weights on CIFAR-100."""
+    return _times_four(8, num_classes, input_shape, **kwargs)
+
+
+def resnet32x4(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`cifar_resnet` of depth 32, four times as wide: 7,433,860 weights on CIFAR-100."""
+    return _times_four(32, num_classes, input_shape, **kwargs)
+
+
+def _times_four(depth, num_classes, input_shape, *, name=None, **kwargs):
+    return cifar_resnet(
+        depth=depth,
+        # The stem is only twice as wide, as in the benchmark's code.
+        widths=(32, 64, 128, 256),
+        num_classes=num_classes,
+        input_shape=input_shape,
+        name=name or f"resnet{depth}x4",
+        **kwargs,
+    )

@@ -1,0 +1,128 @@
+"""Wide residual networks for 32x32 images."""
+
+import keras
+from keras import layers
+
+from keras_mikd.models.convolution_blocks import (
+    batch_normalization,
+    check_model_arguments,
+    classifier,
+    convolution,
+)
+
+
+def wide_resnet(
+    *,
+    depth: int,
+    width: int,
+    num_classes: int,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    kernel_regularizer=None,
+    name: str | None = None,
+) -> keras.Model:
+    """A pre-activation residual network, `width` times as wide as a ResNet of that depth.
+
+    A 3x3 convolution of 16 channels, then three stages of `(depth - 4) / 6` blocks with 16, 32 and
+    64 times `width` channels at the full, half and quarter resolution, BatchNorm and ReLU, global
+    average pooling and a linear classifier. "pooled" is the vector before the classifier.
+
+    The raw stage outputs, which VID's code and the CRD benchmark distil, are the layers
+    "stage1_output" to "stage3_output": name them, since `stages` finds the activations after them.
+
+    Args:
+        depth: Number of layers with weights, 6n + 4: 10, 16, 22, 28, 40.
+        width: Factor on the channels, at least 1.
+        num_classes: Number of classes, at least 2.
+        input_shape: `(height, width, channels)`, at least `(4, 4, 1)`.
+        kernel_regularizer: Regularizer of every convolution and of the classifier, or None.
+        name: Name of the model; None is "wrn", the depth and the width.
+
+    Returns:
+        A Functional model from images to logits, shape `(batch, num_classes)`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    References:
+        Zagoruyko and Komodakis, Wide Residual Networks, arXiv 1605.07146; shortcuts and the lack of
+        dropout from the CRD benchmark (HobbitLong/RepDistiller, models/wrn.py).
+
+    Example:
+    ```python
+    student = wide_resnet(depth=16, width=1, num_classes=10)
+    ```
+    """
+    check_model_arguments(num_classes=num_classes, input_shape=input_shape)
+    if depth < 10 or depth % 6 != 4:
+        raise ValueError(f"Expected `depth` to be 6n + 4, as 16, 28, 40. Received: depth={depth}")
+    if width < 1:
+        raise ValueError(f"Expected `width` to be at least 1. Received: width={width}")
+    num_blocks = (depth - 4) // 6
+    inputs = keras.Input(input_shape, name="image")
+    x = convolution(inputs, 16, kernel_regularizer=kernel_regularizer, name="stem_conv")
+    for stage, filters in enumerate((16 * width, 32 * width, 64 * width), start=1):
+        for block in range(1, num_blocks + 1):
+            prefix = f"stage{stage}_block{block}"
+            x = _preactivation_block(
+                x,
+                filters,
+                strides=2 if stage > 1 and block == 1 else 1,
+                kernel_regularizer=kernel_regularizer,
+                prefix=prefix,
+                output_name=f"stage{stage}_output" if block == num_blocks else f"{prefix}_add",
+            )
+    x = layers.ReLU(name="final_relu")(batch_normalization(x, name="final_bn"))
+    logits = classifier(x, num_classes, kernel_regularizer=kernel_regularizer)
+    return keras.Model(inputs, logits, name=name or f"wrn_{depth}_{width}")
+
+
+def _preactivation_block(x, filters, *, strides, kernel_regularizer, prefix, output_name):
+    activated = layers.ReLU(name=f"{prefix}_relu1")(batch_normalization(x, name=f"{prefix}_bn1"))
+    shortcut = x
+    if x.shape[-1] != filters:
+        shortcut = convolution(
+            activated,
+            filters,
+            kernel_size=1,
+            strides=strides,
+            kernel_regularizer=kernel_regularizer,
+            name=f"{prefix}_shortcut_conv",
+        )
+    x = convolution(
+        activated,
+        filters,
+        strides=strides,
+        kernel_regularizer=kernel_regularizer,
+        name=f"{prefix}_conv1",
+    )
+    x = layers.ReLU(name=f"{prefix}_relu2")(batch_normalization(x, name=f"{prefix}_bn2"))
+    x = convolution(x, filters, kernel_regularizer=kernel_regularizer, name=f"{prefix}_conv2")
+    return layers.Add(name=output_name)([x, shortcut])
+
+
+def wrn_16_1(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`wide_resnet` of depth 16 and width 1: 180,916 weights on CIFAR-100."""
+    return wide_resnet(
+        depth=16, width=1, num_classes=num_classes, input_shape=input_shape, **kwargs
+    )
+
+
+def wrn_16_2(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`wide_resnet` of depth 16 and width 2: 703,284 weights on CIFAR-100."""
+    return wide_resnet(
+        depth=16, width=2, num_classes=num_classes, input_shape=input_shape, **kwargs
+    )
+
+
+def wrn_40_1(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`wide_resnet` of depth 40 and width 1: 569,780 weights on CIFAR-100."""
+    return wide_resnet(
+        depth=40, width=1, num_classes=num_classes, input_shape=input_shape, **kwargs
+    )
+
+
+def wrn_40_2(num_classes, input_shape=(32, 32, 3), **kwargs):
+    """`wide_resnet` of depth 40 and width 2: 2,255,156 weights on CIFAR-100."""
+    return wide_resnet(
+        depth=40, width=2, num_classes=num_classes, input_shape=input_shape, **kwargs
+    )

@@ -1,0 +1,32 @@
+"""What the losses that compare one tensor with one tensor ask of the two shapes."""
+
+_KINDS = {2: "vectors (batch, channels)", 4: "feature maps (batch, height, width, channels)"}
+
+
+def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
+    """Checks that two tensors can be compared: both vectors, or both feature maps.
+
+    Args:
+        teacher_shape: shape of the teacher's tensor.
+        student_shape: shape of the student's tensor.
+        ranks: the ranks that the loss can take, of 2 and 4.
+
+    Raises:
+        ValueError: there is a list of tensors instead of one, the rank is not one of `ranks`, the
+            ranks differ, or the number of channels is unknown.
+    """
+    received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
+    for shape in (teacher_shape, student_shape):
+        if any(isinstance(size, (list, tuple)) for size in shape):
+            raise ValueError(
+                "Expected one tensor of each network, so one place, not a list, for "
+                f"`teacher_layer` and for `student_layer`. {received}"
+            )
+    if len(teacher_shape) != len(student_shape) or len(teacher_shape) not in ranks:
+        kinds = " or two ".join(_KINDS[rank] for rank in ranks)
+        raise ValueError(
+            f"Expected two {kinds}. {received}. Choose other places with `teacher_layer` and "
+            "`student_layer`: 'pooled' and 'output' usually are vectors, 'stage1' ... are maps."
+        )
+    if teacher_shape[-1] is None or student_shape[-1] is None:
+        raise ValueError(f"The size of the last axis must be known in both networks. {received}")

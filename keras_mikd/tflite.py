@@ -1,0 +1,267 @@
+"""A trained student as a `.tflite` file that was seen to be the same function."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_ARRAY_BATCH = 32
+_OTHER_FLOATS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class TFLiteReport:
+    """What `export_tflite` wrote and what it saw.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size.
+        examples: How many examples were run through both networks; 0 without `check_on`.
+        max_difference: Largest absolute difference over all outputs; `None` without `check_on`.
+        class_agreement: Fraction of the output vectors, in [0, 1], whose largest entry is in the
+            same place; `None` without `check_on`, or where no output has two or more entries.
+        tolerance: The largest `max_difference` that was allowed.
+    """
+
+    path: pathlib.Path
+    size_bytes: int
+    examples: int
+    max_difference: float | None
+    class_agreement: float | None
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether examples were compared and agreed; `False` where nothing was compared."""
+        return self.max_difference is not None and self.max_difference <= self.tolerance
+
+    def __str__(self):
+        text = f"{self.path}: {self.size_bytes / 1000:.1f} kB"
+        if self.max_difference is None:
+            return f"{text}, not checked"
+        text += f", {self.examples} examples, largest difference {self.max_difference:.1e}"
+        if self.class_agreement is not None:
+            text += f", same class for {self.class_agreement:.2%}"
+        return text
+
+
+def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False) -> TFLiteReport:
+    """Writes a Keras model as a float32 `.tflite` file, and checks that it is the same function.
+
+    The file uses LiteRT's built-in operators only, so every LiteRT runtime can run it, at any
+    batch size. Given `check_on`, the converted network is run on those inputs by the LiteRT
+    interpreter and compared with Keras on the CPU, in inference mode. Only then does the file
+    appear: a network that fails leaves nothing behind, and an older file at `path` as it was.
+
+    A model with another float policy (`mixed_float16`) is converted, and compared, as a float32
+    copy with the same weights. The model itself is not changed.
+
+    ```python
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    report = export_tflite(model, "student.tflite", check_on=np.ones((5, 8)))
+    assert report.ok and report.examples == 5
+    ```
+
+    Args:
+        model: A built `keras.Model`: the student, not the distiller. A subclassed model must have
+            been called once, have a single input, and be float32.
+        path: The file to write, ending in `.tflite`. Missing folders are created.
+        check_on: A finite `tf.data.Dataset` of batches `x` or `(x, y, ...)`, or one array of
+            examples of shape `(examples, ...)`. With `None`, nothing is compared.
+        tolerance: Largest absolute difference allowed, >= 0, in the units of the outputs.
+        overwrite: Whether a file that exists may be replaced.
+
+    Returns:
+        A `TFLiteReport`.
+
+    Raises:
+        TypeError: If `model` is a distiller or not a Keras model, or `check_on` of another type.
+        ValueError: If `model` is not built or cannot be copied in float32, `path` has another
+            suffix, `tolerance` is negative or not finite, or `check_on` is empty or endless.
+        FileExistsError: If `path` exists and `overwrite` is false.
+        RuntimeError: If the two networks differ by more than `tolerance`. (An operator that
+            LiteRT does not have raises the converter's own exception.)
+    """
+    path = pathlib.Path(path)
+    _require_student(model)
+    _require_free(path, overwrite)
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"Expected a finite tolerance >= 0. Received: tolerance={tolerance}")
+    batches = None if check_on is None else _as_batches(check_on)
+
+    model = _in_float32(model)
+    content = _convert(model)
+    seen = (0, None, None) if batches is None else _compare(model, content, batches)
+    report = TFLiteReport(path, len(content), *seen, tolerance)
+    if batches is not None and not report.ok:
+        raise RuntimeError(
+            f"The converted network differs from Keras by up to {report.max_difference:.3g} over "
+            f"{report.examples} examples, so nothing was written. Expected at most "
+            f"tolerance={tolerance}. A difference of nan means that one of the two returned nan or "
+            "inf on these inputs."
+        )
+    _write(path, content)
+    return report
+
+
+def _require_student(model):
+    if hasattr(model, "student"):
+        raise TypeError(
+            "Expected the network to deploy, not the distiller that trained it: pass "
+            f"distiller.student. Received: model={type(model).__name__}"
+        )
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"Expected a keras.Model. Received: model={model!r}")
+    if not model.built:
+        raise ValueError(
+            "Expected a built model, since one that is not has no weights: call it on a batch "
+            f"first. Received: model={model.name!r}"
+        )
+
+
+def _require_free(path, overwrite):
+    if path.suffix != ".tflite":
+        raise ValueError(f"Expected a path that ends in '.tflite'. Received: path={str(path)!r}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists. Pass overwrite=True to replace it.")
+
+
+def _as_batches(check_on):
+    if isinstance(check_on, (np.ndarray, tf.Tensor)) and check_on.ndim:
+        check_on = tf.data.Dataset.from_tensor_slices(check_on).batch(_ARRAY_BATCH)
+    if not isinstance(check_on, tf.data.Dataset):
+        raise TypeError(
+            "Expected check_on to be a tf.data.Dataset of batches or one array of examples. "
+            f"Received: check_on={check_on!r}"
+        )
+    if check_on.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("Received an endless check_on. Expected a finite one: add .take(batches).")
+    return check_on
+
+
+def _in_float32(model):
+    """Returns `model`, or a copy in float32: LiteRT's CPU kernels have no half precision."""
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    if dtypes.isdisjoint(_OTHER_FLOATS):
+        return model
+    # Layers that a custom layer makes without naming a dtype take the global policy.
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        copy = keras.models.clone_model(model, clone_function=_float32_clone, recursive=True)
+        copy.set_weights(model.get_weights())
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Could not make a float32 copy of {model.name!r}, which computes in {sorted(dtypes)}. "
+            "Build the same network under the float32 policy, set_weights of this one on it, and "
+            "export that."
+        ) from error
+    finally:
+        keras.config.set_dtype_policy(policy)
+    return copy
+
+
+def _float32_clone(layer):
+    return type(layer).from_config(_float32_config(layer.get_config()))
+
+
+def _float32_config(config):
+    if isinstance(config, dict):
+        return {
+            key: "float32"
+            if key in ("dtype", "name") and value in _OTHER_FLOATS
+            else _float32_config(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_float32_config, config))
+    return config
+
+
+def _convert(model):
+    # TFLiteConverter.from_keras_model prints the whole signature, and the defaults of Keras'
+    # export let in TensorFlow operators, which a plain LiteRT runtime cannot run.
+    builtins = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "model.tflite")
+        model.export(file, format="litert", verbose=False, target_spec=builtins)
+        return file.read_bytes()
+
+
+def _compare(model, content, batches):
+    """Returns the number of examples, the largest difference and the class agreement."""
+    runner = _interpreter(content).get_signature_runner()
+    examples, largest, same, vectors = 0, 0.0, 0, 0
+    for batch in batches:
+        x = batch[0] if isinstance(batch, tuple) else batch
+        # On a GPU, float32 may mean TF32, which differs by more than a good conversion does.
+        with tf.device("CPU"):
+            expected = _named(model(x, training=False))
+        actual = runner(**_feed(model, runner, x))
+        examples += keras.tree.flatten(x)[0].shape[0]
+        for name, value in expected.items():
+            largest = np.maximum(largest, _largest_difference(value, actual[name]))
+            if value.ndim > 1 and value.shape[-1] > 1:
+                agrees = value.argmax(axis=-1) == actual[name].argmax(axis=-1)
+                same, vectors = same + agrees.sum(), vectors + agrees.size
+    if not examples:
+        raise ValueError("Received an empty check_on. Expected examples to compare on.")
+    return examples, float(largest), float(same / vectors) if vectors else None
+
+
+def _interpreter(content):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:  # It is optional; the one inside TensorFlow is deprecated, and says so.
+        Interpreter = tf.lite.Interpreter
+    return Interpreter(model_content=content)
+
+
+def _named(outputs):
+    """Names Keras' outputs as the file's signature does."""
+    if not isinstance(outputs, dict):
+        outputs = {f"output_{i}": value for i, value in enumerate(keras.tree.flatten(outputs))}
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def _feed(model, runner, x):
+    """Returns the batch as {name of the input in the file: array}."""
+    details = runner.get_input_details()
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
+    if len(details) == 1:
+        names = list(details)
+    by_name = isinstance(x, dict) and x.keys() >= set(names)
+    values = [x[name] for name in names] if by_name else keras.tree.flatten(x)
+    if set(names) != set(details) or len(names) != len(values):
+        raise ValueError(
+            f"Could not match the file's inputs, {sorted(details)}, with the {len(values)} tensors "
+            f"of a batch of check_on and the model's inputs, {names}. Several inputs need a "
+            "Functional model."
+        )
+    pairs = zip(names, values, strict=True)
+    return {name: np.asarray(value).astype(details[name]["dtype"]) for name, value in pairs}
+
+
+def _largest_difference(expected, actual):
+    if expected.shape != actual.shape:
+        raise RuntimeError(
+            "The converted network has outputs of another shape, so nothing was written. "
+            f"Expected {expected.shape}. Received: {actual.shape}"
+        )
+    with np.errstate(invalid="ignore"):  # inf - inf is nan, and nan fails the check.
+        return np.max(np.abs(expected.astype("float64") - actual), initial=0.0)
+
+
+def _write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""Every public loss and distiller, listed once; the conformance tests run each property over the lists."""
+
+import keras
+import numpy as np
+
+import keras_mikd as mikd
+
+NUM_CLASSES = 4
+IMAGE_SHAPE = (8, 8, 2)
+
+
+def network(widths, *, normalize=False, dropout=0.0, seed=0):
+    """A small convolutional classifier with two stages, putting out logits."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(IMAGE_SHAPE)
+    x = inputs
+    for stage, width in enumerate(widths, 1):
+        x = keras.layers.Conv2D(width, 3, strides=stage, padding="same", name=f"conv{stage}")(x)
+        if normalize:
+            x = keras.layers.BatchNormalization(name=f"bn{stage}")(x)
+        x = keras.layers.ReLU(name=f"relu{stage}")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x))
+
+
+def teacher(**kwargs):
+    return network((6, 8), seed=1, **kwargs)
+
+
+def student(**kwargs):
+    return network((3, 5), seed=2, **kwargs)
+
+
+def data(examples=16, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(examples, *IMAGE_SHAPE)).astype("float32")
+    return x, rng.integers(NUM_CLASSES, size=examples)
+
+
+def cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _jsd(teacher_layer="pooled", student_layer="pooled", critic=mikd.ConcatCritic, **kwargs):
+    return mikd.JSDCritic(
+        teacher_layer=teacher_layer, student_layer=student_layer, critic=critic(width=8), **kwargs
+    )
+
+
+def _vid(place="stage2", variant="repdistiller", **kwargs):
+    return mikd.GaussianVIDHead(
+        teacher_layer=place, student_layer=place, variant=variant, **kwargs
+    )
+
+
+# name -> a function that makes a new loss; every public DistillationLoss is here.
+LOSSES = {
+    "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
+    "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
+    "attention_transfer": lambda: mikd.AttentionTransfer(
+        teacher_layer="stage1", student_layer="stage1"
+    ),
+    "keras_loss_adapter": lambda: mikd.KerasLossAdapter(
+        keras.distillation.LogitsDistillation(2.0, loss=keras.losses.KLDivergence())
+    ),
+    "vid_official": lambda: _vid(variant="official"),
+    "vid_repdistiller_sum": lambda: _vid(reduction="sum"),
+    "vid_wgan": lambda: _vid(variant="wgan"),
+    "vid_logits": lambda: mikd.GaussianVIDHead(student_layer="pooled"),
+    "jsd_global": lambda: _jsd(),
+    "jsd_global_separable_all": lambda: _jsd(critic=mikd.SeparableCritic, negatives="all"),
+    "jsd_local": lambda: _jsd(student_layer="stage2", negatives=2),
+    "jsd_local_reverse": lambda: _jsd(teacher_layer="stage1", critic=mikd.SeparableCritic, grid=4),
+    "jsd_feature": lambda: _jsd("stage2", "stage2", grid=2),
+    "jsd_feature_separable": lambda: _jsd(
+        "stage1", "stage2", critic=mikd.SeparableCritic, negatives="all"
+    ),
+    "nwj_critic": lambda: _jsd(bound=mikd.bounds.nwj),
+    "dv_critic": lambda: _jsd(bound=mikd.bounds.donsker_varadhan, negatives=3),
+    "smile_critic": lambda: _jsd(bound=mikd.bounds.smile, negatives="all"),
+    "info_nce_critic": lambda: _jsd(
+        bound=mikd.bounds.info_nce, critic=mikd.SeparableCritic, negatives="all"
+    ),
+}
+
+# name -> a function (teacher, student) -> distiller; every public distiller is here.
+DISTILLERS = {
+    "distiller": lambda t, s: mikd.Distiller(
+        t, s, [mikd.SoftTargets(weight=0.9), _vid(), _jsd()], task_loss_weight=0.5, xla_critics=False
+    ),
+    "vid": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=0.5),
+    "mimkd": lambda t, s: mikd.MIMKDDistiller(t, s, critic_width=8, feature_width=8, xla_critics=False),
+}
+
+
+def distiller_with(loss, *, teacher_model=None, student_model=None, xla_critics=False, **kwargs):
+    """One loss, with plain critics: compiling them is slow on a CPU and has a test of its own."""
+    return mikd.Distiller(
+        teacher_model or teacher(),
+        student_model or student(),
+        [loss],
+        xla_critics=xla_critics,
+        **kwargs,
+    )

@@ -1,0 +1,204 @@
+"""Properties that hold for every public loss and distiller."""
+
+import inspect
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mikd as mikd
+
+LOSSES = pytest.mark.parametrize("make", cases.LOSSES.values(), ids=cases.LOSSES.keys())
+DISTILLERS = pytest.mark.parametrize(
+    "make", cases.DISTILLERS.values(), ids=cases.DISTILLERS.keys()
+)
+
+
+def _compiled(distiller, **kwargs):
+    distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9), cases.cross_entropy(), **kwargs)
+    return distiller
+
+
+def _fit(distiller, epochs=1, batch_size=8):
+    x, y = cases.data()
+    history = distiller.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
+    return history.history
+
+
+def _weights(distiller):
+    return [v.numpy() for v in distiller.trainable_variables]
+
+
+def _assert_same(first, second, atol):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def _assert_same_histories(first, second):
+    """Same values in the same order; automatic names differ from one distiller to the next."""
+    for name, a, b in zip(first, first.values(), second.values(), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def _spec_pair(loss):
+    model = cases.distiller_with(loss)
+    return model, model._networks.teacher_taps, model._networks.student_taps
+
+
+def test_every_public_loss_and_distiller_is_listed():
+    listed = {type(make()) for make in cases.LOSSES.values()}
+    listed |= {type(make(cases.teacher(), cases.student())) for make in cases.DISTILLERS.values()}
+    public = {
+        value
+        for value in vars(mikd).values()
+        if inspect.isclass(value) and issubclass(value, (mikd.DistillationLoss, mikd.Distiller))
+    }
+    assert public - {mikd.DistillationLoss} == listed
+
+
+@LOSSES
+def test_config_round_trip(make):
+    loss = make()
+    twin = type(loss).from_config(loss.get_config())
+    assert twin.get_config() == loss.get_config()
+
+
+@LOSSES
+def test_graph_equals_eager_and_the_second_call_does_not_retrace(make):
+    loss = make()
+    _, teacher_taps, student_taps = _spec_pair(loss)
+    traces = []
+
+    def values(x, y):
+        traces.append(1)
+        t = teacher_taps(x, training=False)[loss.teacher_layer]
+        s = student_taps(x, training=False)[loss.student_layer]
+        return loss(t, s, labels=y, training=True)
+
+    x, y = cases.data()
+    eager = values(x, y)
+    graph = tf.function(values)
+    np.testing.assert_allclose(graph(x, y), eager, rtol=1e-5, atol=1e-5)
+    graph(x, y)
+    assert eager.shape == (16,)
+    assert eager.dtype == "float32"
+    assert len(traces) == 2
+
+
+@LOSSES
+def test_every_own_weight_gets_a_gradient_and_moves(make):
+    distiller = _compiled(cases.distiller_with(make()))
+    (loss,) = distiller.distillation_losses
+    before = [v.numpy() for v in loss.trainable_variables]
+    _fit(distiller)
+    for variable, old in zip(loss.trainable_variables, before, strict=True):
+        assert np.any(variable.numpy() != old), variable.path
+
+
+@LOSSES
+def test_two_replicas_give_the_update_of_one(make, two_replicas):
+    def trained(scope):
+        with scope:
+            distiller = _compiled(cases.distiller_with(make()))
+        history = _fit(distiller, batch_size=8)
+        return _weights(distiller), history
+
+    one, one_history = trained(tf.distribute.get_strategy().scope())
+    two, two_history = trained(two_replicas.scope())
+    _assert_same(one, two, atol=1e-5)
+    _assert_same_histories(one_history, two_history)
+
+
+@LOSSES
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_students_stay_finite(make, policy):
+    teacher = cases.teacher()
+    keras.config.set_dtype_policy(policy)
+    distiller = _compiled(
+        cases.distiller_with(make(), teacher_model=teacher, student_model=cases.student())
+    )
+    history = _fit(distiller)
+    assert np.all(np.isfinite(history["loss"]))
+    assert all(np.all(np.isfinite(w)) for w in _weights(distiller))
+
+
+@LOSSES
+def test_a_batch_of_one_is_harmless(make):
+    distiller = _compiled(cases.distiller_with(make()))
+    x, y = cases.data(1)
+    history = distiller.fit(x, y, verbose=0).history
+    assert np.all(np.isfinite(history["loss"]))
+    assert all(np.all(np.isfinite(w)) for w in _weights(distiller))
+
+
+@LOSSES
+def test_whole_step_xla_gives_the_same_history(make):
+    plain = _fit(_compiled(cases.distiller_with(make()), jit_compile=False))
+    compiled = _fit(_compiled(cases.distiller_with(make()), jit_compile=True))
+    _assert_same_histories(plain, compiled)
+
+
+@pytest.mark.parametrize("name", [n for n in cases.LOSSES if "jsd" in n or "critic" in n])
+def test_compiled_critics_give_what_plain_ones_give(name):
+    def trained(xla):
+        distiller = _compiled(cases.distiller_with(cases.LOSSES[name](), xla_critics=xla))
+        _fit(distiller)
+        return _weights(distiller)
+
+    _assert_same(trained(True), trained(False), atol=1e-5)
+
+
+@DISTILLERS
+def test_save_load_and_go_on_equals_never_having_stopped(make, tmp_path):
+    def new():
+        return _compiled(make(cases.teacher(normalize=True), cases.student(normalize=True)))
+
+    straight = new()
+    _fit(straight, epochs=4)
+    stopped = new()
+    _fit(stopped, epochs=2)
+    stopped.save(tmp_path / "distiller.keras")
+    resumed = keras.saving.load_model(tmp_path / "distiller.keras")
+    _fit(resumed, epochs=2)
+    assert type(resumed) is type(straight)
+    for a, b in zip(straight.variables, resumed.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
+@DISTILLERS
+def test_backup_and_restore_needs_no_manual_build(make, tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    def new():
+        return _compiled(make(cases.teacher(), cases.student()), critic_optimizer="adam")
+
+    x, y = cases.data()
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": 3}
+    with pytest.raises(KeyboardInterrupt):
+        new().fit(x, y, callbacks=[backup(), Interrupt()], **options)
+    resumed, straight = new(), new()
+    resumed.fit(x, y, callbacks=[backup()], **options)
+    straight.fit(x, y, **options)
+    _assert_same(_weights(straight), _weights(resumed), atol=0)
+
+
+@DISTILLERS
+def test_history_has_every_term_and_readout(make):
+    distiller = _compiled(make(cases.teacher(), cases.student()))
+    history = _fit(distiller)
+    for loss in distiller.distillation_losses:
+        assert loss.name in history
+        for suffix in loss.readout_metrics():
+            assert f"{loss.name}_{suffix}" in history
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])

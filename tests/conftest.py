@@ -1,0 +1,30 @@
+"""Every test process sees two logical CPU devices, and TensorFlow keeps its start-up notes to itself."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+tf.config.experimental.enable_op_determinism()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """Same seed, default precision and automatic names for every test."""
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The one mirrored strategy of a test process; a second one with collectives aborts."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

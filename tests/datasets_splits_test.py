@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from keras_mikd.datasets.image_pipeline import ImagePipeline
+from keras_mikd.datasets.splits import (
+    LabelledImages,
+    build_splits,
+    check_arguments,
+    draw_per_class,
+    partition_per_class,
+)
+
+LABELS = np.array([0] * 10 + [1] * 7 + [2] * 20)
+
+
+def _numbered(labels):
+    """Images that hold their own position, so that a pipeline's output can be traced back."""
+    images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones(
+        (1, 4, 4, 1), np.uint8
+    )
+    return LabelledImages(images, labels.astype(np.int32))
+
+
+def _build(**changes):
+    arguments = {
+        "num_classes": 3,
+        "pipeline": ImagePipeline(max_value=1.0),
+        "batch_size": 5,
+        "labels_per_class": None,
+        "seed": 0,
+        "augment": False,
+    }
+    data = _numbered(LABELS)
+    return build_splits(data, data, data, **(arguments | changes))
+
+
+def _positions(dataset):
+    return np.concatenate([images.numpy()[:, 0, 0, 0] for images, _ in dataset]).astype(int)
+
+
+def test_partition_holds_every_example_once():
+    parts = partition_per_class(LABELS, [0.5, 0.2, 0.3], seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(LABELS)))
+
+
+def test_partition_has_the_fractions_of_every_class():
+    parts = partition_per_class(LABELS, [0.5, 0.2, 0.3], seed=0)
+    counts = [np.bincount(LABELS[part]).tolist() for part in parts]
+    assert counts == [[5, 4, 10], [2, 1, 4], [3, 2, 6]]
+
+
+def test_draw_is_pinned_across_machines():
+    np.testing.assert_array_equal(draw_per_class(LABELS, 2, seed=0), [2, 8, 11, 13, 18, 28])
+
+
+def test_draw_has_the_count_of_every_class():
+    assert np.bincount(LABELS[draw_per_class(LABELS, 7, seed=3)]).tolist() == [7, 7, 7]
+
+
+def test_smaller_draw_is_subset_and_other_seed_differs():
+    small, large = (set(draw_per_class(LABELS, count, seed=1)) for count in (2, 6))
+    assert small < large
+    assert small != set(draw_per_class(LABELS, 2, seed=2))
+
+
+def test_draw_larger_than_class_names_the_class_and_its_size():
+    message = "at most 7: class 1 has only 7 training images. Received: labels_per_class=8"
+    with pytest.raises(ValueError, match=message):
+        draw_per_class(LABELS, 8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` to be an integer of at least 1. Received: batch_size=0"),
+        ({"batch_size": 2.5}, "Received: batch_size=2.5"),
+        ({"labels_per_class": 0}, "`labels_per_class` to be .* Received: labels_per_class=0"),
+        ({"labels_per_class": -1}, "Received: labels_per_class=-1"),
+        ({"seed": -1}, "`seed` to be .* Received: seed=-1"),
+        ({"seed": None}, "Received: seed=None"),
+    ],
+)
+def test_arguments_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_arguments(**({"batch_size": 8, "labels_per_class": None, "seed": 0} | changes))
+
+
+def test_batch_larger_than_training_set():
+    with pytest.raises(ValueError, match="at most 6, .* Received: batch_size=7"):
+        _build(labels_per_class=2, batch_size=7)
+
+
+def test_training_set_is_the_draw_and_keeps_its_labels():
+    splits = _build(labels_per_class=5)
+    expected = draw_per_class(LABELS, 5, seed=0)
+    np.testing.assert_array_equal(np.sort(_positions(splits.train)), expected)
+    for images, labels in splits.train:
+        np.testing.assert_array_equal(labels, LABELS[images.numpy()[:, 0, 0, 0].astype(int)])
+
+
+def test_numbers_of_splits():
+    splits = _build(labels_per_class=5)
+    assert (splits.num_train, splits.num_validation, splits.num_test) == (15, 37, 37)
+    assert (splits.num_classes, splits.image_shape) == (3, (4, 4, 1))
+
+
+def test_evaluation_has_every_image_in_order():
+    splits = _build()
+    for dataset in (splits.validation, splits.test):
+        np.testing.assert_array_equal(_positions(dataset), np.arange(37))
+
+
+def test_no_validation_split():
+    data = _numbered(LABELS)
+    splits = build_splits(
+        data,
+        None,
+        data,
+        num_classes=3,
+        pipeline=ImagePipeline(max_value=1.0),
+        batch_size=5,
+        labels_per_class=None,
+        seed=0,
+        augment=False,
+    )
+    assert splits.validation is None
+    assert splits.num_validation == 0

@@ -1,0 +1,59 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mikd.grids import common_grid, pool_to
+
+
+def _pooled(feature_map, rows, columns):
+    def along(axis, x, cells):
+        size = x.shape[axis]
+        windows = [range(i * size // cells, -(-(i + 1) * size // cells)) for i in range(cells)]
+        return np.stack([x.take(window, axis).mean(axis) for window in windows], axis)
+
+    return along(2, along(1, feature_map, rows), columns)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "limit", "grid"),
+    [
+        ((None, 8, 8, 32), (None, 8, 8, 16), None, (8, 8)),
+        ((None, 16, 4, 32), (None, 8, 8, 16), None, (8, 4)),
+        ((None, 16, 4, 32), (None, 8, 8, 16), 5, (5, 4)),
+        ((None, 2, 2, 3), (None, 9, 9, 3), 4, (2, 2)),
+    ],
+)
+def test_common_grid_is_the_smaller_one(teacher, student, limit, grid):
+    assert common_grid(teacher, student, limit=limit) == grid
+
+
+def test_common_grid_refuses_vectors_and_unknown_sizes():
+    with pytest.raises(ValueError, match=r"student's tensor to be a feature map.*\(None, 3\)"):
+        common_grid((None, 4, 4, 3), (None, 3))
+    with pytest.raises(ValueError, match="height, width and channels to be known"):
+        common_grid((None, None, None, 3), (None, 4, 4, 3))
+
+
+@pytest.mark.parametrize("grid", [(4, 3), (5, 4), (7, 6), (1, 1), (3, 6), (7, 1)])
+def test_pool_to_averages_cells_of_any_ratio(grid):
+    feature_map = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype("float32")
+    pooled = pool_to(tf.constant(feature_map), grid)
+    np.testing.assert_allclose(pooled, _pooled(feature_map, *grid), atol=1e-6)
+
+
+def test_pool_to_the_same_grid_is_the_same_tensor():
+    feature_map = keras.ops.ones((2, 4, 4, 3))
+    assert pool_to(feature_map, (4, 4)) is feature_map
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_pool_to_is_differentiable_in_graphs_and_under_xla(jit_compile):
+    @tf.function(jit_compile=jit_compile)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(pool_to(x, (2, 1)))
+        return tape.gradient(total, x)
+
+    np.testing.assert_allclose(gradient(tf.ones((1, 4, 3, 1))), np.full((1, 4, 3, 1), 1 / 6), 1e-6)

@@ -1,0 +1,41 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_mikd.models.convolution_blocks import check_model_arguments, convolution
+
+
+def _centre_pixel_kernel(channels):
+    kernel = np.zeros((3, 3, channels, channels), "float32")
+    kernel[1, 1] = np.eye(channels)
+    return kernel
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_strided_convolution_is_centred_where_its_shortcut_looks(size):
+    inputs = keras.Input((size, size, 2))
+    model = keras.Model(inputs, convolution(inputs, 2, strides=2, name="conv"))
+    model.get_layer("conv").set_weights([_centre_pixel_kernel(2)])
+    images = np.random.RandomState(0).normal(size=(3, size, size, 2)).astype("float32")
+    np.testing.assert_allclose(model(images), images[:, ::2, ::2], rtol=1e-6)
+
+
+def test_kernels_have_the_variance_of_fan_out():
+    inputs = keras.Input((8, 8, 4))
+    model = keras.Model(inputs, convolution(inputs, 256, name="conv"))
+    kernel = model.get_layer("conv").get_weights()[0]
+    np.testing.assert_allclose(kernel.var(), 2 / (9 * 256), rtol=0.05)
+
+
+@pytest.mark.parametrize("num_classes", [1, 0, -3, 2.5, None])
+def test_bad_num_classes(num_classes):
+    with pytest.raises(ValueError, match=f"Received: num_classes={num_classes}"):
+        check_model_arguments(num_classes=num_classes, input_shape=(8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "input_shape", [(8, 8), (8, 8, 1, 1), (2, 8, 3), (8, 8, 0), (None, None, 3), (8.0, 8, 1)]
+)
+def test_bad_input_shape(input_shape):
+    with pytest.raises(ValueError, match=r"\(height, width, channels\).*Received: input_shape="):
+        check_model_arguments(num_classes=10, input_shape=input_shape)

@@ -1,0 +1,90 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_mikd import models
+
+NETWORKS = {
+    "wrn_16_1": (16, 1, 180_916),
+    "wrn_16_2": (16, 2, 703_284),
+    "wrn_40_1": (40, 1, 569_780),
+    "wrn_40_2": (40, 2, 2_255_156),
+}
+
+
+def _trainable(model):
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def _count(depth, width, num_classes, channels):
+    """Trainable weights by arithmetic: kernels, two per channel and BatchNorm, classifier."""
+    widths = [16, 16 * width, 32 * width, 64 * width]
+    total = 9 * channels * 16
+    for before, after in zip(widths, widths[1:], strict=False):
+        convolutions = 2 * ((depth - 4) // 6)
+        total += 9 * before * after + (convolutions - 1) * 9 * after**2
+        total += 2 * before + (convolutions - 1) * 2 * after
+        total += before * after if before != after else 0
+    return total + 2 * widths[-1] + (widths[-1] + 1) * num_classes
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_published_weights_on_cifar100(name):
+    depth, width, published = NETWORKS[name]
+    network = getattr(models, name)
+    assert _count(depth, width, 100, 3) == published
+    assert f": {published:,} weights on CIFAR-100" in network.__doc__
+    model = network(100)
+    assert _trainable(model) == published
+    assert model.name == name
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_stages_work_at_full_half_and_quarter_resolution(size):
+    model = models.wrn_16_2(10, (size, size, 1))
+    for stage, channels in ((1, 32), (2, 64), (3, 128)):
+        side = size // 2 ** (stage - 1)
+        output = model.get_layer(f"stage{stage}_output").output
+        assert output.shape == (None, side, side, channels)
+    assert model.get_layer("pooled").output.shape == (None, 128)
+    assert model.output_shape == (None, 10)
+
+
+def test_stage_outputs_are_raw():
+    model = models.wrn_16_1(10, (8, 8, 1))
+    taps = [model.get_layer(f"stage{stage}_output").output for stage in (1, 2, 3)]
+    images = np.random.RandomState(0).normal(size=(4, 8, 8, 1))
+    for values in keras.Model(model.input, taps)(images):
+        assert np.min(values) < 0
+
+
+def test_saved_model_is_the_same_function(tmp_path):
+    model = models.wrn_16_1(10, (8, 8, 1))
+    images = np.random.RandomState(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    model(images, training=True)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_regularizer_covers_every_kernel():
+    model = models.wrn_16_1(10, (8, 8, 1), kernel_regularizer=keras.regularizers.L2(0.5))
+    kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
+    assert len(kernels) == 16
+    expected = sum(0.5 * np.sum(np.square(kernel.numpy())) for kernel in kernels)
+    np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [4, 8, 15, 20])
+def test_bad_depth(depth):
+    with pytest.raises(ValueError, match=rf"6n \+ 4.*Received: depth={depth}"):
+        models.wide_resnet(depth=depth, width=1, num_classes=10)
+
+
+def test_bad_width_num_classes_and_input_shape():
+    with pytest.raises(ValueError, match="Received: width=0"):
+        models.wide_resnet(depth=16, width=0, num_classes=10)
+    with pytest.raises(ValueError, match="Received: num_classes=1"):
+        models.wrn_16_1(1)
+    with pytest.raises(ValueError, match="Received: input_shape="):
+        models.wrn_16_1(10, (2, 2, 3))

@@ -1,0 +1,106 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mikd.baselines.soft_targets import SoftTargets
+
+TEACHER = np.array([[4.0, 1.0, -2.0], [0.5, 0.0, 3.0]], "float32")
+STUDENT = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], "float32")
+
+
+def _softmax(x):
+    exponentials = np.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def _twin(teacher, student, temperature):
+    p, q = (_softmax(x.astype("float64") / temperature) for x in (teacher, student))
+    return temperature**2 * np.sum(p * (np.log(p) - np.log(q)), -1)
+
+
+def _gradient(loss, teacher, student):
+    student = tf.constant(student)
+    with tf.GradientTape() as tape:
+        tape.watch(student)
+        value = loss(tf.constant(teacher), student)
+    return value, tape.gradient(value, student)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_value_equals_numpy(temperature):
+    loss = SoftTargets(temperature=temperature)(TEACHER, STUDENT)
+    np.testing.assert_allclose(loss, _twin(TEACHER, STUDENT, temperature), rtol=1e-5, atol=1e-5)
+
+
+def test_value_worked_out_by_hand():
+    loss = SoftTargets(temperature=1.0)(np.log([[3.0, 1.0]]), np.log([[1.0, 1.0]]))
+    np.testing.assert_allclose(loss, [0.75 * np.log(1.5) - 0.25 * np.log(2.0)], rtol=1e-5)
+
+
+def test_it_is_what_keras_means_and_not_what_its_default_does():
+    ours = np.mean(SoftTargets(temperature=3.0)(TEACHER, STUDENT))
+    instance = keras.distillation.LogitsDistillation(3.0, loss=keras.losses.KLDivergence())
+    default = keras.distillation.LogitsDistillation(3.0)
+    teacher, student = tf.constant(TEACHER), tf.constant(STUDENT)
+    np.testing.assert_allclose(ours, instance.compute_loss(teacher, student), rtol=1e-5)
+    assert abs(ours - default.compute_loss(teacher, student)) > 0.5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_gradient_equals_its_closed_form(temperature):
+    _, gradient = _gradient(SoftTargets(temperature=temperature), TEACHER, STUDENT)
+    p, q = (_softmax(x / temperature) for x in (TEACHER, STUDENT))
+    np.testing.assert_allclose(gradient, temperature * (q - p), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [100.0, 1e4])
+def test_extreme_logits_stay_finite(size):
+    teacher = np.array([[size, -size, 0.0]], "float32")
+    loss, gradient = _gradient(SoftTargets(temperature=1.0), teacher, -teacher)
+    np.testing.assert_allclose(loss, [2 * size], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [[-1.0, 1.0, 0.0]], atol=1e-6)
+
+
+def test_equal_logits_up_to_a_constant_cost_nothing():
+    np.testing.assert_allclose(SoftTargets()(TEACHER, TEACHER + 7.0), [0.0, 0.0], atol=1e-5)
+
+
+def test_a_batch_of_one_and_float16_logits():
+    loss = SoftTargets()(TEACHER[:1].astype("float16"), STUDENT[:1].astype("float16"))
+    assert loss.shape == (1,)
+    assert loss.dtype == "float32"
+
+
+def test_a_saved_loss_is_the_same_loss(tmp_path):
+    inputs = keras.Input((3,)), keras.Input((3,))
+    loss = SoftTargets(temperature=2.5, weight=0.9)
+    model = keras.Model(inputs, loss(*inputs))
+    model.save(tmp_path / "loss.keras")
+    loaded = keras.saving.load_model(tmp_path / "loss.keras")
+    assert loaded.layers[-1].get_config() == loss.get_config()
+    assert loaded.layers[-1].temperature == 2.5
+    np.testing.assert_array_equal(loaded([TEACHER, STUDENT]), loss(TEACHER, STUDENT))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("inf"), float("nan"), "4", True, None])
+def test_bad_temperatures_are_refused(temperature):
+    with pytest.raises(ValueError, match="`temperature` must be a finite number above 0"):
+        SoftTargets(temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        ((2, 10), (2, 100), "same classes.*second output"),
+        ((2, 1), (2, 1), "at least two classes"),
+        ((2, 4, 4, 3), (2, 4, 4, 3), "two vectors"),
+    ],
+)
+def test_bad_shapes_are_refused(teacher, student, message):
+    with pytest.raises(ValueError, match=message):
+        SoftTargets().build(teacher, student)
+
+
+def test_logits_are_expected():
+    assert SoftTargets.expects_logits

@@ -1,0 +1,304 @@
+"""The `.tflite` file computes what the Keras model computes, or is not written."""
+
+import dataclasses
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from keras_mikd import tflite
+from keras_mikd.tflite import TFLiteReport, export_tflite
+
+
+def _cnn():
+    """BatchNorm statistics far from their initial values, so that training mode would show."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(6, 3, strides=2, use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4),
+        ],
+        name="cnn",
+    )
+    norm = model.layers[1]
+    norm.moving_mean.assign(np.linspace(-1, 1, 6))
+    norm.moving_variance.assign(np.linspace(0.5, 3, 6))
+    return model
+
+
+def _images(n=10):
+    return np.random.default_rng(0).normal(size=(n, 8, 8, 3)).astype("float32")
+
+
+def _run(path, x):
+    runner = Interpreter(model_path=str(path)).get_signature_runner()
+    (name,) = runner.get_input_details()
+    return runner(**{name: x})["output_0"]
+
+
+def _logit_network(scale):
+    """Three inputs pass through, scaled: the outputs are known without any network."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False)])
+    model.set_weights([np.eye(3) * scale])
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_file_computes_the_model_at_any_batch_size(tmp_path, batch):
+    model = _cnn()
+    export_tflite(model, tmp_path / "cnn.tflite")
+    x = _images(batch)
+    np.testing.assert_allclose(_run(tmp_path / "cnn.tflite", x), model(x), atol=1e-5)
+
+
+def test_report(tmp_path):
+    path = tmp_path / "new" / "folder" / "cnn.tflite"
+    data = tf.data.Dataset.from_tensor_slices((_images(10), np.zeros(10))).batch(4)
+    report = export_tflite(_cnn(), str(path), check_on=data, tolerance=1e-5)
+    assert report == TFLiteReport(
+        path, path.stat().st_size, 10, report.max_difference, 1.0, tolerance=1e-5
+    )
+    assert report.ok and 0 <= report.max_difference <= 1e-5
+    assert "10 examples" in str(report) and "same class for 100.00%" in str(report)
+    assert [file.name for file in path.parent.iterdir()] == ["cnn.tflite"]
+
+
+@pytest.mark.parametrize(
+    "check_on",
+    [
+        _images(40),
+        tf.constant(_images(40)),
+        tf.data.Dataset.from_tensor_slices(_images(40).astype("float64")).batch(16),
+        tf.data.Dataset.from_tensor_slices((_images(40), range(40), range(40))).batch(16),
+    ],
+    ids=["array", "tensor", "float64 x", "x, y, sample_weight"],
+)
+def test_every_example_of_check_on_is_compared(tmp_path, check_on):
+    assert export_tflite(_cnn(), tmp_path / "a.tflite", check_on=check_on).examples == 40
+
+
+def test_unchecked_is_not_ok(tmp_path):
+    report = export_tflite(_cnn(), tmp_path / "a.tflite")
+    assert (report.examples, report.max_difference, report.class_agreement) == (0, None, None)
+    assert not report.ok and str(report).endswith("not checked")
+
+
+@pytest.mark.parametrize("older", [None, b"older"], ids=["no file", "older file"])
+def test_wrong_conversion_is_refused_and_leaves_the_folder_as_it_was(tmp_path, monkeypatch, older):
+    path = tmp_path / "a.tflite"
+    if older:
+        path.write_bytes(older)
+    before = sorted(tmp_path.iterdir())
+    wrong = tflite._convert(_logit_network(scale=1.25))
+    monkeypatch.setattr(tflite, "_convert", lambda model: wrong)
+    x = np.array([[1.0, 2.0, -4.0], [0.0, 1.0, 0.0]], "float32")
+    with pytest.raises(RuntimeError, match=r"differs from Keras by up to 1 over 2 examples"):
+        export_tflite(_logit_network(scale=1), path, check_on=x, tolerance=0.99, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == before
+    assert older is None or path.read_bytes() == older
+
+
+def test_difference_and_agreement_are_the_known_ones(tmp_path, monkeypatch):
+    """The network -x has its largest entry where x has its smallest."""
+    negated = tflite._convert(_logit_network(scale=-1))
+    monkeypatch.setattr(tflite, "_convert", lambda model: negated)
+    x = np.array([[1.0, 2.0, -4.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-1, -1, -1]], "float32")
+    report = export_tflite(_logit_network(1), tmp_path / "a.tflite", check_on=x, tolerance=8.0)
+    assert report.max_difference == 8.0
+    assert report.class_agreement == 0.5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_inf_never_pass(tmp_path, bad):
+    x = np.array([[0.0, 1.0, bad], [1.0, 1.0, 1.0]], "float32")
+    with pytest.raises(RuntimeError, match="nan"):
+        export_tflite(_logit_network(1), tmp_path / "a.tflite", check_on=x, tolerance=1e9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_class_agreement_without_classes(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    report = export_tflite(model, tmp_path / "a.tflite", check_on=np.ones((2, 3)))
+    assert report.ok and report.class_agreement is None
+
+
+def test_model_is_left_unchanged_and_nothing_is_printed(tmp_path, capfd):
+    model = _cnn()
+    model.layers[0].trainable = False
+    x, weights, config = _images(), model.get_weights(), model.get_config()
+    outputs = model(x).numpy()
+    export_tflite(model, tmp_path / "a.tflite", check_on=x)
+    assert model.get_config() == config
+    assert not model.layers[0].trainable
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(model(x), outputs)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_other_float_policies_become_float32(tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    model = _cnn()
+    report = export_tflite(model, tmp_path / "a.tflite", check_on=_images())
+    assert report.ok
+    assert keras.config.dtype_policy().name == policy
+    assert model.layers[0].dtype_policy.name == policy
+    outputs = _run(tmp_path / "a.tflite", _images())
+    assert outputs.dtype == "float32"
+    np.testing.assert_allclose(outputs, tf.cast(model(_images()), "float32"), atol=0.05)
+
+
+class Block(keras.layers.Layer):
+    """Not registered for serialization, and its inner layer names no dtype."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(6)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_float32_copy_reaches_into_nested_models_and_layers(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    inner = keras.Sequential([keras.Input((4, 6)), keras.layers.Dense(6), Block()])
+    x = inputs = keras.Input((4, 6))
+    x = keras.layers.MultiHeadAttention(2, 3)(x, inner(x))
+    x = keras.layers.GlobalAveragePooling1D()(inner(x) * 2.0)
+    model = keras.Model(inputs, keras.layers.Dense(3, dtype="float32")(x))
+    data = np.random.default_rng(0).normal(size=(5, 4, 6))
+    assert export_tflite(model, tmp_path / "a.tflite", check_on=data).ok
+
+
+def _two_inputs(as_dict):
+    first, second = keras.Input((4,), name="z_first"), keras.Input((4,), name="a_second")
+    inputs = {"z_first": first, "a_second": second} if as_dict else [first, second]
+    wide = keras.layers.Dense(3)(first - 2.0 * second)
+    narrow = keras.layers.Dense(2)(first)
+    return keras.Model(inputs, {"wide": wide, "narrow": narrow} if as_dict else [wide, narrow])
+
+
+@pytest.mark.parametrize(("model_dict", "data_dict"), [(False, False), (False, True), (True, True)])
+def test_several_inputs_and_outputs(tmp_path, model_dict, data_dict):
+    """The file sorts its inputs by name: here the other order than the model's."""
+    x = {"z_first": np.full((6, 4), 3.0), "a_second": np.ones((6, 4))}
+    x = x if data_dict else tuple(x.values())
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(6))).batch(4)
+    report = export_tflite(_two_inputs(model_dict), tmp_path / "a.tflite", check_on=data)
+    assert report.ok and report.examples == 6
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x[0] + x[1] if isinstance(x, (list, tuple)) else x)
+
+
+def test_subclassed_model(tmp_path):
+    model = Subclassed()
+    model(np.ones((1, 4)))
+    assert export_tflite(model, tmp_path / "a.tflite", check_on=np.ones((5, 4))).ok
+
+
+def test_subclassed_model_with_several_inputs_is_refused(tmp_path):
+    model = Subclassed()
+    model([np.ones((1, 4)), np.ones((1, 4))])
+    data = tf.data.Dataset.from_tensors(((np.ones((2, 4)), np.ones((2, 4))), np.ones(2)))
+    with pytest.raises(ValueError, match="need a Functional model"):
+        export_tflite(model, tmp_path / "a.tflite", check_on=data)
+
+
+def test_subclassed_model_in_half_precision_is_refused(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = Subclassed()
+    model(np.ones((1, 4)))
+    with pytest.raises(ValueError, match="under the float32 policy"):
+        export_tflite(model, tmp_path / "a.tflite")
+    assert keras.config.dtype_policy().name == "mixed_float16"
+
+
+def test_operator_unknown_to_litert_is_refused(tmp_path):
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Lambda(lambda x: tf.math.betainc(1.0 + x, 1.0 + x, x))(inputs)
+    with pytest.raises(Exception, match="Custom ops: Betainc"):
+        export_tflite(keras.Model(inputs, outputs), tmp_path / "a.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_file(tmp_path):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(b"older")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        export_tflite(_cnn(), path)
+    assert path.read_bytes() == b"older"
+    report = export_tflite(_cnn(), path, overwrite=True)
+    assert report.size_bytes == path.stat().st_size > 5
+
+
+def test_distiller_is_refused(tmp_path):
+    distiller = _cnn()
+    distiller.student = _cnn()
+    with pytest.raises(TypeError, match=r"pass distiller\.student"):
+        export_tflite(distiller, tmp_path / "a.tflite")
+
+
+def test_report_is_frozen(tmp_path):
+    report = TFLiteReport(tmp_path, 1, 0, None, None, 1e-4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.examples = 5
+
+
+def _endless():
+    return tf.data.Dataset.from_tensors(_images(2)).repeat()
+
+
+def _filtered_to_nothing():
+    return tf.data.Dataset.from_tensors(_images(2)).filter(lambda x: False)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "kwargs"),
+    [
+        (TypeError, "Expected a keras.Model", {"model": "student.keras"}),
+        (
+            ValueError,
+            "Expected a built model",
+            {"model": keras.Sequential([keras.layers.Dense(2)])},
+        ),
+        (ValueError, "ends in '.tflite'", {"path": "student.keras"}),
+        (ValueError, "tolerance >= 0", {"tolerance": -1e-4}),
+        (ValueError, "tolerance >= 0", {"tolerance": float("nan")}),
+        (TypeError, "one array of examples", {"check_on": [_images(2)]}),
+        (TypeError, "one array of examples", {"check_on": np.array(1.0)}),
+        (ValueError, "empty check_on", {"check_on": _images(0)}),
+        (ValueError, "empty check_on", {"check_on": _filtered_to_nothing()}),
+        (ValueError, r"add \.take", {"check_on": _endless()}),
+    ],
+)
+def test_bad_arguments(tmp_path, error, message, kwargs):
+    arguments = {"model": _cnn(), "path": "a.tflite"} | kwargs
+    arguments["path"] = tmp_path / arguments["path"]
+    with pytest.raises(error, match=message):
+        export_tflite(**arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_falls_back_on_the_interpreter_of_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.warns(UserWarning, match="ai_edge_litert"):
+        report = export_tflite(_cnn(), tmp_path / "a.tflite", check_on=_images())
+    assert report.ok
