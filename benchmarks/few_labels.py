@@ -22,6 +22,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("labels_per_class", 10, "Labelled training images of each class.", lower_bound=1)
 flags.DEFINE_integer("seeds", 5, "Students per method: seeds 0, 1, ...", lower_bound=1)
 flags.DEFINE_integer("epochs", 150, "Epochs of a student.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 3e-3, "First learning rate of a student.", lower_bound=0.0)
 flags.DEFINE_list("methods", "student,kd,vid,vid_logits,mimkd", "Methods to compare.")
 flags.DEFINE_bool("sweep", False, "Sweep the loss weights and print validation accuracy instead.")
 flags.DEFINE_string("output", None, "JSON file to write the results to; it must not exist.")
@@ -61,13 +62,13 @@ def train_teacher():
     keras.utils.set_random_seed(0)
     digits = mikd.datasets.load_digits(batch_size=64, augment=True)
     teacher = mikd.models.resnet14(digits.num_classes, digits.image_shape)
-    steps = 60 * len(digits.train)
+    steps = 40 * len(digits.train)
     teacher.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    teacher.fit(digits.train, epochs=60, verbose=0)
+    teacher.fit(digits.train, epochs=40, shuffle=False, verbose=0)
     accuracy = teacher.evaluate(digits.test, verbose=0, return_dict=True)["accuracy"]
     logging.info("teacher: %.2f %% on the test split", 100 * accuracy)
     return teacher
@@ -83,12 +84,12 @@ def train_student(make, teacher, seed):
     model = student if make is None else make(teacher, student)
     steps = FLAGS.epochs * len(digits.train)
     model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     start = time.monotonic()
-    model.fit(digits.train, epochs=FLAGS.epochs, verbose=0)
+    model.fit(digits.train, epochs=FLAGS.epochs, shuffle=False, verbose=0)
     seconds = time.monotonic() - start
     results = {"seconds": seconds}
     for name in ("validation", "test"):

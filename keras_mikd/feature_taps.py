@@ -139,7 +139,7 @@ def _is_probability(graph, position):
     if layer.lower() in _PROBABILITIES or function.lower() in _PROBABILITIES:
         return True
     passes = layer in _SAME_VALUES and function in ("linear", "NoneType")
-    return passes and len(call.parents) == 1 and _is_probability(graph, call.parents[0])
+    return passes and _is_probability(graph, call.parents[0])
 
 
 class _Run(keras.Operation):

@@ -252,17 +252,30 @@ def test_freezing_after_tapping_counts():
         np.testing.assert_array_equal(value, old)
 
 
-def test_backbone_called_with_training_false_behaves_as_in_the_model():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_training_argument_fixed_in_the_graph_behaves_as_in_the_model(fixed):
     x = _images(8, 16, 16, 3)
-    model = _classifier(_backbone(), training=False)
-    weights = model.get_weights()
-    results = []
+    model = _classifier(_backbone(), training=fixed)
+    start, results = model.get_weights(), []
     for run in (model, FeatureTaps(model, ["backbone/relu1"])):
-        model.set_weights(weights)
+        model.set_weights(start)
         run(x, training=None)
-        results.append(model.get_weights())
-    for plain, tapped in zip(*results, strict=True):
-        np.testing.assert_array_equal(plain, tapped)
+        results.append(model.get_layer("backbone").get_layer("bn").moving_mean.numpy())
+    np.testing.assert_array_equal(*results)
+    assert np.any(results[0]) == fixed
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'inner':UserWarning")
+def test_nested_model_called_with_a_mask():
+    tokens, allowed = keras.Input((5, 4)), keras.Input((5,), dtype="bool")
+    inner = keras.Model(tokens, layers.LSTM(3, name="lstm")(tokens), name="inner")
+    inputs = keras.Input((5, 4))
+    model = keras.Model([inputs, allowed], layers.Dense(2)(inner(inputs, mask=allowed)))
+    x = [_images(2, 5, 4), np.array([[True] * 5, [True, False, False, False, False]])]
+    read = FeatureTaps(model, ["inner/lstm"])(x, training=False)
+    np.testing.assert_array_equal(read["output"], model(x, training=False))
+    lstm = inner.get_layer("lstm")
+    np.testing.assert_allclose(read["inner/lstm"][1], lstm(x[0][:, :1])[1], rtol=1e-5)
 
 
 def test_two_levels_of_nesting_and_sequential_models():

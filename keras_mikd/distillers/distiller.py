@@ -87,8 +87,15 @@ class Distiller(keras.Model):
     def _build_loss(self, loss):
         teacher = pick(self._networks.teacher_taps.specs, loss.teacher_layer)
         student = pick(self._networks.student_taps.specs, loss.student_layer)
-        if not loss.built:
+        if loss.built:
+            return
+        try:
             loss.build(*pair_checks.loss_shapes(loss, teacher, student))
+        except ValueError as error:
+            raise ValueError(
+                f"{loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
+                f"student_layer={loss.student_layer!r}) cannot compare these tensors: {error}"
+            ) from error
 
     @property
     def teacher(self):

@@ -1,0 +1,268 @@
+"""Cost of a training step of every method, as a multiple of what distillation cannot do without.
+
+The floor (1.00) is one hand-written graph: the teacher's forward pass with its stage outputs, and
+the student's plain training step (forward, cross-entropy, gradients, SGD with momentum). Every step
+is one compiled function called with the same batch in memory. The variants take turns in every
+round, so that a machine that slows down slows all of them, and the floor takes part twice: how far
+`floor, again` is from 1.00 shows the noise of the run.
+
+    python benchmarks/step_time.py                          # both pairs, every method
+    python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
+
+Leave the machine alone meanwhile; on two cores the two take about 6 and 10 minutes.
+"""
+
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+from absl import app, flags
+
+import keras_mikd as mikd
+
+# TensorFlow mistakes several models for one that is traced again and again, and warns.
+tf.get_logger().setLevel("ERROR")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("pair", "both", ["digits", "cifar", "both"], "Teacher and student to measure.")
+flags.DEFINE_bool("critics", False, "Measure designs of MIMKD's critics instead of methods.")
+flags.DEFINE_integer("rounds", 15, "Rounds, in each of which every variant takes its turn.", 1)
+flags.DEFINE_bool("quick", False, "One round of one step, to see that everything runs.")
+flags.DEFINE_string("output", None, "JSON file to write the results to; it must not exist.")
+
+FLOOR, CONTROL = "floor", "floor, again"
+STAGES = ("stage1_output", "stage2_output", "stage3_output")
+
+
+class Pair(NamedTuple):
+    """What is measured: networks, data and the length of a turn."""
+
+    teacher: str
+    student: str
+    image_shape: tuple
+    classes: int
+    batch_size: int
+    steps: int  # Of a turn; more of them where a step is short.
+
+
+PAIRS = {
+    "digits": Pair("resnet14", "digits_cnn", (8, 8, 1), 10, 50, 20),
+    "cifar": Pair("resnet32x4", "resnet8x4", (32, 32, 3), 100, 64, 1),
+}
+
+
+def keras_features():
+    loss = keras.distillation.FeatureDistillation
+    return [loss("mse", teacher_layer_name=name, student_layer_name=name) for name in STAGES]
+
+
+def keras_logits():
+    return keras.distillation.LogitsDistillation(temperature=4.0, loss=keras.losses.KLDivergence())
+
+
+METHODS = {
+    "student alone": lambda t, s: s,
+    "KD": lambda t, s: mikd.Distiller(t, s, [mikd.SoftTargets(weight=0.9)]),
+    "VID": lambda t, s: mikd.VIDDistiller(t, s),
+    "VID + logits": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=1.0),
+    "MIMKD": lambda t, s: mikd.MIMKDDistiller(t, s, xla_critics=True),
+    "MIMKD, no XLA": lambda t, s: mikd.MIMKDDistiller(t, s, xla_critics=False),
+    "Keras, logits": lambda t, s: keras.distillation.Distiller(t, s, keras_logits()),
+}
+# Keras compares features of equal shape only, which the digits pair does not have.
+FEATURES = {
+    "Keras, 3 features": lambda t, s: keras.distillation.Distiller(t, s, keras_features()),
+    "same, mikd.Distiller": lambda t, s: mikd.Distiller(t, s, keras_features()),
+}
+
+
+def feature_critics(critic, width, grid, xla):
+    def build(teacher, student):
+        losses = [
+            mikd.JSDCritic(
+                teacher_layer=place,
+                student_layer=student_place,
+                critic=critic(width=width),
+                grid=grid,
+                name=f"jsd_{student_place}",
+            )
+            for place, student_place in mikd.pair_stages(teacher, student)
+        ]
+        return mikd.Distiller(teacher, student, losses, xla_critics=xla)
+
+    return build
+
+
+def mimkd_levels(**weights):
+    off = {"global_weight": 0.0, "local_weight": 0.0, "feature_weight": 0.0}
+    return lambda t, s: mikd.MIMKDDistiller(t, s, **{**off, **weights})
+
+
+def critic_designs():
+    """Each level of MIMKD alone, then the feature level with one setting changed at a time."""
+    variants = {
+        "MIMKD": METHODS["MIMKD"],
+        "global": mimkd_levels(global_weight=0.2),
+        "local": mimkd_levels(local_weight=0.8),
+        "feature": mimkd_levels(feature_weight=0.8),
+    }
+    for name, critic in (("concat", mikd.ConcatCritic), ("separable", mikd.SeparableCritic)):
+        designs = [(width, 4, True) for width in (64, 128, 256, 512)]
+        designs += [(128, grid, True) for grid in (1, 2, 8, None)] + [(128, 4, False)]
+        for width, grid, xla in designs:
+            label = f"feature: {name}, width {width}, grid {grid}{'' if xla else ', no XLA'}"
+            variants[label] = feature_critics(critic, width, grid, xla)
+    return variants
+
+
+def compiled(model):
+    # A rate of 0 costs the same arithmetic, and no variant drifts into other numbers.
+    model.compile(
+        keras.optimizers.SGD(0.0, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def keras_step(model):
+    compiled(model).make_train_function()
+    return model.train_function
+
+
+def floor_step(teacher, student):
+    outputs = [teacher.get_layer(name).output for name in STAGES]
+    teacher = keras.Model(teacher.inputs, [*outputs, teacher.output])
+    compiled(student)
+    student.optimizer.build(student.trainable_variables)
+
+    @tf.function(jit_compile=student.jit_compile)
+    def train(x, y):
+        features = teacher(x, training=False)
+        with tf.GradientTape() as tape:
+            loss = student.loss(y, student(x, training=True))
+        gradients = tape.gradient(loss, student.trainable_variables)
+        student.optimizer.apply(gradients, student.trainable_variables)
+        return loss, features  # What is returned cannot be pruned from the graph.
+
+    return tf.function(lambda iterator: train(*iterator.get_next()))
+
+
+def build_steps(pair, variants):
+    """Returns `{name: function of an iterator that trains one step}`."""
+    teacher = getattr(mikd.models, pair.teacher)(pair.classes, pair.image_shape)
+
+    def student():
+        return getattr(mikd.models, pair.student)(pair.classes, pair.image_shape)
+
+    steps = {name: floor_step(teacher, student()) for name in (FLOOR, CONTROL)}
+    for name, build in variants.items():
+        steps[name] = keras_step(build(teacher, student()))
+    return steps
+
+
+def endless_batch(pair):
+    generator = tf.random.Generator.from_seed(0)
+    x = generator.normal((pair.batch_size, *pair.image_shape))
+    y = generator.uniform((pair.batch_size,), 0, pair.classes, "int32")
+    return iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+
+
+def measure(steps, batches, rounds, steps_per_turn):
+    """Returns `{name: milliseconds of each step}`, the variants in a new order in every round."""
+    times = {name: [] for name in steps}
+    turns = list(steps)
+    order = random.Random(0)
+    for _ in range(rounds):
+        order.shuffle(turns)
+        for name in turns:
+            for _ in range(steps_per_turn):
+                start = time.perf_counter()
+                steps[name](batches)
+                tf.test.experimental.sync_devices()
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def summarize(times):
+    """Returns a row for each variant, relative to the floor."""
+    floor = times[FLOOR]
+    return [
+        {
+            "variant": name,
+            "median_ms": statistics.median(values),
+            "min_ms": min(values),
+            "ratio": statistics.median(values) / statistics.median(floor),
+            "ratio_of_minima": min(values) / min(floor),
+            "steps": len(values),
+        }
+        for name, values in times.items()
+    ]
+
+
+def run_pair(pair, variants):
+    rounds, steps_per_turn = (1, 1) if FLAGS.quick else (FLAGS.rounds, pair.steps)
+    print(
+        f"\n{pair.teacher} -> {pair.student}, {pair.image_shape}, batch {pair.batch_size}: "
+        f"compiling {len(variants) + 2} variants, then {rounds} rounds of {steps_per_turn} steps",
+        flush=True,
+    )
+    steps, batches = build_steps(pair, variants), endless_batch(pair)
+    for _ in range(1 if FLAGS.quick else 3):
+        for step in steps.values():
+            step(batches)
+    rows = summarize(measure(steps, batches, rounds, steps_per_turn))
+    print_table(rows)
+    return {**pair._asdict(), "rounds": rounds, "steps_per_turn": steps_per_turn, "rows": rows}
+
+
+def print_table(rows):
+    width = max(len(row["variant"]) for row in rows)
+    print(f"\n{'variant':{width}}  median ms    min ms   ratio  of minima   cost")
+    for row in rows:
+        print(
+            f"{row['variant']:{width}} {row['median_ms']:10.2f} {row['min_ms']:9.2f} "
+            f"{row['ratio']:7.3f} {row['ratio_of_minima']:10.3f} {100 * (row['ratio'] - 1):+5.1f}%"
+        )
+
+
+def machine():
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return {
+        "cpus": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "gpus": [detail.get("device_name") for detail in details],
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "keras_mikd": mikd.__version__,
+    }
+
+
+def main(argv):
+    del argv
+    if FLAGS.output and Path(FLAGS.output).exists():
+        raise app.UsageError(f"--output: {FLAGS.output} exists; name another file")
+    keras.utils.set_random_seed(0)
+    results = {"machine": machine(), "pairs": {}}
+    for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:
+        methods = METHODS if name == "digits" else {**METHODS, **FEATURES}
+        variants = critic_designs() if FLAGS.critics else methods
+        results["pairs"][name] = run_pair(PAIRS[name], variants)
+    print("\nratio: of the medians, to the floor's. cost: ratio - 1, in floors.")
+    if FLAGS.output:
+        Path(FLAGS.output).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,268 @@
+"""Trains the same small student alone and with every method, and prints one table.
+
+Needs `<output_dir>/teacher.keras` of train_teacher.py (or `--teacher`). With 10 labelled digits per
+class:
+
+    python examples/distill.py --output_dir=runs/digits
+
+A loss weight may be a list: every value is trained, and the one that is best on the validation split is
+reported on the test split:
+
+    python examples/distill.py --output_dir=runs/sweep --teacher=runs/digits/teacher.keras \
+        --methods=student,vid --vid_weight=0.3,1,3 --seeds=5
+
+Writes to `<output_dir>`: `results.json`, `comparison.png`, TensorBoard logs under `logs/`, and
+`student.keras`, the student that is best on the validation split.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import matplotlib
+from absl import app, flags
+
+import keras_mikd as mikd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
+flags.DEFINE_string("teacher", None, "Saved teacher; <output_dir>/teacher.keras if not given.")
+flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
+flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
+flags.DEFINE_string("student", "digits_cnn", "Name of a network in keras_mikd.models.")
+flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: student, kd, vid, mimkd.")
+flags.DEFINE_list("kd_weight", "1", "Weight(s) of the soft targets.")
+flags.DEFINE_float("kd_temperature", 4.0, "Temperature of the soft targets.", 0.0)
+flags.DEFINE_list("vid_weight", "1", "Weight(s) of each VID stage pair and of the logits pair.")
+flags.DEFINE_list("mimkd_weight", "1", "Factor(s) on MIMKD's default weights of its levels.")
+flags.DEFINE_float("learning_rate", 3e-3, "First learning rate; it falls to 0 as a cosine.", 0.0)
+flags.DEFINE_integer("epochs", 100, "Epochs of a student.", 1)
+flags.DEFINE_integer("batch_size", 50, "Images in a batch.", 1)
+flags.DEFINE_integer("seeds", 1, "Students per row: seeds 0, 1, ... of weights, labels, order.", 1)
+
+METHODS = ("student", "kd", "vid", "mimkd")
+
+
+def build(method, weight, teacher, student):
+    """Returns the model to fit: the student itself, or a distiller around it."""
+    if method == "student":
+        return student
+    if method == "kd":
+        kd = mikd.SoftTargets(temperature=FLAGS.kd_temperature, weight=weight, name="kd")
+        return mikd.Distiller(teacher, student, [kd])
+    if method == "vid":
+        return mikd.VIDDistiller(teacher, student, stage_weight=weight, logits_weight=weight)
+    default = mikd.MIMKDDistiller.WEIGHTS
+    return mikd.MIMKDDistiller(
+        teacher, student, **{level: weight * value for level, value in default.items()}
+    )
+
+
+def load_data(seed):
+    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
+    return load(
+        batch_size=FLAGS.batch_size,
+        labels_per_class=FLAGS.labels_per_class or None,
+        seed=seed,
+        data_dir=FLAGS.data_dir,
+    )
+
+
+class StepTime(keras.callbacks.Callback):
+    """Median milliseconds of a training step, the first epoch left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.measured = epoch > 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.measured:
+            self.times.append(1000 * (time.perf_counter() - self.start))
+
+    def median(self):
+        return statistics.median(self.times) if self.times else float("nan")
+
+
+def train(method, weight, seed, teacher):
+    """Trains one student; returns it, its numbers and its validation accuracy by epoch."""
+    keras.utils.set_random_seed(seed)
+    data = load_data(seed)
+    student = getattr(mikd.models, FLAGS.student)(data.num_classes, data.image_shape)
+    model = build(method, weight, teacher, student)
+    rate = keras.optimizers.schedules.CosineDecay(
+        FLAGS.learning_rate, FLAGS.epochs * len(data.train)
+    )
+    model.compile(
+        keras.optimizers.Adam(rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    step_time = StepTime()
+    logs = Path(FLAGS.output_dir) / "logs" / f"{method}-weight{weight:g}-seed{seed}"
+    history = model.fit(
+        data.train,
+        validation_data=data.validation,
+        validation_freq=max(1, FLAGS.epochs // 20),
+        epochs=FLAGS.epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[step_time, keras.callbacks.TensorBoard(logs, write_graph=False)],
+    ).history
+    validation = model.evaluate(data.validation, verbose=0, return_dict=True)
+    numbers = {
+        "validation": 100 * validation["accuracy"],
+        "test": 100 * model.evaluate(data.test, verbose=0, return_dict=True)["accuracy"],
+        "milliseconds": step_time.median(),
+        "weights": student.count_params(),
+        "training_only_weights": model.count_params() - student.count_params(),
+        "nats": {k: v for k, v in validation.items() if k.endswith("_nats")},
+        "curve": [100 * v for v in history["val_accuracy"]],
+    }
+    return student, numbers
+
+
+def train_row(method, weight, teacher):
+    """Trains a student per seed; returns the row of the table and the best student."""
+    students, runs = [], []
+    for seed in range(FLAGS.seeds):
+        student, numbers = train(method, weight, seed, teacher)
+        students.append(student)
+        runs.append(numbers)
+        print(
+            f"  {method} (weight {weight:g}, seed {seed}): {numbers['validation']:.2f} % of the "
+            f"validation split after {FLAGS.epochs} epochs",
+            flush=True,
+        )
+    best = max(range(len(runs)), key=lambda i: runs[i]["validation"])
+    return {"method": method, "weight": weight, "runs": runs, "best": students[best]}
+
+
+def mean(row, key):
+    return statistics.mean(run[key] for run in row["runs"])
+
+
+def spread(row, key):
+    values = [run[key] for run in row["runs"]]
+    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+
+
+def chosen_rows(rows):
+    """Keeps, of every method, the row whose weight is best on the validation split."""
+    groups = itertools.groupby(rows, key=lambda row: row["method"])
+    return [max(group, key=lambda row: mean(row, "validation")) for _, group in groups]
+
+
+def print_table(rows):
+    alone = next((mean(row, "test") for row in rows if row["method"] == "student"), None)
+    print(f"\n{'method':8} {'weight':>6} {'test %':>14} {'gain':>6} {'weights':>15} {'ms/step':>8}")
+    for row in rows:
+        gain = "" if alone is None else f"{mean(row, 'test') - alone:+.2f}"
+        run = row["runs"][0]
+        extra = run["training_only_weights"]
+        weights = f"{run['weights']:,}" + (f" +{extra:,}" if extra else "")
+        accuracy = f"{mean(row, 'test'):.2f}{spread(row, 'test')}"
+        print(
+            f"{row['method']:8} {row['weight']:>6g} {accuracy:>14} {gain:>6} {weights:>15} "
+            f"{mean(row, 'milliseconds'):>8.2f}"
+        )
+        nats = {k: statistics.mean(r["nats"][k] for r in row["runs"]) for k in run["nats"]}
+        if nats:
+            print("         nats: " + ", ".join(f"{k} {v:.2f}" for k, v in nats.items()))
+    print(
+        "\ngain: points above the student alone. weights: of the student, + those that only train.\n"
+        "nats, on the validation split: *_mi_nats is a Donsker-Varadhan lower bound on the mutual\n"
+        "information of the pair; *_gaussian_nats is nats per channel and a bound only if the\n"
+        "teacher's channel is Gaussian. MIMKD is a reconstruction: its critics are not public."
+    )
+
+
+def draw(rows, path):
+    figure, (bars, curves) = plt.subplots(1, 2, figsize=(10, 4))
+    for position, row in enumerate(rows):
+        values = [run["test"] for run in row["runs"]]
+        bars.bar(position, statistics.mean(values), width=0.6, alpha=0.6)
+        bars.plot([position] * len(values), values, "k.")
+        curve = [statistics.mean(step) for step in zip(*(r["curve"] for r in row["runs"]), strict=True)]
+        epochs = [max(1, FLAGS.epochs // 20) * (i + 1) for i in range(len(curve))]
+        curves.plot(epochs, curve, label=row["method"])
+    bars.set_xticks(range(len(rows)), [row["method"] for row in rows])
+    lowest = min(run["test"] for row in rows for run in row["runs"])
+    bars.set(ylabel="test accuracy, %", ylim=(max(0, lowest - 5), 100))
+    bars.set_title("Test accuracy (dots: seeds)")
+    curves.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(max(0, lowest - 15), 100))
+    curves.set_title("Validation accuracy (mean)")
+    curves.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def check_flags():
+    unknown = sorted(set(FLAGS.methods) - set(METHODS))
+    if unknown or not FLAGS.methods:
+        raise app.UsageError(f"--methods: expected some of {', '.join(METHODS)}; got {unknown}")
+    for method in METHODS[1:]:
+        flag = f"{method}_weight"
+        if FLAGS[flag].present and method not in FLAGS.methods:
+            raise app.UsageError(f"--{flag} is given and {method} is not among --methods")
+        for value in FLAGS[flag].value:
+            try:
+                valid = float(value) > 0
+            except ValueError:
+                valid = False
+            if not valid:
+                raise app.UsageError(f"--{flag}: expected numbers above 0; got {value!r}")
+    if not hasattr(mikd.models, FLAGS.student):
+        raise app.UsageError(f"--student: keras_mikd.models has no network {FLAGS.student!r}")
+    output_dir = Path(FLAGS.output_dir)
+    teacher = Path(FLAGS.teacher or output_dir / "teacher.keras")
+    if not teacher.exists():
+        raise app.UsageError(f"--teacher: {teacher} does not exist; run train_teacher.py first")
+    for name in ("results.json", "comparison.png", "student.keras"):
+        if (output_dir / name).exists():
+            raise app.UsageError(f"--output_dir: {output_dir / name} exists and is kept; name another")
+    return teacher, output_dir
+
+
+def main(argv):
+    del argv
+    teacher_path, output_dir = check_flags()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    teacher = keras.saving.load_model(teacher_path)
+    print(f"Students {FLAGS.student}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True)
+    weights = {"student": ["0"], **{m: FLAGS[f"{m}_weight"].value for m in METHODS[1:]}}
+    rows = [
+        train_row(method, float(weight), teacher)
+        for method in FLAGS.methods
+        for weight in weights[method]
+    ]
+    rows = chosen_rows(rows)
+    print_table(rows)
+    best = max(rows, key=lambda row: max(run["validation"] for run in row["runs"]))
+    best.pop("best").save(output_dir / "student.keras")
+    draw(rows, output_dir / "comparison.png")
+    results = [{k: v for k, v in row.items() if k != "best"} for row in rows]
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1))
+    print(
+        f"\nBest on the validation split: {best['method']}, saved as {output_dir}/student.keras\n"
+        f"Figure: {output_dir}/comparison.png; curves: tensorboard --logdir {output_dir}/logs"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

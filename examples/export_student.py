@@ -1,0 +1,47 @@
+"""Exports a student to TFLite and checks it against Keras on real images.
+
+    python examples/export_student.py --student=runs/digits/student.keras
+
+The file is written only if it gives Keras' answers on the test split.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+from absl import app, flags
+
+import keras_mikd as mikd
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("student", None, "Saved student (.keras).", required=True)
+flags.DEFINE_string("output", None, "File to write; the student's name with .tflite if not given.")
+flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to check on.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
+flags.DEFINE_float("tolerance", 1e-4, "Largest difference of an output that is accepted.", 0.0)
+
+
+def check_flags():
+    student = Path(FLAGS.student)
+    if not student.exists():
+        raise app.UsageError(f"--student: {student} does not exist; run distill.py first")
+    output = Path(FLAGS.output or student.with_suffix(".tflite"))
+    if output.exists():
+        raise app.UsageError(f"--output: {output} exists and is kept; name another file")
+    return student, output
+
+
+def main(argv):
+    del argv
+    student, output = check_flags()
+    data = getattr(mikd.datasets, f"load_{FLAGS.dataset}")(data_dir=FLAGS.data_dir)
+    report = mikd.export_tflite(
+        keras.saving.load_model(student), output, check_on=data.test, tolerance=FLAGS.tolerance
+    )
+    print(report)
+
+
+if __name__ == "__main__":
+    app.run(main)
