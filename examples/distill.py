@@ -5,8 +5,8 @@ class:
 
     python examples/distill.py --output_dir=runs/digits
 
-A loss weight may be a list: every value is trained, and the one that is best on the validation split is
-reported on the test split:
+A loss weight may be a list: every value is trained, and the one that is best on the validation
+split is reported on the test split:
 
     python examples/distill.py --output_dir=runs/sweep --teacher=runs/digits/teacher.keras \
         --methods=student,vid --vid_weight=0.3,1,3 --seeds=5
@@ -185,7 +185,7 @@ def print_table(rows):
         if nats:
             print("         nats: " + ", ".join(f"{k} {v:.2f}" for k, v in nats.items()))
     print(
-        "\ngain: points above the student alone. weights: of the student, + those that only train.\n"
+        "\ngain: points above the student alone. weights: the student's, + those that only train.\n"
         "nats, on the validation split: *_mi_nats is a Donsker-Varadhan lower bound on the mutual\n"
         "information of the pair; *_gaussian_nats is nats per channel and a bound only if the\n"
         "teacher's channel is Gaussian. MIMKD is a reconstruction: its critics are not public."
@@ -198,7 +198,9 @@ def draw(rows, path):
         values = [run["test"] for run in row["runs"]]
         bars.bar(position, statistics.mean(values), width=0.6, alpha=0.6)
         bars.plot([position] * len(values), values, "k.")
-        curve = [statistics.mean(step) for step in zip(*(r["curve"] for r in row["runs"]), strict=True)]
+        curve = [
+            statistics.mean(step) for step in zip(*(r["curve"] for r in row["runs"]), strict=True)
+        ]
         epochs = [max(1, FLAGS.epochs // 20) * (i + 1) for i in range(len(curve))]
         curves.plot(epochs, curve, label=row["method"])
     bars.set_xticks(range(len(rows)), [row["method"] for row in rows])
@@ -235,7 +237,9 @@ def check_flags():
         raise app.UsageError(f"--teacher: {teacher} does not exist; run train_teacher.py first")
     for name in ("results.json", "comparison.png", "student.keras"):
         if (output_dir / name).exists():
-            raise app.UsageError(f"--output_dir: {output_dir / name} exists and is kept; name another")
+            raise app.UsageError(
+                f"--output_dir: {output_dir / name} exists and is kept; name another"
+            )
     return teacher, output_dir
 
 
@@ -244,7 +248,9 @@ def main(argv):
     teacher_path, output_dir = check_flags()
     output_dir.mkdir(parents=True, exist_ok=True)
     teacher = keras.saving.load_model(teacher_path)
-    print(f"Students {FLAGS.student}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True)
+    print(
+        f"Students {FLAGS.student}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True
+    )
     weights = {"student": ["0"], **{m: FLAGS[f"{m}_weight"].value for m in METHODS[1:]}}
     rows = [
         train_row(method, float(weight), teacher)

@@ -11,9 +11,9 @@ from keras_mikd.feature_taps import OUTPUT
 class DistillationLoss(keras.layers.Layer):
     """Base class of what is matched between a teacher and a student.
 
-    A distillation loss is a Keras layer: its critic, head or regressor are ordinary weights, trained with
-    the student, saved with the distiller and never exported. A subclass creates them in `build` and returns
-    the loss of every example from `call`:
+    A distillation loss is a Keras layer: its critic, head or regressor are ordinary weights,
+    trained with the student, saved with the distiller and never exported. A subclass creates them
+    in `build` and returns the loss of every example from `call`:
 
     ```python
     class Cosine(keras_mikd.DistillationLoss):
@@ -24,28 +24,33 @@ class DistillationLoss(keras.layers.Layer):
     Tensors arrive in float32 whatever the dtype policy of the networks is.
 
     Args:
-        teacher_layer: Place to read in the teacher (see `FeatureTaps`): `None` for its output, a layer
-            name, `"stage2"`, `"pooled"`, ...; a list of places where a method needs several tensors.
+        teacher_layer: Place to read in the teacher (see `FeatureTaps`): `None` for its output, a
+            layer name, `"stage2"`, `"pooled"`, ...; a list of places where a method needs several
+            tensors.
         student_layer: Place to read in the student, likewise.
         weight: Factor of this loss in the total: a finite float of at least 0, or a
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
-        **kwargs: `name` (the loss appears under it in `history` and TensorBoard) and other arguments of
-            `keras.layers.Layer`.
+        **kwargs: `name` (the loss appears under it in `history` and TensorBoard) and other
+            arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If `weight` is negative, not finite or not a number.
     """
 
     expects_logits = False
-    """Whether the output of the networks must be logits; the distiller refuses probabilities then."""
+    """Whether an output must be logits; the distiller refuses probabilities then."""
 
-    def __init__(self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs):
+    def __init__(
+        self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs
+    ):
         super().__init__(dtype=dtype, **kwargs)
         self.teacher_layer = _places("teacher_layer", teacher_layer)
         self.student_layer = _places("student_layer", student_layer)
         scheduled = isinstance(weight, keras.optimizers.schedules.LearningRateSchedule)
-        self.weight = weight if scheduled else checked_weight(f"the weight of {self.name!r}", weight)
+        self.weight = (
+            weight if scheduled else checked_weight(f"the weight of {self.name!r}", weight)
+        )
         self.xla = False
         self._readouts = {}
 
@@ -61,7 +66,8 @@ class DistillationLoss(keras.layers.Layer):
         """Compares the two networks on a batch.
 
         Args:
-            teacher: Tensor of shape `(batch, ...)` (a list for a list of places). No gradient flows into it.
+            teacher: Tensor of shape `(batch, ...)` (a list for a list of places). No gradient
+                flows into it.
             student: Tensor of shape `(batch, ...)`, likewise.
             labels: The targets of the batch, or `None`.
             training: Whether the student is being trained.
@@ -70,8 +76,8 @@ class DistillationLoss(keras.layers.Layer):
             Tensor of shape `(batch,)`, float32: the loss of every example, to be minimised.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} must implement `call(teacher, student, labels=None, training=None)` "
-            "and return a loss of shape (batch,)."
+            f"{type(self).__name__} must implement `call(teacher, student, labels=None, "
+            "training=None)` and return a loss of shape (batch,)."
         )
 
     def readout_metrics(self):

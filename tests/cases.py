@@ -1,4 +1,4 @@
-"""Every public loss and distiller, listed once; the conformance tests run each property over the lists."""
+"""Every public loss and distiller, listed once for the conformance tests."""
 
 import keras
 import numpy as np
@@ -50,9 +50,7 @@ def _jsd(teacher_layer="pooled", student_layer="pooled", critic=mikd.ConcatCriti
 
 
 def _vid(place="stage2", variant="repdistiller", **kwargs):
-    return mikd.GaussianVIDHead(
-        teacher_layer=place, student_layer=place, variant=variant, **kwargs
-    )
+    return mikd.GaussianVIDHead(teacher_layer=place, student_layer=place, variant=variant, **kwargs)
 
 
 # name -> a function that makes a new loss; every public DistillationLoss is here.
@@ -88,10 +86,16 @@ LOSSES = {
 # name -> a function (teacher, student) -> distiller; every public distiller is here.
 DISTILLERS = {
     "distiller": lambda t, s: mikd.Distiller(
-        t, s, [mikd.SoftTargets(weight=0.9), _vid(), _jsd()], task_loss_weight=0.5, xla_critics=False
+        t,
+        s,
+        [mikd.SoftTargets(weight=0.9), _vid(), _jsd()],
+        task_loss_weight=0.5,
+        xla_critics=False,
     ),
     "vid": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=0.5),
-    "mimkd": lambda t, s: mikd.MIMKDDistiller(t, s, critic_width=8, feature_width=8, xla_critics=False),
+    "mimkd": lambda t, s: mikd.MIMKDDistiller(
+        t, s, critic_width=8, feature_width=8, xla_critics=False
+    ),
 }
 
 

@@ -11,9 +11,7 @@ import tensorflow as tf
 import keras_mikd as mikd
 
 LOSSES = pytest.mark.parametrize("make", cases.LOSSES.values(), ids=cases.LOSSES.keys())
-DISTILLERS = pytest.mark.parametrize(
-    "make", cases.DISTILLERS.values(), ids=cases.DISTILLERS.keys()
-)
+DISTILLERS = pytest.mark.parametrize("make", cases.DISTILLERS.values(), ids=cases.DISTILLERS.keys())
 
 
 def _compiled(distiller, **kwargs):

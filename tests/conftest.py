@@ -1,4 +1,4 @@
-"""Every test process sees two logical CPU devices, and TensorFlow keeps its start-up notes to itself."""
+"""Every test process sees two logical CPU devices and works deterministically."""
 
 import os
 

@@ -10,7 +10,9 @@ import keras_mikd as mikd
 
 
 def _compiled(distiller, loss=None, optimizer=None, **kwargs):
-    distiller.compile(optimizer or keras.optimizers.SGD(0.1), loss or cases.cross_entropy(), **kwargs)
+    distiller.compile(
+        optimizer or keras.optimizers.SGD(0.1), loss or cases.cross_entropy(), **kwargs
+    )
     return distiller
 
 
@@ -149,9 +151,7 @@ def test_6_several_outputs_with_a_loss_each(kind):
         return keras.Model(inputs, {"a": a, "b": b} if kind is dict else [a, b])
 
     keys = ("a", "b") if kind is dict else (0, 1)
-    loss = mikd.SoftTargets(
-        teacher_layer=f"output/{keys[0]}", student_layer=f"output/{keys[1]}"
-    )
+    loss = mikd.SoftTargets(teacher_layer=f"output/{keys[0]}", student_layer=f"output/{keys[1]}")
     x, y = cases.data()
 
     def each(value):

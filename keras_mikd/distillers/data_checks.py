@@ -38,7 +38,7 @@ def _check_images(distiller, argument, array):
     dtype = keras.backend.standardize_dtype(array.dtype)
     if len(array.shape) == 4 and "int" in dtype and not _accepts_integers(distiller.student):
         raise ValueError(
-            f"`{argument}` holds integer images and the student takes floats without rescaling them. "
+            f"`{argument}` holds integer images and the student takes floats and does not rescale. "
             "Expected the floats that the teacher was trained on, such as x / 255. "
             f"Received: dtype={dtype}"
         )
@@ -62,8 +62,8 @@ def _check_labels(distiller, argument, labels):
     values = np.asarray(labels)
     if values.size and (values.min() < 0 or values.max() >= classes):
         raise ValueError(
-            f"Expected the labels in `{argument}` to be integers from 0 to {classes - 1}, since the "
-            f"student has {classes} outputs. Received labels from {values.min()} to {values.max()}."
+            f"Expected the labels in `{argument}` to be integers from 0 to {classes - 1}, since "
+            f"the student has {classes} outputs. Received labels from {values.min()} to {values.max()}."
         )
 
 

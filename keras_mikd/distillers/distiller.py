@@ -19,29 +19,32 @@ class Distiller(keras.Model):
     `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
     + regularizers and add_loss terms of the student`.
 
-    Called, evaluated, predicted with and exported, a distiller is its student. A step runs each network
-    once. The teacher always runs in inference mode, receives no gradient and is left as it was. A
+    Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
+    network once. The teacher always runs in inference mode, receives no gradient and is left as it
+    was. A
     `.keras` file of the distiller holds everything needed to go on training; its weight files
-    (`save_weights`, `ModelCheckpoint(save_weights_only=True)`, `BackupAndRestore`) leave the teacher out.
+    (`save_weights`, `ModelCheckpoint(save_weights_only=True)`, `BackupAndRestore`) leave the
+    teacher out.
 
-    Every loss is logged under its name and its read-outs as `<name>_<read-out>`, beside `task_loss` and
-    the total, `loss`.
+    Every loss is logged under its name and its read-outs as `<name>_<read-out>`, beside
+    `task_loss` and the total, `loss`.
 
     Args:
         teacher: Trained Keras model; a subclassed one needs `teacher_features`.
         student: Keras model with the same inputs; a subclassed one needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
-        xla_critics: Whether XLA compiles the arithmetic of the critics (`True`, `False` or `"auto"`:
-            except where the whole step is compiled or runs eagerly).
-        teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed teacher.
+        xla_critics: Whether XLA compiles the arithmetic of the critics (`True`, `False` or
+            `"auto"`: except where the whole step is compiled or runs eagerly).
+        teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed
+            teacher.
         student_features: Likewise for the student.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
         ValueError: Before any training, if a place is unknown, the networks do not take the same
-            inputs, probabilities stand where logits are expected, there are no losses, two share a name,
-            or a weight is not a finite number of at least 0.
+            inputs, probabilities stand where logits are expected, there are no losses, two share a
+            name, or a weight is not a finite number of at least 0.
 
     Example:
         ```python
@@ -117,7 +120,8 @@ class Distiller(keras.Model):
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: If the loss expects logits and the student puts out probabilities, or the reverse.
+            ValueError: If the loss expects logits and the student puts out probabilities, or the
+                reverse.
         """
         pair_checks.check_task_loss(self.student, loss)
         super().compile(optimizer, loss, *args, **kwargs)
@@ -137,8 +141,9 @@ class Distiller(keras.Model):
         """Trains like `keras.Model.fit`, after a look at the data.
 
         Raises:
-            ValueError: If the data is empty, brings integer images to a float model, or labels out of
-                range. One batch of a `tf.data.Dataset` is read for this; arrays are checked whole.
+            ValueError: If the data is empty, brings integer images to a float model, or labels out
+                of range. One batch of a `tf.data.Dataset` is read for this; arrays are checked
+                whole.
         """
         data_checks.check_data(self, "x", (x, y))
         if validation_data is not None:
@@ -216,7 +221,7 @@ class Distiller(keras.Model):
         return self.xla_critics is not False and not (self.jit_compile or self.run_eagerly)
 
     def save_weights(self, filepath, *args, **kwargs):
-        """Saves the weights of the student, the losses and the optimizers, without the teacher's."""
+        """Saves the weights of the student, the losses and the optimizers, not the teacher's."""
         with self._without_teacher():
             return super().save_weights(filepath, *args, **kwargs)
 

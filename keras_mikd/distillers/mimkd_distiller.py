@@ -16,8 +16,8 @@ class MIMKDDistiller(Distiller):
     - local_weight * JSD(teacher pooled; student's last map, location by location)
     - feature_weight * sum over stage pairs of JSD(teacher map; student map, location by location)`.
 
-    A *reconstruction*: that there are three levels, the Jensen-Shannon estimator and one negative are
-    the paper's; the critics, layers and weights are not public and are ours.
+    A *reconstruction*: that there are three levels, the Jensen-Shannon estimator and one negative
+    are the paper's; the critics, layers and weights are not public and are ours.
 
     Args:
         teacher: Trained convolutional Keras model.
@@ -37,8 +37,8 @@ class MIMKDDistiller(Distiller):
         ValueError: As `Distiller`, or if no stages are found.
 
     References:
-        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge Distillation
-        (arXiv:2110.15946).
+        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
+        Distillation (arXiv:2110.15946).
     """
 
     def __init__(
@@ -65,7 +65,14 @@ class MIMKDDistiller(Distiller):
                 ("jsd_global", "pooled", "pooled", global_weight, ConcatCritic, critic_width),
                 ("jsd_local", "pooled", last, local_weight, ConcatCritic, critic_width),
             ] + [
-                (f"jsd_{place}", teacher_place, place, feature_weight, SeparableCritic, feature_width)
+                (
+                    f"jsd_{place}",
+                    teacher_place,
+                    place,
+                    feature_weight,
+                    SeparableCritic,
+                    feature_width,
+                )
                 for teacher_place, place in pairs
             ]
             distillation_losses += [

@@ -78,9 +78,9 @@ def check_networks(teacher, student):
     inputs = [_input_shapes(model) for model in (teacher, student)]
     if None not in inputs and not _compatible(*inputs):
         raise ValueError(
-            "Expected teacher and student to take the same inputs. Received: teacher inputs of shape "
-            f"{inputs[0]}, student inputs of shape {inputs[1]}. Put a resizing or rescaling layer in "
-            "front of one of them, in a functional model."
+            "Expected teacher and student to take the same inputs. Received: teacher inputs of "
+            f"shape {inputs[0]}, student inputs of shape {inputs[1]}. Put a resizing or rescaling "
+            "layer in front of one of them, in a functional model."
         )
 
 
@@ -107,7 +107,8 @@ def _compatible(first, second):
             return False
         first, second = list(first.values()), list(second.values())
     return all(
-        len(a) == len(b) and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
+        len(a) == len(b)
+        and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
         for a, b in zip(first, second, strict=True)
     )
 
@@ -125,8 +126,8 @@ def check_logits(teacher, student, losses):
                 raise ValueError(
                     f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
                     "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
-                    f"build the {name} without the final activation, or name the layer before it as "
-                    f"`{name}_layer`. Received: {name}_layer={place!r}"
+                    f"build the {name} without the final activation, or name the layer before it "
+                    f"as `{name}_layer`. Received: {name}_layer={place!r}"
                 )
 
 
@@ -142,9 +143,10 @@ def check_task_loss(student, loss):
     probabilities = output_is_probability(student)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(
-            f"The student {student.name!r} puts out {'probabilities' if probabilities else 'logits'} "
-            f"and the task loss expects {'logits' if from_logits else 'probabilities'}. Received: "
-            f"loss={loss!r}; use from_logits={not from_logits} in it."
+            f"The student {student.name!r} puts out "
+            f"{'probabilities' if probabilities else 'logits'} and the task loss expects "
+            f"{'logits' if from_logits else 'probabilities'}. "
+            f"Received: loss={loss!r}; use from_logits={not from_logits} in it."
         )
 
 

@@ -10,7 +10,7 @@ from keras_mikd.stages import pair_stages
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class VIDDistiller(Distiller):
-    """A `Distiller` with a Gaussian head on every pair of stages (VID-I), and on the logits (VID-L).
+    """A `Distiller` with Gaussian heads on the pairs of stages (VID-I) and on the logits (VID-L).
 
     `total = task loss + stage_weight * sum over stage pairs of -log q(t | s)
     + logits_weight * -log q(teacher logits | student's pooled vector)`.
@@ -30,8 +30,8 @@ class VIDDistiller(Distiller):
         ValueError: As `Distiller`, or if no stages are found.
 
     References:
-        Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge Transfer
-        (arXiv:1904.05835), eq. 5 and 6.
+        Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge
+        Transfer (arXiv:1904.05835).
     """
 
     def __init__(

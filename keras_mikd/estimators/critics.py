@@ -1,4 +1,4 @@
-"""Score networks: how well two features fit together, for true pairs and for pairs of the product."""
+"""Score networks: how well two features fit together, in true pairs and in pairs by chance."""
 
 import math
 
@@ -10,9 +10,10 @@ class Critic(keras.layers.Layer):
     """Base class of score networks `f(t, s)` over the locations of two features.
 
     A subclass embeds each side once (`embed_teacher`, `embed_student`) and scores embeddings that
-    broadcast against one another (`score`). Pairing is done here, on embeddings, so that every negative
-    reuses what was computed for the positive: the negatives of example `i` are the student features of
-    the examples `i + 1`, ..., `i + negatives` of the batch (cyclic), never of example `i` itself.
+    broadcast against one another (`score`). Pairing is done here, on embeddings, so that every
+    negative reuses what was computed for the positive: the negatives of example `i` are the
+    student features of the examples `i + 1`, ..., `i + negatives` of the batch (cyclic), never of
+    example `i` itself.
 
     Args:
         width: Number of units of every hidden layer.
@@ -20,14 +21,15 @@ class Critic(keras.layers.Layer):
 
     Call arguments:
         teacher: Tensor of shape `(batch, locations or 1, teacher channels)`.
-        student: Tensor of shape `(pool, locations or 1, student channels)`; `pool` is `batch`, or the
-            global batch where there are several replicas.
+        student: Tensor of shape `(pool, locations or 1, student channels)`; `pool` is `batch`, or
+            the global batch where there are several replicas.
         first: Index in `student` of the partner of the teacher's first example, an integer scalar.
-        negatives: Negatives for every example: a positive int, at most `pool - 1` of which are used, or
-            `None` for every other example of the pool.
+        negatives: Negatives for every example: a positive int, at most `pool - 1` of which are
+            used, or `None` for every other example of the pool.
 
     Returns:
-        `(joint, product)`: scores of shapes `(batch, locations)` and `(batch, negatives, locations)`.
+        `(joint, product)`: scores of shapes `(batch, locations)` and `(batch, negatives,
+        locations)`.
     """
 
     def __init__(self, *, width=512, **kwargs):
@@ -45,11 +47,11 @@ class Critic(keras.layers.Layer):
         raise NotImplementedError
 
     def score(self, teacher, student):
-        """Scores embeddings that broadcast to `(..., locations, units)`; returns `(..., locations)`."""
+        """Scores embeddings that broadcast to `(..., locations, units)`: `(..., locations)`."""
         raise NotImplementedError
 
     def score_all(self, teacher, student):
-        """Scores every teacher embedding with every student embedding: `(batch, pool, locations)`."""
+        """Scores every teacher embedding with every student's: `(batch, pool, locations)`."""
         return self.score(teacher[:, None], student[None])
 
     def call(self, teacher, student, first, negatives):
@@ -79,8 +81,8 @@ class ConcatCritic(Critic):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     References:
-        Hjelm et al., Learning deep representations by mutual information estimation and maximization
-        (arXiv:1808.06670). That MIMKD uses it is a reconstruction.
+        Hjelm et al., Learning deep representations by mutual information estimation and
+        maximization (arXiv:1808.06670). That MIMKD uses it is a reconstruction.
     """
 
     def build(self, teacher_shape, student_shape):
@@ -106,16 +108,16 @@ class SeparableCritic(Critic):
     """Two towers and an inner product, at every location.
 
     `f(t, s) = <g(t), h(s)> / sqrt(width)`; each tower adds a linear shortcut to a perceptron of one
-    hidden layer and ends with layer normalisation, the encode-and-dot-product family of Deep InfoMax. All
-    pairs of a batch cost one matrix product.
+    hidden layer and ends with layer normalisation: the encode-and-dot-product family of Deep
+    InfoMax. All pairs of a batch cost one matrix product.
 
     Args:
         width: Number of units of the hidden layers and of the embeddings.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     References:
-        Hjelm et al., Learning deep representations by mutual information estimation and maximization
-        (arXiv:1808.06670). That MIMKD uses it is a reconstruction.
+        Hjelm et al., Learning deep representations by mutual information estimation and
+        maximization (arXiv:1808.06670). That MIMKD uses it is a reconstruction.
     """
 
     def build(self, teacher_shape, student_shape):

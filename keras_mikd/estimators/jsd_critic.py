@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_mikd import bounds, replicas
 from keras_mikd.distillation_loss import DistillationLoss
-from keras_mikd.estimators.critics import ConcatCritic, SeparableCritic
+from keras_mikd.estimators.critics import ConcatCritic
 from keras_mikd.estimators.mutual_information import MutualInformation
 from keras_mikd.grids import common_grid, pool_to
 
@@ -15,21 +15,23 @@ ALL = "all"
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class JSDCritic(DistillationLoss):
-    """Maximises a bound on the mutual information of two features with a critic trained beside the student.
+    """Maximises the mutual information of two features with a critic trained beside the student.
 
     `loss = softplus(-f(t, s)) + mean over negatives of softplus(f(t, s'))`, where `(t, s)` are the
-    features of one example, `s'` is the student's feature of another example of the batch, and the critic
+    features of one example, `s'` is the student's feature of another example of the batch, and the
+    critic
     `f` is trained with the student. The level follows from the ranks of the two tensors:
 
     - *global*: vector and vector;
     - *local*: vector and map, in either orientation; the vector is compared with every location;
     - *feature*: map and map, both averaged to the smaller grid and compared location by location.
 
-    The Jensen-Shannon objective bounds a Jensen-Shannon divergence and not the mutual information: it is
-    a stable signal to train on, which one negative suffices for. The mutual information is reported
-    beside it, as `<name>_mi_nats`, by the Donsker-Varadhan bound with the same scores.
+    The Jensen-Shannon objective bounds a Jensen-Shannon divergence and not the mutual information:
+    it is a stable signal to train on, which one negative suffices for. The mutual information is
+    reported beside it, as `<name>_mi_nats`, by the Donsker-Varadhan bound with the same scores.
 
-    MIMKD's critics, layers and weights are not public: this is a reconstruction, after Deep InfoMax.
+    MIMKD's critics, layers and weights are not public: this is a reconstruction, after Deep
+    InfoMax.
 
     Args:
         teacher_layer: Place in the teacher: a vector `(batch, channels)` or a map
@@ -40,10 +42,10 @@ class JSDCritic(DistillationLoss):
             `bounds.nwj`, `bounds.donsker_varadhan`, `bounds.smile`, `bounds.info_nce`, or your own
             (registered as serializable if the distiller is to be loaded again).
         critic: Score network: `ConcatCritic(width=...)` or `SeparableCritic(width=...)`.
-        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other example
-            of the batch (one matrix product with a separable critic).
-        grid: Most rows and columns on which maps are compared; larger maps are averaged first. `None`
-            keeps every location.
+        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
+            example of the batch (one matrix product with a separable critic).
+        grid: Most rows and columns on which maps are compared; larger maps are averaged first.
+            `None` keeps every location.
         gather: Whether negatives come from the global batch of all replicas (then any number of
             replicas gives the update of one) or from a replica's own examples (no communication).
         **kwargs: `name` and other arguments of `DistillationLoss`.
@@ -52,8 +54,8 @@ class JSDCritic(DistillationLoss):
         ValueError: If a tensor is neither vector nor map, or an argument is out of range.
 
     References:
-        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge Distillation
-        (arXiv:2110.15946); Hjelm et al. (arXiv:1808.06670), eq. 4.
+        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
+        Distillation (arXiv:2110.15946); Hjelm et al. (arXiv:1808.06670), eq. 4.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class JSDCritic(DistillationLoss):
                 f"Received: negatives={negatives!r}"
             )
         if grid is not None and (not isinstance(grid, int) or grid < 1):
-            raise ValueError(f"Expected `grid` to be a positive int or None. Received: grid={grid!r}")
+            raise ValueError(
+                f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
+            )
         self.bound = bound
         self.critic = critic or ConcatCritic()
         self.negatives = negatives
@@ -95,14 +99,13 @@ class JSDCritic(DistillationLoss):
         ranks = (len(teacher_shape), len(student_shape))
         if any(rank not in (2, 4) for rank in ranks):
             raise ValueError(
-                f"{self.name!r} compares vectors (batch, channels) and feature maps (batch, height, "
-                f"width, channels). Received: teacher_shape={tuple(teacher_shape)} at "
-                f"{self.teacher_layer!r}, student_shape={tuple(student_shape)} at {self.student_layer!r}"
+                f"{self.name!r} compares vectors (batch, channels) and feature maps (batch, "
+                f"height, width, channels). Received: teacher_shape={tuple(teacher_shape)} at "
+                f"{self.teacher_layer!r}, student_shape={tuple(student_shape)} at "
+                f"{self.student_layer!r}"
             )
         self._grids = _grids(teacher_shape, student_shape, self.grid)
-        self.critic.build(
-            (None, None, teacher_shape[-1]), (None, None, student_shape[-1])
-        )
+        self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
 
     def call(self, teacher, student, labels=None, training=None):
         teacher = _locations(teacher, self._grids[0])

@@ -10,14 +10,15 @@ _LARGEST_SCORE = 70.0  # exp(70) times a million examples still is a float32
 class MutualInformation(keras.metrics.Metric):
     """Donsker-Varadhan lower bound on mutual information, over all pairs since the last reset.
 
-    `I(t; s) >= mean f(joint pairs) - log mean exp f(product pairs)`, in nats, for any score function f. The
-    sums are kept for the whole epoch and the logarithm is taken once at the end: a mean of batchwise
-    logarithms would be biased upwards, and the NWJ bound with the same scores is never larger.
+    `I(t; s) >= mean f(joint pairs) - log mean exp f(product pairs)`, in nats, for any score
+    function f. The sums are kept for the whole epoch and the logarithm is taken once at the end: a
+    mean of batchwise logarithms would be biased upwards, and the NWJ bound with the same scores is
+    never larger.
 
     The estimate is honest for pairs that the critic was not trained on: read `val_..._mi_nats`; on
-    the training data a critic of a few hundred examples over-fits and overstates. The bound cannot tell
-    much more than the logarithm of the number of product pairs. Scores above 70 count as 70 in the second
-    term.
+    the training data a critic of a few hundred examples over-fits and overstates. The bound cannot
+    tell much more than the logarithm of the number of product pairs. Scores above 70 count as 70
+    in the second term.
 
     Args:
         name: Name of the metric.
@@ -45,8 +46,8 @@ class MutualInformation(keras.metrics.Metric):
 
         Args:
             joint: Scores of true pairs, any shape.
-            product: Scores of pairs of different examples, any shape; a batch without any (a batch of
-                one) is passed over.
+            product: Scores of pairs of different examples, any shape; a batch without any (a batch
+                of one) is passed over.
         """
         joint = ops.cast(joint, self.dtype)
         product = ops.cast(product, self.dtype)
