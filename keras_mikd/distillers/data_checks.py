@@ -5,11 +5,12 @@ import numpy as np
 import tensorflow as tf
 
 
-def check_data(distiller, argument, data):
+def check_data(distiller, output, argument, data):
     """Raises a `ValueError` if the data cannot be what the distiller is to be trained on.
 
     Args:
         distiller: A compiled `Distiller`.
+        output: `KerasTensor` of the student's output, or a structure of them.
         argument: Name of the argument of `fit`, for the message.
         data: `x`, or a tuple `(x, y, ...)`. `x` is an array, a nested structure of arrays, or a
             `tf.data.Dataset`, of which one batch is read. Other sources are not looked into.
@@ -26,7 +27,7 @@ def check_data(distiller, argument, data):
     for array in arrays:
         _check_images(distiller, argument, array)
     if y is not None:
-        _check_labels(distiller, argument, y)
+        _check_labels(distiller.loss, output, argument, y)
 
 
 def _check_images(distiller, argument, array):
@@ -36,12 +37,16 @@ def _check_images(distiller, argument, array):
             f"{tuple(array.shape)}"
         )
     dtype = keras.backend.standardize_dtype(array.dtype)
-    if len(array.shape) == 4 and "int" in dtype and not _accepts_integers(distiller.student):
-        raise ValueError(
-            f"`{argument}` holds integer images and the student takes floats and does not rescale. "
-            "Expected the floats that the teacher was trained on, such as x / 255. "
-            f"Received: dtype={dtype}"
-        )
+    if len(array.shape) != 4 or "int" not in dtype:
+        return
+    for name, model in (("teacher", distiller.teacher), ("student", distiller.student)):
+        if not _accepts_integers(model):
+            raise ValueError(
+                f"`{argument}` holds integer images, and the {name} takes floats and has no "
+                "Rescaling layer. Expected the floats that the teacher was trained on, such as "
+                "x / 255; cast them to float32 if the networks rescale in another way. "
+                f"Received: dtype={dtype}"
+            )
 
 
 def _accepts_integers(model):
@@ -52,18 +57,19 @@ def _accepts_integers(model):
     return any(isinstance(layer, rescaling) for layer in model._flatten_layers())
 
 
-def _check_labels(distiller, argument, labels):
-    if not _is_sparse_cross_entropy(distiller.loss):
+def _check_labels(loss, output, argument, labels):
+    if not _is_sparse_cross_entropy(loss):
         return
-    outputs = keras.tree.flatten(distiller.student.outputs or [])
-    if len(outputs) != 1 or keras.tree.is_nested(labels) or outputs[0].shape[-1] is None:
+    if keras.tree.is_nested(output) or keras.tree.is_nested(labels) or output.shape[-1] is None:
         return
-    classes = outputs[0].shape[-1]
+    classes = output.shape[-1]
     values = np.asarray(labels)
+    values = values[values != getattr(loss, "ignore_class", None)]
     if values.size and (values.min() < 0 or values.max() >= classes):
         raise ValueError(
             f"Expected the labels in `{argument}` to be integers from 0 to {classes - 1}, since "
-            f"the student has {classes} outputs. Received labels from {values.min()} to {values.max()}."
+            f"the student has {classes} outputs. Received labels from {values.min()} to "
+            f"{values.max()}."
         )
 
 

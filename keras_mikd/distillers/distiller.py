@@ -84,16 +84,19 @@ class Distiller(keras.Model):
         self._task_tracker = keras.metrics.Mean(name="task_loss")
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
         self._readouts = {loss.name: loss.readout_metrics() for loss in losses}
+        pair_checks.check_names([*self._term_trackers, *_names(self._readouts)])
         self._teacher_hidden = False
         self.built = True
 
     def _build_loss(self, loss):
         teacher = pick(self._networks.teacher_taps.specs, loss.teacher_layer)
         student = pick(self._networks.student_taps.specs, loss.student_layer)
-        if loss.built:
-            return
         try:
-            loss.build(*pair_checks.loss_shapes(loss, teacher, student))
+            shapes = pair_checks.loss_shapes(loss, teacher, student)
+            if loss.built:
+                pair_checks.check_built_for(loss, shapes)
+            else:
+                loss.build(*shapes)
         except ValueError as error:
             raise ValueError(
                 f"{loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
@@ -145,9 +148,10 @@ class Distiller(keras.Model):
                 of range. One batch of a `tf.data.Dataset` is read for this; arrays are checked
                 whole.
         """
-        data_checks.check_data(self, "x", (x, y))
+        output = self._networks.student_taps.specs[OUTPUT]
+        data_checks.check_data(self, output, "x", (x, y))
         if validation_data is not None:
-            data_checks.check_data(self, "validation_data", validation_data)
+            data_checks.check_data(self, output, "validation_data", validation_data)
         return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
     def train_step(self, data):
@@ -215,10 +219,15 @@ class Distiller(keras.Model):
             if optimizer is not self.optimizer:
                 rescale = optimizer.scale_loss(1.0) / self.optimizer.scale_loss(1.0)
                 grads = [None if g is None else g * ops.cast(rescale, g.dtype) for g in grads]
-            optimizer.apply_gradients(zip(grads, variables, strict=True))
+            if variables:
+                optimizer.apply_gradients(zip(grads, variables, strict=True))
 
     def _critics_use_xla(self):
         return self.xla_critics is not False and not (self.jit_compile or self.run_eagerly)
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the student, like `keras.Model.export`."""
+        return self.student.export(filepath, *args, **kwargs)
 
     def save_weights(self, filepath, *args, **kwargs):
         """Saves the weights of the student, the losses and the optimizers, not the teacher's."""
@@ -239,10 +248,12 @@ class Distiller(keras.Model):
             self._teacher_hidden = False
 
     def get_compile_config(self):
-        critic_optimizer = self.critic_optimizer and keras.saving.serialize_keras_object(
-            self.critic_optimizer
-        )
-        return {**super().get_compile_config(), "critic_optimizer": critic_optimizer}
+        config = super().get_compile_config()
+        if config:  # An empty one says that the distiller was never compiled.
+            config["critic_optimizer"] = self.critic_optimizer and (
+                keras.saving.serialize_keras_object(self.critic_optimizer)
+            )
+        return config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -269,18 +280,19 @@ class _Networks:
     """What Keras must not track: the teacher is not trained, and the taps share their layers."""
 
     def __init__(self, teacher, student, losses, teacher_features, student_features):
+        inputs = pair_checks.common_inputs(teacher, student)
         self.teacher = teacher
         self.teacher_taps = FeatureTaps(
             teacher,
             _all_places(loss.teacher_layer for loss in losses),
             features=teacher_features,
-            inputs=pair_checks.inputs_of(student),
+            inputs=inputs,
         )
         self.student_taps = FeatureTaps(
             student,
             _all_places(loss.student_layer for loss in losses),
             features=student_features,
-            inputs=pair_checks.inputs_of(teacher),
+            inputs=inputs,
         )
 
 
@@ -305,6 +317,10 @@ def _weighted_mean(loss, values, sample_weight):
         weights = ops.reshape(ops.cast(sample_weight, values.dtype), (ops.shape(values)[0], -1))
         values = values * ops.mean(weights, axis=-1)
     return ops.mean(values)
+
+
+def _names(readouts):
+    return [metric.name for metrics in readouts.values() for metric in metrics.values()]
 
 
 def _batch_size(x):

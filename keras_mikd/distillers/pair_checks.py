@@ -32,16 +32,18 @@ def checked_losses(losses):
                 "Expected every distillation loss to be a keras_mikd.DistillationLoss or a "
                 f"keras.distillation.DistillationLoss. Received: {loss!r}"
             )
-    _check_names([loss.name for loss in losses])
+    check_names([loss.name for loss in losses])
     return losses
 
 
-def _check_names(names):
+def check_names(names):
+    """Checks that nothing is logged twice under one name."""
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"Expected the distillation losses to have different names, since they are logged "
-                f"under them. Received {names.count(name)} named {name!r}: set `name=` in each."
+                "Expected the distillation losses and their read-outs to have different names, "
+                f"since they are logged under them. Received {names.count(name)} named {name!r}: "
+                "set `name=` in each."
             )
         if name in _RESERVED_NAMES:
             raise ValueError(
@@ -84,16 +86,35 @@ def check_networks(teacher, student):
         )
 
 
-def inputs_of(model):
-    """Returns the model's symbolic inputs in their own structure; `None` for a subclassed model."""
-    return ends(model)[0] if has_graph(model) else None
+def common_inputs(teacher, student):
+    """Returns symbolic inputs of both models in their own structure.
+
+    They are those of a model with a graph. Of two subclassed models, they follow from the shapes
+    that one was built with; `None` if Keras does not know these.
+    """
+    for model in (student, teacher):
+        if has_graph(model):
+            return ends(model)[0]
+    for model in (student, teacher):
+        if (inputs := _inputs_built_for(model)) is not None:
+            return inputs
+    return None
+
+
+def _inputs_built_for(model):
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    if shapes is None:
+        return None
+    return keras.tree.map_shape_structure(
+        lambda shape: keras.KerasTensor((None, *shape[1:]), model.input_dtype), shapes
+    )
 
 
 def _input_shapes(model):
     """Input shapes by name of a dict, by position otherwise; `None` for a subclassed model."""
-    inputs = inputs_of(model)
-    if inputs is None:
+    if not has_graph(model):
         return None
+    inputs = ends(model)[0]
     if isinstance(inputs, dict):
         return {name: tuple(tensor.shape) for name, tensor in sorted(inputs.items())}
     return [tuple(tensor.shape) for tensor in keras.tree.flatten(inputs)]
@@ -172,3 +193,17 @@ def loss_shapes(loss, teacher, student):
             )
         shapes.append(keras.tree.map_structure(lambda spec: tuple(spec.shape), specs))
     return shapes
+
+
+def check_built_for(loss, shapes):
+    """Checks that a loss with weights, of a file or of another distiller, fits these shapes."""
+    built, wanted = (
+        keras.tree.map_shape_structure(lambda shape: tuple(shape[1:]), list(each))
+        for each in (loss.get_build_config()["shapes_dict"].values(), shapes)
+    )
+    if built != wanted:
+        raise ValueError(
+            "Expected a loss without weights, or with weights for these tensors. Received: one "
+            f"built for {built[0]} and {built[1]}, to compare {wanted[0]} and {wanted[1]}. Make a "
+            "new loss for every distiller."
+        )

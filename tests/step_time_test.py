@@ -1,0 +1,55 @@
+"""The step-time benchmark runs; its times are not looked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "step_time.py", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_quick_run_prints_and_writes_every_variant(tmp_path):
+    output = tmp_path / "times.json"
+    process = run("--quick", "--pair=digits", f"--output={output}")
+    assert process.returncode == 0, process.stderr
+    results = json.loads(output.read_text())
+    rows = results["pairs"]["digits"]["rows"]
+    assert [row["variant"] for row in rows] == [
+        "floor",
+        "floor, again",
+        "student alone",
+        "KD",
+        "VID",
+        "VID + logits",
+        "MIMKD",
+        "MIMKD, no XLA",
+        "Keras, logits",
+    ]
+    assert (rows[0]["median_ms_ratio"], rows[0]["min_ms_ratio"]) == (1.0, 1.0)
+    for row in rows:
+        assert row["steps"] == 1
+        assert row["median_ms"] == row["min_ms"] > 0
+        assert f"\n{row['variant']} " in process.stdout
+    assert results["machine"]["cpus"] == os.cpu_count()
+
+
+def test_an_existing_output_is_refused(tmp_path):
+    output = tmp_path / "times.json"
+    output.write_text("kept")
+    process = run("--quick", f"--output={output}")
+    assert process.returncode != 0
+    assert "exists; name another file" in process.stdout + process.stderr
+    assert output.read_text() == "kept"
