@@ -9,7 +9,7 @@ round, so that a machine that slows down slows all of them, and the floor takes 
     python benchmarks/step_time.py                          # both pairs, every method
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
 
-Leave the machine alone meanwhile; on two cores the two take about 6 and 10 minutes.
+Leave the machine alone meanwhile; on two cores it takes minutes.
 """
 
 import json

@@ -105,7 +105,8 @@ class JSDCritic(DistillationLoss):
                 f"{self.student_layer!r}"
             )
         self._grids = _grids(teacher_shape, student_shape, self.grid)
-        self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
+        if not self.critic.built:  # In a loaded loss it is.
+            self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
 
     def call(self, teacher, student, labels=None, training=None):
         teacher = _locations(teacher, self._grids[0])

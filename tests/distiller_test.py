@@ -1,0 +1,495 @@
+"""What a distiller computes, trains, logs, saves and hands over."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import keras_mikd as mikd
+
+SIDES = pytest.mark.parametrize("subclassed", ["teacher", "student", "both"])
+
+
+def _compiled(distiller, optimizer=None, loss="default", **kwargs):
+    loss = cases.cross_entropy() if loss == "default" else loss
+    distiller.compile(optimizer or keras.optimizers.SGD(0.1), loss, **kwargs)
+    return distiller
+
+
+def _new(*losses, teacher=None, student=None, **kwargs):
+    losses = list(losses) or [mikd.SoftTargets(name="kd")]
+    teacher, student = teacher or cases.teacher(), student or cases.student()
+    return mikd.Distiller(teacher, student, losses, xla_critics=False, **kwargs)
+
+
+def _hint(place="stage2", **kwargs):
+    return mikd.Hint(teacher_layer=place, student_layer=place, **{"name": "hint", **kwargs})
+
+
+def _jsd(**kwargs):
+    return mikd.JSDCritic(critic=mikd.ConcatCritic(width=8), name="jsd", **kwargs)
+
+
+def _fit(distiller, **kwargs):
+    kwargs = {"batch_size": 8, "shuffle": False, "verbose": 0, **kwargs}
+    if "x" not in kwargs:
+        kwargs["x"], kwargs["y"] = cases.data()
+    if isinstance(kwargs["x"], tf.data.Dataset):
+        del kwargs["batch_size"]
+    return distiller.fit(**kwargs).history
+
+
+def _evaluate(distiller, *data, **kwargs):
+    return distiller.evaluate(*(data or cases.data()), verbose=0, return_dict=True, **kwargs)
+
+
+def _values(*models):
+    return [v.numpy() for model in models for v in model.trainable_variables]
+
+
+def _assert_close(first, second, **kwargs):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, **{"rtol": 1e-4, "atol": 1e-6, **kwargs})
+
+
+def _log_softmax(logits):
+    logits = logits.astype("float64")
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def _cross_entropy(logits, labels):
+    return -_log_softmax(logits)[np.arange(len(labels)), labels]
+
+
+def _kd(teacher, student, temperature):
+    log_t, log_s = _log_softmax(teacher / temperature), _log_softmax(student / temperature)
+    return temperature**2 * (np.exp(log_t) * (log_t - log_s)).sum(-1)
+
+
+def _read(model, layer, x):
+    return keras.Model(model.inputs, model.get_layer(layer).output).predict(x, verbose=0)
+
+
+# The objective
+
+
+@pytest.mark.parametrize("batch_size", [16, 6])
+def test_the_total_is_the_weighted_sum_of_its_terms(batch_size):
+    teacher, student = cases.teacher(), cases.student()
+    regularized = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.3))
+    student = keras.Model(student.inputs, regularized(student.get_layer("gap").output))
+    hint = _hint("gap", weight=0.25)
+    kd = mikd.SoftTargets(temperature=2.0, weight=0.7, name="kd")
+    distiller = _compiled(_new(kd, hint, teacher=teacher, student=student, task_loss_weight=0.4))
+    x, y = cases.data()
+    logits, targets = student.predict(x, verbose=0), teacher.predict(x, verbose=0)
+    kernel, bias = (v.numpy() for v in hint.regressor.weights)
+    regression = _read(student, "gap", x) @ kernel + bias
+    expected = {
+        "task_loss": _cross_entropy(logits, y).mean(),
+        "kd": _kd(targets, logits, 2.0).mean(),
+        "hint": np.mean((_read(teacher, "gap", x) - regression) ** 2),
+    }
+    penalty = 0.3 * np.sum(regularized.kernel.numpy() ** 2)
+    total = 0.4 * expected["task_loss"] + 0.7 * expected["kd"] + 0.25 * expected["hint"]
+    expected["loss"] = total + penalty
+    seen = _evaluate(distiller, x, y, batch_size=batch_size)
+    assert seen == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+    distiller.optimizer.learning_rate = 0.0
+    history = _fit(distiller, batch_size=batch_size, epochs=2)
+    for name, value in expected.items():
+        assert history[name] == [pytest.approx(value, rel=1e-4)] * 2, name
+
+
+def test_the_update_is_the_gradient_of_the_total():
+    distiller = _compiled(_new(_hint(weight=0.5), mikd.SoftTargets(name="kd")))
+    hint, kd = distiller.distillation_losses
+    x, y = cases.data()
+    teacher = distiller.teacher(x), _read(distiller.teacher, "relu2", x)
+    reader = keras.Model(
+        distiller.student.input,
+        [distiller.student.output, distiller.student.get_layer("relu2").output],
+    )
+    variables = distiller.trainable_variables
+    with tf.GradientTape() as tape:
+        logits, features = reader(x, training=True)
+        task = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        terms = 0.5 * hint(teacher[1], features) + kd(teacher[0], logits)
+        total = tf.reduce_mean(task + terms)
+    gradients = tape.gradient(total, variables)
+    expected = [v.numpy() - 0.1 * g.numpy() for v, g in zip(variables, gradients, strict=True)]
+    _fit(distiller, batch_size=16)
+    _assert_close(_values(distiller), expected)
+
+
+def test_a_scheduled_weight_follows_the_iterations_also_after_loading(tmp_path):
+    weight = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 1.0)  # w(step) = step / 4
+    kd = mikd.SoftTargets(weight=weight, name="kd")
+    distiller = _compiled(_new(kd), keras.optimizers.SGD(0.0))
+    values = _evaluate(distiller)
+    assert values["loss"] == pytest.approx(values["task_loss"])
+    history = _fit(distiller, batch_size=16, epochs=2)
+    assert history["kd"] == [pytest.approx(values["kd"])] * 2
+    expected = [values["task_loss"] + w * values["kd"] for w in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+    assert history["loss"] == [pytest.approx(value) for value in expected[:2]]
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    history = _fit(loaded, batch_size=16, epochs=4)
+    assert history["loss"] == [pytest.approx(value) for value in expected[2:]]
+
+
+def test_without_labels_or_task_weight_the_student_learns_the_same():
+    x, y = cases.data()
+    label_free = _compiled(_new(), loss=None)
+    history = _fit(label_free, x=x, epochs=3)
+    unweighted = _compiled(_new(task_loss_weight=0))
+    labelled = _fit(unweighted, epochs=3)
+    _assert_close(_values(label_free), _values(unweighted))
+    assert history["loss"] == history["kd"]
+    assert labelled["loss"] == pytest.approx(history["loss"])
+    assert labelled["task_loss"][0] > 1.0
+    assert history["kd"][2] < history["kd"][0]
+    assert label_free.evaluate(x, verbose=0, return_dict=True)["kd"] < history["kd"][2]
+
+
+@pytest.mark.parametrize("task_loss_weight", [0.0, 0.5])
+def test_the_task_weight_does_not_weigh_the_regularizers(task_loss_weight):
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    dense = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(2.0))
+    student = keras.Model(inputs, dense(keras.layers.GlobalAveragePooling2D()(inputs)))
+    distiller = _compiled(_new(student=student, task_loss_weight=task_loss_weight))
+    seen = _evaluate(distiller)
+    rest = task_loss_weight * seen["task_loss"] + seen["kd"]
+    assert seen["loss"] - rest == pytest.approx(2.0 * np.sum(dense.kernel.numpy() ** 2), rel=1e-4)
+
+
+def test_sample_weights_in_a_dataset_weigh_every_term():
+    x, y = cases.data()
+    weights = np.repeat([1.0, 0.0], 8).astype("float32")
+    triples = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(16)
+    distiller = _compiled(_new(mikd.SoftTargets(name="kd"), _hint()))
+    whole, half = _evaluate(distiller, triples), _evaluate(distiller, x[:8], y[:8])
+    for name, value in half.items():
+        assert whole[name] == pytest.approx(value / 2, rel=1e-4), name
+    weighted, alone = _compiled(_new()), _compiled(_new(), keras.optimizers.SGD(0.05))
+    _fit(weighted, x=triples)
+    _fit(alone, x=x[:8], y=y[:8])
+    _assert_close(_values(weighted), _values(alone))
+
+
+# Optimizers
+
+
+def test_critics_have_their_own_optimizer_and_its_slots_are_saved(tmp_path):
+    def new():
+        adam = keras.optimizers.Adam(0.01)
+        return _compiled(_new(_jsd()), keras.optimizers.SGD(0.1, 0.9), critic_optimizer=adam)
+
+    straight, stopped = new(), new()
+    critics = sum(v.shape.num_elements() for v in stopped.distillation_losses[0].weights)
+    slots = sum(v.shape.num_elements() for v in stopped.critic_optimizer.variables)
+    assert slots == 2 * critics + 2
+    _fit(straight, epochs=2)
+    _fit(stopped)
+    stopped.save(tmp_path / "distiller.keras")
+    resumed = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert isinstance(resumed.critic_optimizer, keras.optimizers.Adam)
+    _assert_close(
+        [v.numpy() for v in resumed.critic_optimizer.variables],
+        [v.numpy() for v in stopped.critic_optimizer.variables],
+        rtol=0,
+        atol=0,
+    )
+    _fit(resumed)
+    _assert_close(_values(straight), _values(resumed), rtol=0, atol=0)
+
+
+def test_each_optimizer_trains_its_own_part():
+    together = _compiled(_new(_jsd()))
+    apart = _compiled(_new(_jsd()), critic_optimizer=keras.optimizers.SGD(0.3))
+    before = _values(apart.distillation_losses[0])
+    for distiller in (together, apart):
+        _fit(distiller, batch_size=16)
+    _assert_close(_values(apart.student), _values(together.student))
+    moved = [v - b for v, b in zip(_values(apart.distillation_losses[0]), before, strict=True)]
+    expected = [
+        v - b for v, b in zip(_values(together.distillation_losses[0]), before, strict=True)
+    ]
+    _assert_close(moved, [3.0 * step for step in expected], rtol=1e-3)
+
+
+def test_a_critic_optimizer_without_critics_is_harmless():
+    distiller = _compiled(_new(), critic_optimizer="sgd")
+    plain = _compiled(_new())
+    for each in (distiller, plain):
+        _fit(each)
+    _assert_close(_values(distiller), _values(plain))
+
+
+def test_critics_train_beside_a_frozen_student():
+    student = cases.student()
+    student.trainable = False
+    distiller = _compiled(_new(_hint(), student=student), critic_optimizer="sgd")
+    before = [v.numpy() for v in student.variables]
+    history = _fit(distiller, epochs=2)
+    _assert_close([v.numpy() for v in student.variables], before, rtol=0, atol=0)
+    assert history["hint"][1] < history["hint"][0]
+
+
+def test_a_float16_student_gives_its_critic_the_unscaled_gradient():
+    def critic_step(policy):
+        teacher = cases.teacher()
+        keras.config.set_dtype_policy(policy)
+        student = cases.student()
+        keras.config.set_dtype_policy("float32")
+        distiller = _compiled(
+            _new(_hint(), teacher=teacher, student=student),
+            critic_optimizer=keras.optimizers.SGD(0.1),
+        )
+        before = _values(distiller.distillation_losses[0])
+        _fit(distiller, batch_size=16)
+        after = _values(distiller.distillation_losses[0])
+        return distiller.optimizer, [a - b for a, b in zip(after, before, strict=True)]
+
+    plain, expected = critic_step("float32")
+    scaling, moved = critic_step("mixed_float16")
+    assert isinstance(scaling, keras.optimizers.LossScaleOptimizer)
+    assert not isinstance(plain, keras.optimizers.LossScaleOptimizer)
+    _assert_close(moved, expected, rtol=0.02, atol=1e-4)
+    assert all(np.any(step) for step in moved)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_accumulated_gradients_of_two_halves_are_those_of_the_whole(separate):
+    def trained(batch_size, **kwargs):
+        def sgd():
+            return keras.optimizers.SGD(0.1, **kwargs)
+
+        distiller = _new(mikd.SoftTargets(name="kd"), _hint())
+        _compiled(distiller, sgd(), critic_optimizer=sgd() if separate else None)
+        before = _values(distiller)
+        _fit(distiller, batch_size=batch_size)
+        assert all(np.any(a != b) for a, b in zip(before, _values(distiller), strict=True))
+        return _values(distiller)
+
+    _assert_close(trained(8, gradient_accumulation_steps=2), trained(16))
+
+
+# Ways to run
+
+
+@pytest.mark.parametrize("options", [{"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_ways_to_execute_give_one_history(options):
+    plain, other = _compiled(_new(_jsd())), _compiled(_new(_jsd()), **options)
+    expected, history = _fit(plain, epochs=2), _fit(other, epochs=2)
+    assert history == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+    _assert_close(_values(plain), _values(other))
+
+
+def test_who_compiles_the_critics():
+    def compiled_critics(xla_critics, **kwargs):
+        distiller = mikd.Distiller(
+            cases.teacher(), cases.student(), [_jsd()], xla_critics=xla_critics
+        )
+        return _compiled(distiller, **kwargs).distillation_losses[0].xla
+
+    assert compiled_critics("auto", jit_compile=False) is True
+    assert compiled_critics(True, jit_compile=False) is True
+    assert compiled_critics(False, jit_compile=False) is False
+    assert compiled_critics("auto", jit_compile=True) is False
+    assert compiled_critics("auto", run_eagerly=True) is False
+
+
+class _Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        part = slice(8 * index, 8 * index + 8)
+        return tuple(array[part] for array in cases.data())
+
+
+@pytest.mark.parametrize("kind", ["generator", "PyDataset", "Dataset"])
+def test_data_comes_in_any_form_that_keras_takes(kind):
+    batches = _Batches()
+    x = {
+        "generator": lambda: (batches[i] for i in range(2)),
+        "PyDataset": _Batches,
+        "Dataset": lambda: tf.data.Dataset.from_tensor_slices(cases.data()).batch(8),
+    }[kind]()
+    distiller, expected = _compiled(_new()), _compiled(_new())
+    distiller.fit(x, steps_per_epoch=2, shuffle=False, verbose=0)
+    assert distiller.optimizer.iterations == 2
+    _fit(expected)
+    _assert_close(_values(distiller), _values(expected))
+
+
+def test_dict_inputs(tmp_path):
+    def network(width):
+        inputs = {
+            "image": keras.Input(cases.IMAGE_SHAPE, name="image"),
+            "extra": keras.Input((3,), name="extra"),
+        }
+        x = keras.layers.Conv2D(width, 3, name="conv")(inputs["image"])
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Concatenate()([x, inputs["extra"]])
+        return keras.Model(inputs, keras.layers.Dense(cases.NUM_CLASSES)(x))
+
+    images, y = cases.data()
+    x = {"image": images, "extra": np.linspace(0, 1, 48, dtype="float32").reshape(16, 3)}
+    distiller = _compiled(_new(_hint("conv"), teacher=network(6), student=network(3)))
+    history = _fit(distiller, x=x, y=y, validation_data=(x, y), epochs=3)
+    assert history["val_loss"][2] < history["val_loss"][0]
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    _assert_close(loaded.predict(x, verbose=0), distiller.student.predict(x, verbose=0))
+    _fit(loaded, x=x, y=y)
+
+
+# Subclassed networks
+
+
+@keras.saving.register_keras_serializable("distiller_test")
+class Subclassed(keras.Model):
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.conv = keras.layers.Conv2D(width, 3, activation="relu")
+        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.dropout = keras.layers.Dropout(0.5)
+        self.dense = keras.layers.Dense(cases.NUM_CLASSES)
+
+    def features(self, x, training):
+        feature_map = self.conv(x)
+        vector = self.dropout(self.pool(feature_map), training=training)
+        return {"relu1": feature_map, "vector": vector, "output": self.dense(vector)}
+
+    def call(self, x, training=False):
+        return self.features(x, training)["output"]
+
+    def get_config(self):
+        return {"name": self.name, "width": self.width}
+
+
+@keras.saving.register_keras_serializable("distiller_test")
+def features(model, x, training):
+    return model.features(x, training)
+
+
+def _with_subclassed(which, *losses):
+    models = {"teacher": cases.teacher(), "student": cases.student()}
+    kwargs = {}
+    for side, width in (("teacher", 6), ("student", 3)):
+        if which in (side, "both"):
+            models[side] = Subclassed(width)
+            models[side](cases.data()[0])
+            kwargs[f"{side}_features"] = features
+    return _new(*losses, **models, **kwargs)
+
+
+@SIDES
+def test_subclassed_networks_hand_over_features_and_are_saved(subclassed, tmp_path):
+    distiller = _compiled(_with_subclassed(subclassed, _hint("relu1"), _hint(None, name="logits")))
+    x, _ = cases.data()
+    history = _fit(distiller, epochs=3)
+    assert history["hint"][2] < history["hint"][0]
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert loaded.teacher_features is distiller.teacher_features
+    assert loaded.student_features is distiller.student_features
+    np.testing.assert_array_equal(loaded.teacher(x), distiller.teacher(x))
+    np.testing.assert_array_equal(loaded(x), distiller(x))
+    assert _evaluate(loaded) == _evaluate(distiller)
+    _fit(loaded)
+
+
+@SIDES
+def test_the_logits_of_subclassed_networks_need_no_features(subclassed):
+    distiller = _with_subclassed(subclassed)
+    plain = mikd.Distiller(distiller.teacher, distiller.student, [mikd.SoftTargets(name="kd")])
+    assert _evaluate(_compiled(plain)) == _evaluate(_compiled(distiller))
+
+
+# Logs, files, and what is handed over
+
+
+def test_every_term_and_readout_reaches_tensorboard(tmp_path):
+    dataset = tf.data.Dataset.from_tensor_slices(cases.data()).batch(8)
+    vid = mikd.GaussianVIDHead(teacher_layer="stage1", student_layer="stage1", name="vid")
+    distiller = _compiled(_new(mikd.SoftTargets(name="kd"), _jsd(), vid), metrics=["accuracy"])
+    history = _fit(
+        distiller,
+        x=dataset,
+        validation_data=dataset.take(1),
+        epochs=2,
+        callbacks=[keras.callbacks.TensorBoard(tmp_path, histogram_freq=1)],
+    )
+    names = {"loss", "task_loss", "accuracy", "kd", "jsd", "jsd_mi_nats", "vid"}
+    names.add("vid_gaussian_nats")
+    assert set(history) == names | {f"val_{name}" for name in names}
+    for split, prefix in (("train", ""), ("validation", "val_")):
+        log = EventAccumulator(str(tmp_path / split)).Reload()
+        assert {f"epoch_{name}" for name in names} <= set(log.Tags()["tensors"])
+        for name in names:
+            written = [float(tf.make_ndarray(e.tensor_proto)) for e in log.Tensors(f"epoch_{name}")]
+            assert written == pytest.approx(history[prefix + name], rel=1e-6), name
+
+
+def test_validation_says_what_evaluate_says():
+    distiller = _compiled(_new(_jsd(), _hint()), metrics=["accuracy"])
+    history = _fit(distiller, validation_data=cases.data(), validation_batch_size=8)
+    seen = _evaluate(distiller, batch_size=8)
+    assert {f"val_{name}": pytest.approx([value]) for name, value in seen.items()} == {
+        name: value for name, value in history.items() if name.startswith("val_")
+    }
+
+
+def test_called_a_distiller_is_its_student():
+    distiller = _compiled(_new(), metrics=["accuracy"])
+    x, y = cases.data()
+    logits = distiller.student.predict(x, verbose=0)
+    np.testing.assert_array_equal(distiller.predict(x, verbose=0), logits)
+    np.testing.assert_array_equal(distiller(x), distiller.student(x))
+    assert _evaluate(distiller)["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == y))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_exported_network_is_the_student_and_nothing_else(trained, tmp_path):
+    distiller = _compiled(_new(_jsd()))
+    if trained:
+        _fit(distiller)
+    distiller.export(tmp_path / "student", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "student")
+    x, _ = cases.data()
+    np.testing.assert_allclose(exported.serve(x), distiller.student(x), rtol=1e-5, atol=1e-6)
+    assert len(exported.variables) == len(distiller.student.variables)
+
+
+def test_checkpoints_of_weights_and_of_everything(tmp_path):
+    weights, whole = tmp_path / "{epoch}.weights.h5", tmp_path / "{epoch}.keras"
+    distiller = _compiled(_new(mikd.SoftTargets(name="kd"), _jsd()), "adam")
+    callbacks = [
+        keras.callbacks.ModelCheckpoint(weights, save_weights_only=True),
+        keras.callbacks.ModelCheckpoint(whole, monitor="kd", mode="min", save_best_only=True),
+    ]
+    _fit(distiller, epochs=2, callbacks=callbacks)
+    expected = _evaluate(distiller)
+    other = _compiled(_new(mikd.SoftTargets(name="kd"), _jsd()), "adam")
+    assert _evaluate(other) != expected
+    other.load_weights(tmp_path / "2.weights.h5")
+    assert _evaluate(other) == expected
+    assert _evaluate(keras.saving.load_model(tmp_path / "2.keras")) == expected
+    assert _evaluate(keras.saving.load_model(tmp_path / "1.keras")) != expected
+
+
+def test_a_distiller_that_was_not_compiled_is_saved_as_such(tmp_path):
+    _new().save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert not loaded.compiled
+    _fit(_compiled(loaded))
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
