@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import matplotlib
-from absl import app, flags
+from absl import app, flags, logging
 
 import keras_mikd as mikd
 
@@ -39,15 +39,16 @@ flags.DEFINE_string("teacher", None, "Saved teacher; <output_dir>/teacher.keras 
 flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
-flags.DEFINE_string("student", "digits_cnn", "Name of a network in keras_mikd.models.")
+flags.DEFINE_string("student", "resnet8", "Name of a network in keras_mikd.models.")
 flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: student, kd, vid, mimkd.")
 flags.DEFINE_list("kd_weight", "1", "Weight(s) of the soft targets.")
 flags.DEFINE_float("kd_temperature", 4.0, "Temperature of the soft targets.", 0.0)
-flags.DEFINE_list("vid_weight", "1", "Weight(s) of each VID stage pair and of the logits pair.")
-flags.DEFINE_list("mimkd_weight", "1", "Factor(s) on MIMKD's default weights of its levels.")
-flags.DEFINE_float("learning_rate", 3e-3, "First learning rate; it falls to 0 as a cosine.", 0.0)
-flags.DEFINE_integer("epochs", 100, "Epochs of a student.", 1)
-flags.DEFINE_integer("batch_size", 50, "Images in a batch.", 1)
+flags.DEFINE_list("vid_weight", "10", "Weight(s) of every stage pair of VID.")
+flags.DEFINE_float("vid_initial_variance", 0.3, "First variance of VID's heads.", 1e-4)
+flags.DEFINE_list("mimkd_weight", "10", "Weight(s) of every level of MIMKD.")
+flags.DEFINE_float("learning_rate", 1e-2, "First learning rate; it falls to 0 as a cosine.", 0.0)
+flags.DEFINE_integer("epochs", 150, "Epochs of a student.", 1)
+flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
 flags.DEFINE_integer("seeds", 1, "Students per row: seeds 0, 1, ... of weights, labels, order.", 1)
 
 METHODS = ("student", "kd", "vid", "mimkd")
@@ -61,10 +62,14 @@ def build(method, weight, teacher, student):
         kd = mikd.SoftTargets(temperature=FLAGS.kd_temperature, weight=weight, name="kd")
         return mikd.Distiller(teacher, student, [kd])
     if method == "vid":
-        return mikd.VIDDistiller(teacher, student, stage_weight=weight, logits_weight=weight)
-    default = mikd.MIMKDDistiller.WEIGHTS
+        return mikd.VIDDistiller(
+            teacher,
+            student,
+            stage_weight=weight,
+            initial_variance=FLAGS.vid_initial_variance,
+        )
     return mikd.MIMKDDistiller(
-        teacher, student, **{level: weight * value for level, value in default.items()}
+        teacher, student, global_weight=weight, local_weight=weight, feature_weight=weight
     )
 
 
@@ -245,6 +250,7 @@ def check_flags():
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     teacher_path, output_dir = check_flags()
     output_dir.mkdir(parents=True, exist_ok=True)
     teacher = keras.saving.load_model(teacher_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from absl import app, flags
+from absl import app, flags, logging
 
 import keras_mikd as mikd
 
@@ -35,6 +35,7 @@ def check_flags():
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     student, output = check_flags()
     data = getattr(mikd.datasets, f"load_{FLAGS.dataset}")(data_dir=FLAGS.data_dir)
     report = mikd.export_tflite(

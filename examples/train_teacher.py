@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from absl import app, flags
+from absl import app, flags, logging
 
 import keras_mikd as mikd
 
@@ -81,6 +81,7 @@ def check_flags():
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     path = check_flags()
     keras.utils.set_random_seed(FLAGS.seed)
     data = load_data()

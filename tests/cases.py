@@ -1,7 +1,10 @@
 """Every public loss and distiller, listed once for the conformance tests."""
 
+import warnings
+
 import keras
 import numpy as np
+import pytest
 
 import keras_mikd as mikd
 
@@ -93,9 +96,7 @@ DISTILLERS = {
         xla_critics=False,
     ),
     "vid": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=0.5),
-    "mimkd": lambda t, s: mikd.MIMKDDistiller(
-        t, s, critic_width=8, feature_width=8, xla_critics=False
-    ),
+    "mimkd": mikd.MIMKDDistiller,
 }
 
 
@@ -108,3 +109,22 @@ def distiller_with(loss, *, teacher_model=None, student_model=None, xla_critics=
         xla_critics=xla_critics,
         **kwargs,
     )
+
+
+def keras_cv_classifier(image_shape=(32, 32, 3)):
+    """A KerasCV backbone with three stages, inside a classifier that puts out logits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = pytest.importorskip("keras_cv", exc_type=ImportError).models
+    backbone = models.ResNetV2Backbone(
+        stackwise_filters=[64, 8],
+        stackwise_blocks=[2, 2],
+        stackwise_strides=[1, 2],
+        include_rescaling=False,
+        input_shape=image_shape,
+        block_type="basic_block",
+        name="backbone",
+    )
+    inputs = keras.Input(image_shape)
+    x = keras.layers.GlobalAveragePooling2D()(backbone(inputs))
+    return keras.Model(inputs, keras.layers.Dense(NUM_CLASSES)(x))

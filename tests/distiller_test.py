@@ -159,7 +159,8 @@ def test_the_task_weight_does_not_weigh_the_regularizers(task_loss_weight):
     inputs = keras.Input(cases.IMAGE_SHAPE)
     dense = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(2.0))
     student = keras.Model(inputs, dense(keras.layers.GlobalAveragePooling2D()(inputs)))
-    distiller = _compiled(_new(student=student, task_loss_weight=task_loss_weight))
+    distiller = _new(student=student, task_loss_weight=task_loss_weight)
+    _compiled(distiller, run_eagerly=True)
     seen = _evaluate(distiller)
     rest = task_loss_weight * seen["task_loss"] + seen["kd"]
     assert seen["loss"] - rest == pytest.approx(2.0 * np.sum(dense.kernel.numpy() ** 2), rel=1e-4)
@@ -295,11 +296,11 @@ def test_who_compiles_the_critics():
         )
         return _compiled(distiller, **kwargs).distillation_losses[0].xla
 
-    assert compiled_critics("auto", jit_compile=False) is True
+    accelerated = any(d.device_type != "CPU" for d in tf.config.list_physical_devices())
+    assert compiled_critics("auto", jit_compile=False) is accelerated
     assert compiled_critics(True, jit_compile=False) is True
     assert compiled_critics(False, jit_compile=False) is False
-    assert compiled_critics("auto", jit_compile=True) is False
-    assert compiled_critics("auto", run_eagerly=True) is False
+    assert compiled_critics(True, run_eagerly=True) is False
 
 
 class _Batches(keras.utils.PyDataset):
@@ -409,7 +410,8 @@ def test_subclassed_networks_hand_over_features_and_are_saved(subclassed, tmp_pa
 def test_the_logits_of_subclassed_networks_need_no_features(subclassed):
     distiller = _with_subclassed(subclassed)
     plain = mikd.Distiller(distiller.teacher, distiller.student, [mikd.SoftTargets(name="kd")])
-    assert _evaluate(_compiled(plain)) == _evaluate(_compiled(distiller))
+    expected, seen = (_evaluate(_compiled(d, run_eagerly=True)) for d in (plain, distiller))
+    assert seen == expected
 
 
 # Logs, files, and what is handed over
@@ -469,14 +471,14 @@ def test_the_exported_network_is_the_student_and_nothing_else(trained, tmp_path)
 
 def test_checkpoints_of_weights_and_of_everything(tmp_path):
     weights, whole = tmp_path / "{epoch}.weights.h5", tmp_path / "{epoch}.keras"
-    distiller = _compiled(_new(mikd.SoftTargets(name="kd"), _jsd()), "adam")
+    distiller = _compiled(_new(mikd.SoftTargets(name="kd"), _hint()), "adam")
     callbacks = [
         keras.callbacks.ModelCheckpoint(weights, save_weights_only=True),
         keras.callbacks.ModelCheckpoint(whole, monitor="kd", mode="min", save_best_only=True),
     ]
     _fit(distiller, epochs=2, callbacks=callbacks)
     expected = _evaluate(distiller)
-    other = _compiled(_new(mikd.SoftTargets(name="kd"), _jsd()), "adam")
+    other = _compiled(_new(mikd.SoftTargets(name="kd"), _hint()), "adam")
     assert _evaluate(other) != expected
     other.load_weights(tmp_path / "2.weights.h5")
     assert _evaluate(other) == expected

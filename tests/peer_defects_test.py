@@ -94,7 +94,7 @@ def test_3_one_forward_of_each_network_per_step():
 
 def test_4_evaluate_changes_no_variable_of_either_network():
     teacher, student = cases.teacher(normalize=True), cases.student(normalize=True, dropout=0.5)
-    distiller = _compiled(mikd.MIMKDDistiller(teacher, student, critic_width=8, feature_width=8))
+    distiller = _compiled(mikd.MIMKDDistiller(teacher, student))
     before = _values(teacher), _values(student)
     x, y = cases.data()
     first = distiller.evaluate(x, y, verbose=0, return_dict=True)

@@ -34,8 +34,9 @@ class Distiller(keras.Model):
         student: Keras model with the same inputs; a subclassed one needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
-        xla_critics: Whether XLA compiles the arithmetic of the critics (`True`, `False` or
-            `"auto"`: except where the whole step is compiled or runs eagerly).
+        xla_critics: Whether XLA compiles the arithmetic of the critics by itself, in a step that is
+            not compiled as a whole and does not run eagerly: `True`, `False`, or `"auto"`, which
+            is `True` on a machine with an accelerator.
         teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed
             teacher.
         student_features: Likewise for the student.
@@ -223,7 +224,12 @@ class Distiller(keras.Model):
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
 
     def _critics_use_xla(self):
-        return self.xla_critics is not False and not (self.jit_compile or self.run_eagerly)
+        if self.jit_compile or self.run_eagerly:
+            return False
+        if self.xla_critics == "auto":
+            # On a CPU, compiling them costs seconds and saves nothing that could be measured.
+            return any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+        return self.xla_critics
 
     def export(self, filepath, *args, **kwargs):
         """Exports the student, like `keras.Model.export`."""

@@ -23,6 +23,8 @@ class VIDDistiller(Distiller):
         logits_weight: Factor of the logits pair's loss, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
         variant: Parameterisation of the heads, see `GaussianVIDHead`.
+        initial_variance: First variance of every channel instead of the variant's, see
+            `GaussianVIDHead`; near the variance of the teacher's features in short runs.
         reduction: `"mean"` or `"sum"` over the elements of a feature, see `GaussianVIDHead`.
         **kwargs: Arguments of `Distiller`.
 
@@ -43,12 +45,17 @@ class VIDDistiller(Distiller):
         stage_weight=1.0,
         logits_weight=0.0,
         soft_targets=None,
-        variant="repdistiller",
+        variant="official",
+        initial_variance=None,
         reduction="mean",
         **kwargs,
     ):
         if distillation_losses is None:
-            head = {"variant": variant, "reduction": reduction}
+            head = {
+                "variant": variant,
+                "initial_variance": initial_variance,
+                "reduction": reduction,
+            }
             distillation_losses = [] if soft_targets is None else [soft_targets]
             if stage_weight:
                 distillation_losses += [

@@ -17,13 +17,15 @@ class Critic(keras.layers.Layer):
 
     Args:
         width: Number of units of every hidden layer.
+        dtype: Precision of the weights and of the scores. Keep `"float32"`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
         teacher: Tensor of shape `(batch, locations or 1, teacher channels)`.
         student: Tensor of shape `(pool, locations or 1, student channels)`; `pool` is `batch`, or
             the global batch where there are several replicas.
-        first: Index in `student` of the partner of the teacher's first example, an integer scalar.
+        first: Index in `student` of the partner of the teacher's first example, an integer scalar;
+            `None` for 0.
         negatives: Negatives for every example: a positive int, at most `pool - 1` of which are
             used, or `None` for every other example of the pool.
 
@@ -32,8 +34,8 @@ class Critic(keras.layers.Layer):
         locations)`.
     """
 
-    def __init__(self, *, width=512, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *, width=512, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"Expected `width` to be a positive int. Received: width={width!r}")
         self.width = width
@@ -55,12 +57,14 @@ class Critic(keras.layers.Layer):
         return self.score(teacher[:, None], student[None])
 
     def call(self, teacher, student, first, negatives):
-        teacher = self.embed_teacher(teacher)
-        student = ops.roll(self.embed_student(student), -first, axis=0)
+        teacher, student = self.embed_teacher(teacher), self.embed_student(student)
+        if first is not None:
+            student = ops.roll(student, -first, axis=0)
         if negatives is None:
             return _diagonal_and_rest(self.score_all(teacher, student))
         batch, pool = ops.shape(teacher)[0], ops.shape(student)[0]
-        partners = [ops.roll(student, -offset, axis=0)[:batch] for offset in range(negatives + 1)]
+        offsets = range(1, negatives + 1)
+        partners = [student[:batch]] + [ops.roll(student, -k, axis=0)[:batch] for k in offsets]
         scores = self.score(teacher[:, None], ops.stack(partners, axis=1))
         return scores[:, 0], scores[:, 1 : ops.minimum(negatives + 1, pool)]
 
@@ -105,55 +109,64 @@ class ConcatCritic(Critic):
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class SeparableCritic(Critic):
-    """Two towers and an inner product, at every location.
+    """Two linear towers and an inner product, at every location.
 
-    `f(t, s) = <g(t), h(s)> / sqrt(width)`; each tower adds a linear shortcut to a perceptron of one
-    hidden layer and ends with layer normalisation: the encode-and-dot-product family of Deep
-    InfoMax. All pairs of a batch cost one matrix product.
+    `f(t, s) = <g(t), h(s)> / temperature + bias` with linear maps `g`, `h` whose results have length
+    one, and a trainable bias. All pairs of a batch cost one matrix product. It can only reward what
+    the student shows *linearly*: on a hundred images it teaches more than a perceptron does, which
+    tells pairs apart whatever the student's features are.
 
     Args:
-        width: Number of units of the hidden layers and of the embeddings.
+        width: Number of units of the embeddings.
+        temperature: Scale of the scores, above 0; they stay within `bias +- 1 / temperature`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     References:
-        Hjelm et al., Learning deep representations by mutual information estimation and
-        maximization (arXiv:1808.06670). That MIMKD uses it is a reconstruction.
+        The embedding is that of Tian et al., Contrastive representation distillation
+        (arXiv:1910.10699). That MIMKD uses one like it is a reconstruction.
     """
 
-    def build(self, teacher_shape, student_shape):
-        self.teacher_tower = self._tower("teacher", teacher_shape)
-        self.student_tower = self._tower("student", student_shape)
+    def __init__(self, *, width=64, temperature=0.1, **kwargs):
+        super().__init__(width=width, **kwargs)
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+            raise ValueError(
+                f"Expected `temperature` to be a finite number above 0. Received: {temperature=}"
+            )
+        self.temperature = temperature
 
-    def _tower(self, side, shape):
+    def build(self, teacher_shape, student_shape):
         dense = _dense_factory(self)
-        hidden_shape = (*shape[:-1], self.width)
-        norm = keras.layers.LayerNormalization(name=f"{side}_norm", dtype=self.dtype_policy)
-        norm.build(hidden_shape)
-        return [
-            dense(self.width, f"{side}_shortcut", shape, use_bias=False),
-            dense(self.width, f"{side}_hidden", shape, activation="relu"),
-            dense(self.width, f"{side}_out", hidden_shape),
-            norm,
-        ]
+        self.teacher_layer = dense(self.width, "teacher", teacher_shape, use_bias=False)
+        self.student_layer = dense(self.width, "student", student_shape, use_bias=False)
+        self.bias = self.add_weight(shape=(), initializer="zeros", name="bias")
 
     def embed_teacher(self, teacher):
-        return _climb(self.teacher_tower, teacher)
+        return _unit_length(self.teacher_layer(teacher))
 
     def embed_student(self, student):
-        return _climb(self.student_tower, student)
+        return _unit_length(self.student_layer(student))
 
     def score(self, teacher, student):
-        return ops.sum(teacher * student, axis=-1) / math.sqrt(self.width)
+        return ops.sum(teacher * student, axis=-1) / self.temperature + self.bias
 
     def score_all(self, teacher, student):
-        if teacher.shape[1] != student.shape[1]:
-            shape = (ops.shape(teacher)[0], ops.shape(student)[1], self.width)
-            if teacher.shape[1] == 1:
-                teacher = ops.broadcast_to(teacher, shape)
-            else:
-                shape = (ops.shape(student)[0], ops.shape(teacher)[1], self.width)
-                student = ops.broadcast_to(student, shape)
-        return ops.einsum("bld,pld->bpl", teacher, student) / math.sqrt(self.width)
+        locations = ops.maximum(ops.shape(teacher)[1], ops.shape(student)[1])
+        teacher, student = (
+            ops.broadcast_to(x, (ops.shape(x)[0], locations, self.width))
+            for x in (teacher, student)
+        )
+        return ops.einsum("bld,pld->bpl", teacher, student) / self.temperature + self.bias
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+def _unit_length(x):
+    # Not ops.normalize: its gradient at a vector of zeros is not a number.
+    return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
 def _dense_factory(critic):
@@ -163,11 +176,6 @@ def _dense_factory(critic):
         return layer
 
     return dense
-
-
-def _climb(tower, feature):
-    shortcut, hidden, out, norm = tower
-    return norm(shortcut(feature) + out(hidden(feature)))
 
 
 def _diagonal_and_rest(scores):

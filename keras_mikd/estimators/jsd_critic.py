@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_mikd import bounds, replicas
 from keras_mikd.distillation_loss import DistillationLoss
-from keras_mikd.estimators.critics import ConcatCritic
+from keras_mikd.estimators.critics import ConcatCritic, Critic
 from keras_mikd.estimators.mutual_information import MutualInformation
 from keras_mikd.grids import common_grid, pool_to
 
@@ -88,6 +88,11 @@ class JSDCritic(DistillationLoss):
             raise ValueError(
                 f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
             )
+        if critic is not None and not isinstance(critic, Critic):
+            raise ValueError(
+                "Expected `critic` to be a critic layer, such as keras_mikd.ConcatCritic(width=512)"
+                f". Received: critic={critic!r}"
+            )
         self.bound = bound
         self.critic = critic or ConcatCritic()
         self.negatives = negatives
@@ -96,14 +101,14 @@ class JSDCritic(DistillationLoss):
         self._compiled_compare = tf.function(self._compare, jit_compile=True)
 
     def build(self, teacher_shape, student_shape):
-        ranks = (len(teacher_shape), len(student_shape))
-        if any(rank not in (2, 4) for rank in ranks):
-            raise ValueError(
-                f"{self.name!r} compares vectors (batch, channels) and feature maps (batch, "
-                f"height, width, channels). Received: teacher_shape={tuple(teacher_shape)} at "
-                f"{self.teacher_layer!r}, student_shape={tuple(student_shape)} at "
-                f"{self.student_layer!r}"
-            )
+        for shape in (teacher_shape, student_shape):
+            if len(shape) not in (2, 4) or not isinstance(shape[-1], int):
+                raise ValueError(
+                    f"{self.name!r} compares one tensor of each network: a vector (batch, "
+                    "channels) or a feature map (batch, height, width, channels), channels known. "
+                    f"Received: teacher_shape={tuple(teacher_shape)} at {self.teacher_layer!r}, "
+                    f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
+                )
         self._grids = _grids(teacher_shape, student_shape, self.grid)
         if not self.critic.built:  # In a loaded loss it is.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
@@ -111,13 +116,13 @@ class JSDCritic(DistillationLoss):
     def call(self, teacher, student, labels=None, training=None):
         teacher = _locations(teacher, self._grids[0])
         student = _locations(student, self._grids[1])
-        first = ops.zeros((), "int32")
-        if self.gather:
+        first = None
+        if self.gather and replicas.count() > 1:
             first = replicas.first_index(student)
             student = replicas.gather(student)
         compare = self._compiled_compare if self.xla else self._compare
         bound, joint, product = compare(teacher, student, first)
-        if self.gather and replicas.count() > 1:
+        if first is not None:
             bound = self._global_bound(joint, product, first)
         self.add_readout("mi_nats", joint, product)
         return -bound

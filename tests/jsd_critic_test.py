@@ -1,0 +1,334 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd import bounds
+from keras_mikd.estimators.critics import ConcatCritic, Critic, SeparableCritic
+from keras_mikd.estimators.jsd_critic import JSDCritic
+from keras_mikd.estimators.mutual_information import MutualInformation
+
+LOG_2 = np.log(2.0)
+BATCH, WIDTH = 4, 5
+CRITICS = [ConcatCritic, SeparableCritic]
+VECTORS = (BATCH, 6), (BATCH, 3)
+LEVELS = {  # name: (teacher's shape, student's shape, grid)
+    "global": (*VECTORS, None),
+    "local": ((BATCH, 6), (BATCH, 4, 2, 3), None),
+    "local_reverse": ((BATCH, 4, 2, 6), (BATCH, 3), None),
+    "local_on_a_grid": ((BATCH, 6), (BATCH, 4, 4, 3), 2),
+    "feature": ((BATCH, 4, 4, 6), (BATCH, 4, 4, 3), None),
+    "feature_teacher_larger": ((BATCH, 8, 4, 6), (BATCH, 4, 2, 3), None),
+    "feature_student_larger": ((BATCH, 2, 2, 6), (BATCH, 4, 4, 3), None),
+    "feature_on_a_grid": ((BATCH, 4, 4, 6), (BATCH, 8, 8, 3), 2),
+}
+GRIDS = {
+    "local": (4, 2),
+    "local_reverse": (4, 2),
+    "feature": (4, 4),
+    "feature_teacher_larger": (4, 2),
+}
+
+
+@keras.saving.register_keras_serializable("jsd_critic_test")
+def hinge(joint, product):
+    """A user's own bound."""
+    return ops.minimum(joint, 1.0) - ops.mean(ops.relu(product), axis=1)
+
+
+class TeacherOrdersStudent(Critic):
+    """Scores 0 where the student's number is the teacher's, and -1000 where it is another one."""
+
+    def build(self, teacher_shape, student_shape):
+        pass
+
+    def embed_teacher(self, teacher):
+        return teacher
+
+    def embed_student(self, student):
+        return student
+
+    def score(self, teacher, student):
+        return -1000.0 * ops.cast(teacher[..., 0] != student[..., 0], "float32")
+
+
+def _features(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.normal(size=shape).astype("float32") for shape in shapes)
+
+
+def _loss(shapes=VECTORS, *, critic=ConcatCritic, **kwargs):
+    """A loss with weights of ordinary size, biases too."""
+    loss = JSDCritic(critic=critic(width=WIDTH), **kwargs)
+    loss.build(*shapes)
+    rng = np.random.default_rng(1)
+    loss.set_weights([rng.normal(size=w.shape) for w in loss.get_weights()])
+    return loss
+
+
+def _dense(critic, name):
+    weights = {v.path.split("/", 1)[-1]: v.numpy() for v in critic.weights}
+    bias = weights.get(f"{name}/bias", 0.0)
+    return lambda x: x @ weights[f"{name}/kernel"].astype("float64") + bias
+
+
+def _tower(critic, side, x):
+    dense = {part: _dense(critic, f"{side}_{part}") for part in ("shortcut", "hidden", "out")}
+    x = dense["shortcut"](x) + dense["out"](np.maximum(dense["hidden"](x), 0))
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
+    norm = {v.path.split("/")[-1]: v.numpy() for v in critic.weights if f"{side}_norm" in v.path}
+    return x * norm["gamma"] + norm["beta"]
+
+
+def _pair_score(critic, teacher, student):
+    """One score for every location, from two arrays `(locations or 1, channels)`."""
+    if isinstance(critic, SeparableCritic):
+        towers = _tower(critic, "teacher", teacher) * _tower(critic, "student", student)
+        return towers.sum(-1) / np.sqrt(WIDTH)
+    hidden = np.maximum(_dense(critic, "teacher")(teacher) + _dense(critic, "student")(student), 0)
+    hidden = np.maximum(_dense(critic, "hidden")(hidden), 0)
+    return _dense(critic, "score")(hidden)[..., 0]
+
+
+def _cells(feature, grid):
+    """`(batch, cells, channels)`: means over the cells of a grid that divides the map evenly."""
+    if feature.ndim == 2:
+        return feature[:, None].astype("float64")
+    batch, height, width, channels = feature.shape
+    rows, columns = grid
+    cells = [
+        feature[:, r : r + height // rows, c : c + width // columns].astype("float64").mean((1, 2))
+        for r in range(0, height, height // rows)
+        for c in range(0, width, width // columns)
+    ]
+    return np.stack(cells, axis=1)
+
+
+def _softplus(x):
+    return np.logaddexp(0.0, x)
+
+
+def _twin(loss, teacher, student, grid, negatives):
+    teacher, student = _cells(teacher, grid), _cells(student, grid)
+    values = []
+    for i in range(BATCH):
+        others = [
+            (i + 1 + k) % BATCH for k in range(BATCH - 1 if negatives == "all" else negatives)
+        ]
+        value = _softplus(-_pair_score(loss.critic, teacher[i], student[i])).mean()
+        scores = [_pair_score(loss.critic, teacher[i], student[j]) for j in others]
+        values.append(value + _softplus(np.array(scores)).mean())
+    return values
+
+
+def _gradients(loss, teacher, student):
+    student = tf.constant(student)
+    with tf.GradientTape() as tape:
+        tape.watch(student)
+        value = loss(teacher, student)
+    return value, tape.gradient(value, [*loss.trainable_weights, student])
+
+
+@pytest.mark.parametrize("negatives", [1, 2, "all"])
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_loss_equals_numpy(level, critic, negatives):
+    *shapes, grid = LEVELS[level]
+    loss = _loss(shapes, critic=critic, negatives=negatives, grid=grid)
+    features = _features(shapes)
+    expected = _twin(loss, *features, GRIDS.get(level, (2, 2)), negatives)
+    value = loss(*features)
+    assert value.dtype == "float32"
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", [1, 2, 3, 50, "all"])
+def test_an_example_is_never_its_own_negative(negatives):
+    loss = JSDCritic(critic=TeacherOrdersStudent(), negatives=negatives)
+    number = np.arange(BATCH, dtype="float32")[:, None]
+    np.testing.assert_allclose(loss(number, number), np.full(BATCH, LOG_2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("negatives", [BATCH - 1, BATCH, 50])
+def test_more_negatives_than_a_batch_has_are_all_of_them(critic, negatives):
+    loss = _loss(critic=critic, negatives=negatives)
+    every = _loss(critic=critic, negatives="all")
+    every.set_weights(loss.get_weights())
+    features = _features(VECTORS)
+    np.testing.assert_allclose(loss(*features), every(*features), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["global", "local", "feature"])
+@pytest.mark.parametrize("negatives", [1, "all"])
+def test_a_batch_of_one_is_a_constant(negatives, level):
+    shapes = [(1, *shape[1:]) for shape in LEVELS[level][:2]]
+    loss = _loss(shapes, negatives=negatives)
+    value, gradients = _gradients(loss, *_features(shapes))
+    np.testing.assert_allclose(value, [2 * LOG_2], rtol=1e-6)
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
+    joint, product = loss.take_readouts()["mi_nats"]
+    assert (joint.shape[0], product.shape[:2]) == (1, (1, 0))
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_features_have_finite_losses_and_gradients(scale):
+    loss = _loss(negatives=2)
+    teacher, student = _features(VECTORS)
+    value, gradients = _gradients(loss, scale * teacher, scale * student)
+    assert np.isfinite(value).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("negatives", [3, "all"])
+@pytest.mark.parametrize(
+    "bound", [bounds.jsd, bounds.nwj, bounds.donsker_varadhan, bounds.smile, bounds.info_nce, hinge]
+)
+def test_loss_is_minus_the_bound_on_the_scores_it_reads_out(bound, negatives):
+    loss = _loss(bound=bound, negatives=negatives)
+    value = loss(*_features(VECTORS))
+    joint, product = loss.take_readouts()["mi_nats"]
+    assert (joint.shape, product.shape) == ((BATCH, 1), (BATCH, 3, 1))
+    assert value.shape == (BATCH,)
+    np.testing.assert_allclose(value, -bound(joint, product), rtol=1e-6)
+
+
+def test_readout_is_a_metric_called_after_the_loss():
+    loss = _loss(name="critic", negatives=2)
+    (metric,) = loss.readout_metrics().values()
+    assert isinstance(metric, MutualInformation)
+    assert metric.name == "critic_mi_nats"
+    loss(*_features(VECTORS))
+    joint, product = loss.take_readouts()["mi_nats"]
+    metric.update_state(joint, product)
+    assert float(metric.result()) == pytest.approx(
+        np.mean(joint) - np.log(np.mean(np.exp(product))), rel=1e-4
+    )
+    assert loss.take_readouts() == {}
+
+
+def _trained(examples, epochs, *, shared, **kwargs):
+    """Trains on noise, or on two vectors that are the same; returns the loss and its data."""
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(examples, 4)).astype("float32")
+    student = teacher if shared else rng.normal(size=(examples, 4)).astype("float32")
+    loss = JSDCritic(critic=ConcatCritic(width=32), negatives=3, **kwargs)
+    inputs = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model(inputs, loss(*inputs))
+    model.compile(keras.optimizers.Adam(3e-3), loss=lambda _, value: value)
+    model.fit([teacher, student], np.zeros(examples), batch_size=128, epochs=epochs, verbose=0)
+    return loss, teacher, student
+
+
+def _read_out(loss, teacher, student):
+    """DV estimate in nats and its standard error, from independent batches."""
+    metric = MutualInformation()
+    joint_means, exp_means = [], []
+    for part in np.split(np.arange(len(teacher)), len(teacher) // 256 or 1):
+        loss(teacher[part], student[part])
+        joint, product = loss.take_readouts()["mi_nats"]
+        metric.update_state(joint, product)
+        joint_means.append(np.mean(joint))
+        exp_means.append(np.mean(np.exp(product)))
+    linearised = np.array(joint_means) - np.array(exp_means) / np.mean(exp_means)
+    return float(metric.result()), np.std(linearised) / np.sqrt(len(linearised))
+
+
+def test_independent_features_read_no_information_on_pairs_not_trained_on():
+    loss, *_ = _trained(128 * 200, epochs=1, shared=False)
+    held_out = _features([(256 * 60, 4)] * 2, seed=9)
+    nats, error = _read_out(loss, *held_out)
+    assert -0.05 < nats < 3 * error < 0.05
+
+
+def test_an_over_fitted_critic_overstates_on_its_training_pairs_only():
+    loss, teacher, student = _trained(128, epochs=250, shared=False)
+    assert _read_out(loss, teacher, student)[0] > 0.5
+    nats, error = _read_out(loss, *_features([(256 * 60, 4)] * 2, seed=9))
+    assert nats < 3 * error
+
+
+def test_identical_features_read_much_information():
+    loss, *_ = _trained(128 * 200, epochs=1, shared=True)
+    (held_out,) = _features([(256 * 8, 4)], seed=9)
+    nats, error = _read_out(loss, held_out, held_out)
+    assert nats - 3 * error > 1.5
+
+
+@pytest.mark.parametrize("bound", [bounds.info_nce, hinge])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_a_saved_loss_is_the_same_loss(critic, bound, tmp_path):
+    shapes = (BATCH, 6), (BATCH, 4, 4, 3)
+    options = {"negatives": "all", "grid": 2, "gather": False, "name": "critic", "weight": 0.3}
+    inputs = [keras.Input(shape[1:]) for shape in shapes]
+    loss = JSDCritic(bound=bound, critic=critic(width=WIDTH), **options)
+    model = keras.Model(inputs, loss(*inputs))
+    model.save(tmp_path / "critic.keras")
+    loaded = keras.saving.load_model(tmp_path / "critic.keras")
+    twin = loaded.get_layer("critic")
+    assert twin.get_config() == loss.get_config()
+    assert options.items() <= twin.get_config().items()
+    assert (twin.bound, type(twin.critic)) == (bound, critic)
+    features = _features(shapes)
+    np.testing.assert_array_equal(loaded(features), model(features))
+
+
+def test_an_unregistered_bound_is_refused_on_loading():
+    config = JSDCritic(bound=lambda joint, product: joint[:, 0]).get_config()
+    with pytest.raises((TypeError, ValueError)):
+        JSDCritic.from_config(config)
+
+
+def test_the_default_critic_is_a_concat_critic_trained_on_jsd():
+    loss = JSDCritic()
+    assert type(loss.critic) is ConcatCritic
+    assert (loss.bound, loss.negatives) == (bounds.jsd, 1)
+    assert (loss.teacher_layer, loss.student_layer) == ("pooled", "pooled")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bound": "jsd"}, "`bound` to be a function .* Received: bound='jsd'"),
+        ({"bound": None}, "Received: bound=None"),
+        ({"critic": "concat"}, "`critic` to be a critic layer.* Received: critic='concat'"),
+        ({"critic": ConcatCritic}, "`critic` to be a critic layer"),
+        ({"negatives": 0}, "`negatives` to be an int of at least 1.* Received: negatives=0"),
+        ({"negatives": -1}, "negatives=-1"),
+        ({"negatives": 1.5}, "negatives=1.5"),
+        ({"negatives": "some"}, "or \"all\".* Received: negatives='some'"),
+        ({"negatives": None}, "negatives=None"),
+        ({"grid": 0}, "`grid` to be a positive int or None. Received: grid=0"),
+        ({"grid": 2.0}, "grid=2.0"),
+        ({"weight": -1.0}, "weight"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        JSDCritic(**options)
+
+
+@pytest.mark.parametrize(
+    ("teacher_shape", "student_shape"),
+    [
+        ((None, 4, 6), (None, 3)),
+        ((None, 6), (None,)),
+        ((None, 6), (None, 2, 2, 2, 3)),
+        (((None, 6), (None, 7)), (None, 3)),
+        ((None, None), (None, 3)),
+        ((None, 6), (None, 4, 4, None)),
+    ],
+)
+def test_tensors_that_are_neither_vector_nor_map_are_refused(teacher_shape, student_shape):
+    message = r"'critic' compares one tensor of each network.* at 'stem', student_shape=.* at 'gap'"
+    with pytest.raises(ValueError, match=message):
+        JSDCritic(name="critic", teacher_layer="stem", student_layer="gap").build(
+            teacher_shape, student_shape
+        )
+
+
+def test_maps_of_unknown_size_are_refused():
+    with pytest.raises(ValueError, match="height, width and channels to be known.*teacher"):
+        JSDCritic().build((None, None, None, 6), (None, 4, 4, 3))

@@ -1,0 +1,171 @@
+"""Which heads a VIDDistiller puts where, and for which pairs of networks."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+
+import keras_mikd as mikd
+
+
+def _vid(teacher=None, student=None, **kwargs):
+    return mikd.VIDDistiller(teacher or cases.teacher(), student or cases.student(), **kwargs)
+
+
+def _layout(distiller):
+    return [
+        (loss.name, loss.teacher_layer, loss.student_layer, loss.weight)
+        for loss in distiller.distillation_losses
+    ]
+
+
+def _step(distiller, image_shape=cases.IMAGE_SHAPE, **kwargs):
+    distiller.compile("sgd", cases.cross_entropy(), **kwargs)
+    x = np.random.default_rng(0).normal(size=(4, *image_shape)).astype("float32")
+    history = distiller.fit(x, np.arange(4), verbose=0).history
+    assert all(np.isfinite(values[0]) for values in history.values())
+    return history
+
+
+STAGES = [("vid_stage1", "stage1", "stage1", 1.0), ("vid_stage2", "stage2", "stage2", 1.0)]
+
+
+def test_by_default_a_head_for_each_pair_of_stages():
+    distiller = _vid()
+    assert _layout(distiller) == STAGES
+    for head in distiller.distillation_losses:
+        assert isinstance(head, mikd.GaussianVIDHead)
+        assert (head.variant, head.reduction) == ("repdistiller", "mean")
+
+
+def test_a_head_between_the_students_vector_and_the_teachers_logits():
+    distiller = _vid(stage_weight=2.0, logits_weight=0.5)
+    scaled = [(*where, 2.0) for *where, _ in STAGES]
+    assert _layout(distiller) == [*scaled, ("vid_logits", "output", "pooled", 0.5)]
+    head = distiller.distillation_losses[-1]
+    assert [tuple(v.shape) for v in head.mean_layers[0].weights] == [(5, 4), (4,)]
+
+
+def test_a_weight_of_zero_leaves_a_level_out():
+    assert _layout(_vid(stage_weight=0, logits_weight=1)) == [
+        ("vid_logits", "output", "pooled", 1.0)
+    ]
+    with pytest.raises(ValueError, match="list of at least one DistillationLoss"):
+        _vid(stage_weight=0.0)
+
+
+@pytest.mark.parametrize("argument", ["stage_weight", "logits_weight"])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), "1"])
+def test_bad_weights_are_refused(argument, weight):
+    with pytest.raises(ValueError, match="weight of 'vid_.*finite number of at least 0"):
+        _vid(**{argument: weight})
+
+
+def test_soft_targets_may_be_added():
+    distiller = _vid(soft_targets=mikd.SoftTargets(weight=0.9, name="kd"))
+    assert _layout(distiller) == [("kd", "output", "output", 0.9), *STAGES]
+
+
+def test_losses_of_the_callers_own_take_the_place_of_the_heads():
+    kd = mikd.SoftTargets()
+    assert _vid(distillation_losses=[kd], stage_weight=3.0).distillation_losses == [kd]
+
+
+@pytest.mark.parametrize("variant", ["official", "repdistiller", "wgan"])
+def test_the_variant_and_the_reduction_reach_every_head(variant):
+    distiller = _vid(variant=variant, reduction="sum", logits_weight=1.0)
+    heads = distiller.distillation_losses
+    assert [(h.variant, h.reduction) for h in heads] == [(variant, "sum")] * 3
+
+
+def test_the_total_is_the_sum_that_the_docstring_gives():
+    kd = mikd.SoftTargets(weight=0.9, name="kd")
+    distiller = _vid(stage_weight=0.3, logits_weight=0.2, soft_targets=kd, task_loss_weight=0.5)
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    seen = distiller.evaluate(*cases.data(), verbose=0, return_dict=True)
+    stages = seen["vid_stage1"] + seen["vid_stage2"]
+    expected = 0.5 * seen["task_loss"] + 0.9 * seen["kd"] + 0.3 * stages
+    assert seen["loss"] == pytest.approx(expected + 0.2 * seen["vid_logits"], rel=1e-5)
+    assert seen["vid_stage1"] != seen["vid_stage2"]
+
+
+def test_a_schedule_is_a_weight():
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
+    history = _step(_vid(stage_weight=schedule))
+    assert history["loss"] == pytest.approx(history["task_loss"])
+
+
+def test_the_heads_are_saved(tmp_path):
+    distiller = _vid(stage_weight=0.5, logits_weight=0.5)
+    _step(distiller)
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert type(loaded) is mikd.VIDDistiller
+    assert _layout(loaded) == _layout(distiller)
+    for a, b in zip(loaded.variables, distiller.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_heads_learn():
+    distiller = _vid()
+    distiller.compile(keras.optimizers.Adam(0.01), cases.cross_entropy())
+    history = distiller.fit(*cases.data(), epochs=5, verbose=0).history
+    assert history["vid_stage1"][-1] < history["vid_stage1"][0]
+    assert history["vid_stage2"][-1] < history["vid_stage2"][0]
+
+
+def test_networks_of_other_families_depths_and_widths():
+    shape = (12, 12, 3)
+    teacher = mikd.models.wide_resnet(depth=10, width=2, num_classes=5, input_shape=shape)
+    student = mikd.models.resnet8(num_classes=4, input_shape=shape)
+    distiller = _vid(teacher, student, logits_weight=1.0)
+    _step(distiller, shape)
+    assert [where[:3] for where in _layout(distiller)] == [
+        ("vid_stage1", "stage1", "stage1"),
+        ("vid_stage2", "stage2", "stage2"),
+        ("vid_stage3", "stage3", "stage3"),
+        ("vid_logits", "output", "pooled"),
+    ]
+
+
+def test_networks_of_other_resolutions_with_more_or_fewer_stages():
+    def downsampling(widths):
+        inputs = x = keras.Input((16, 16, 3))
+        for width in widths:
+            x = keras.layers.Conv2D(width, 3, strides=2, padding="same")(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return keras.Model(inputs, keras.layers.Dense(4)(x))
+
+    deep = mikd.models.resnet8(num_classes=4, input_shape=(16, 16, 3))  # 16, 8 and 4 pixels
+    shallow = downsampling([4, 6])  # 8 and 4 pixels
+    small = _vid(deep, shallow)
+    assert [where[1:3] for where in _layout(small)] == [("stage2", "stage1"), ("stage3", "stage2")]
+    large = _vid(shallow, deep)
+    assert [where[1:3] for where in _layout(large)] == [("stage1", "stage2"), ("stage2", "stage3")]
+    unlike = _vid(deep, downsampling([4, 6, 8]))  # 8, 4 and 2 pixels
+    assert [head.grid for head in unlike.distillation_losses] == [(8, 8), (4, 4), (2, 2)]
+    _step(unlike, (16, 16, 3))
+
+
+def test_networks_without_stages_are_refused():
+    inputs = keras.Input((6,))
+    dense = keras.Model(inputs, keras.layers.Dense(4)(inputs), name="dense")
+    other = keras.models.clone_model(dense)
+    with pytest.raises(ValueError, match="Expected a teacher with stages.*teacher='dense'"):
+        _vid(dense, other)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_keras_cv_backbone(role):
+    small = mikd.models.resnet8(num_classes=4, input_shape=(32, 32, 3))
+    networks = {"teacher": small, "student": small, role: cases.keras_cv_classifier()}
+    distiller = _vid(**networks)
+    assert len(distiller.distillation_losses) == 3
+    before = [v.numpy() for v in distiller.student.trainable_variables]
+    _step(distiller, (32, 32, 3))
+    after = distiller.student.trainable_variables
+    assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
