@@ -1,3 +1,4 @@
+import critic_twins
 import keras
 import numpy as np
 import pytest
@@ -55,32 +56,6 @@ def _randomized(kind, locations=(1, 1), width=5):
     return critic
 
 
-def _twin(critic, teacher, student):
-    """Float64 score of one pair, from `(locations, channels)` of each side."""
-    w = {v.path.split("/", 1)[-1]: v.numpy().astype("float64") for v in critic.weights}
-    if isinstance(critic, ConcatCritic):
-        joined = np.concatenate(_spread(teacher, student), axis=-1)
-        first = np.concatenate([w["teacher/kernel"], w["student/kernel"]])
-        hidden = np.maximum(joined @ first + w["student/bias"], 0)
-        hidden = np.maximum(hidden @ w["hidden/kernel"] + w["hidden/bias"], 0)
-        return (hidden @ w["score/kernel"] + w["score/bias"])[:, 0]
-    towers = [_twin_tower(w, *side) for side in (("teacher", teacher), ("student", student))]
-    return np.sum(towers[0] * towers[1], axis=-1) / np.sqrt(critic.width)
-
-
-def _spread(teacher, student):
-    locations = max(len(teacher), len(student))
-    return [np.broadcast_to(x, (locations, x.shape[-1])) for x in (teacher, student)]
-
-
-def _twin_tower(w, side, x):
-    hidden = np.maximum(x @ w[f"{side}_hidden/kernel"] + w[f"{side}_hidden/bias"], 0)
-    out = hidden @ w[f"{side}_out/kernel"] + w[f"{side}_out/bias"]
-    out = out + x @ w[f"{side}_shortcut/kernel"]
-    out = (out - out.mean(-1, keepdims=True)) / np.sqrt(out.var(-1, keepdims=True) + 1e-3)
-    return out * w[f"{side}_norm/gamma"] + w[f"{side}_norm/beta"]
-
-
 @pytest.mark.parametrize("negatives", [1, 2, 4])
 def test_negatives_are_the_students_of_the_next_examples(negatives):
     joint, product = _pairs(5, negatives)
@@ -134,9 +109,11 @@ def test_scores_equal_numpy(kind, negatives, locations):
         [j for j in range(4) if j != i] if negatives is None else [(i + 1) % 4, (i + 2) % 4]
         for i in range(4)
     ]
-    expected = [_twin(critic, teacher[i], student[i]) for i in range(4)]
+    expected = [critic_twins.score(critic, teacher[i], student[i]) for i in range(4)]
     np.testing.assert_allclose(joint, expected, rtol=1e-4, atol=1e-4)
-    expected = [[_twin(critic, teacher[i], student[j]) for j in partners[i]] for i in range(4)]
+    expected = [
+        [critic_twins.score(critic, teacher[i], student[j]) for j in partners[i]] for i in range(4)
+    ]
     np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -192,9 +169,9 @@ def test_scores_have_float32_precision_under_mixed_precision(kind):
     critic = _randomized(kind)
     teacher, student = _features(3, (1, 1))
     joint, product = critic(teacher, student, first=0, negatives=1)
-    expected = [_twin(critic, teacher[i], student[i]) for i in range(3)]
+    expected = [critic_twins.score(critic, teacher[i], student[i]) for i in range(3)]
     np.testing.assert_allclose(joint, expected, rtol=1e-4, atol=1e-4)
-    assert {x.dtype for x in (joint, product, *critic.weights)} == {"float32"}
+    assert all(x.dtype == "float32" for x in (joint, product, *critic.weights))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -213,6 +190,38 @@ def test_a_bad_width_is_refused(kind, width):
         ValueError, match=f"`width` to be a positive int. Received: width={width!r}"
     ):
         kind(width=width)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, float("inf"), float("nan"), "0.1", None])
+def test_a_bad_temperature_is_refused(temperature):
+    with pytest.raises(ValueError, match="finite number above 0. Received: temperature="):
+        SeparableCritic(temperature=temperature)
+
+
+def test_separable_scores_stay_within_the_inverse_temperature_of_the_bias():
+    critic = SeparableCritic(width=5, temperature=0.25)
+    critic.build((None, 1, 4), (None, 1, 4))
+    critic.student_layer.kernel.assign(critic.teacher_layer.kernel)
+    critic.bias.assign(3.0)
+    same, _ = _features(3, (1, 1))
+    joint, product = critic(1e3 * same, 1e-3 * same, first=0, negatives=None)
+    np.testing.assert_allclose(joint, np.full((3, 1), 3.0 + 4.0), rtol=1e-5)
+    assert np.all(np.abs(product - 3.0) < 4.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_zeros_have_finite_scores_and_gradients(kind):
+    critic = _randomized(kind)
+    zeros = tf.zeros((3, 1, 4)), tf.zeros((3, 1, 3))
+    with tf.GradientTape() as tape:
+        tape.watch(zeros)
+        joint, product = critic(*zeros, first=0, negatives=2)
+    for x in (
+        joint,
+        product,
+        *tape.gradient([joint, product], [*zeros, *critic.trainable_weights]),
+    ):
+        assert np.isfinite(x).all()
 
 
 def test_a_subclass_has_three_methods_to_write():

@@ -184,7 +184,7 @@ class Distiller(keras.Model):
         return total
 
     def _total(self, x, y, sample_weight, teacher, student, training):
-        total = self._compute_loss(x, y, student[OUTPUT], sample_weight, training)
+        total = ops.zeros(())
         for loss in self.distillation_losses:
             values = loss(
                 pick(teacher, loss.teacher_layer),
@@ -195,6 +195,8 @@ class Distiller(keras.Model):
             value = _weighted_mean(loss, values, sample_weight)
             self._log(loss, value, _batch_size(x))
             total = total + loss.weight_at(self.optimizer.iterations) * replicas.scale(value)
+        # After the losses have run, so that what they add with `add_loss` is of this step.
+        total = total + self._compute_loss(x, y, student[OUTPUT], sample_weight, training)
         self._loss_tracker.update_state(total * replicas.count(), sample_weight=_batch_size(x))
         return total
 
