@@ -235,7 +235,7 @@ def main(argv):
             cells = estimate(dimension, nats)
             table.append({"dimension": dimension, "nats": nats, **cells})
             row = "  ".join(show(cell) for cell in cells.values())
-            print(f"{dimension:3d}  {nats:5.2f}  {row}", flush=True)
+            print(f"{dimension:3d}  {nats:5.2f}  {row.rstrip()}", flush=True)
     print_footer(table)
     if FLAGS.output is not None:
         flags_used = {name: FLAGS[name].value for name in QUICK}

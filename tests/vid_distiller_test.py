@@ -35,7 +35,8 @@ def test_by_default_a_head_for_each_pair_of_stages():
     assert _layout(distiller) == STAGES
     for head in distiller.distillation_losses:
         assert isinstance(head, mikd.GaussianVIDHead)
-        assert (head.variant, head.reduction) == ("repdistiller", "mean")
+        assert (head.variant, head.initial_variance) == ("official", None)
+        assert head.reduction == "mean"
 
 
 def test_a_head_between_the_students_vector_and_the_teachers_logits():
@@ -72,10 +73,11 @@ def test_losses_of_the_callers_own_take_the_place_of_the_heads():
 
 
 @pytest.mark.parametrize("variant", ["official", "repdistiller", "wgan"])
-def test_the_variant_and_the_reduction_reach_every_head(variant):
-    distiller = _vid(variant=variant, reduction="sum", logits_weight=1.0)
-    heads = distiller.distillation_losses
-    assert [(h.variant, h.reduction) for h in heads] == [(variant, "sum")] * 3
+def test_the_choices_of_the_head_reach_every_head(variant):
+    choices = {"variant": variant, "initial_variance": 0.25, "reduction": "sum"}
+    for head in _vid(**choices, logits_weight=1.0).distillation_losses:
+        assert {name: head.get_config()[name] for name in choices} == choices
+        np.testing.assert_allclose(head.variance(), 0.25, rtol=1e-5)
 
 
 def test_the_total_is_the_sum_that_the_docstring_gives():

@@ -34,7 +34,7 @@ class MIMKDDistiller(Distiller):
         **kwargs: Arguments of `Distiller`.
 
     Raises:
-        ValueError: As `Distiller`, or if no stages are found.
+        ValueError: As `Distiller`, or if no stages are found or `critic` is a layer.
 
     References:
         Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
@@ -56,12 +56,20 @@ class MIMKDDistiller(Distiller):
         grid=8,
         **kwargs,
     ):
+        if isinstance(critic, keras.layers.Layer):
+            raise ValueError(
+                "Expected `critic` to be a function that makes a critic, since every level needs "
+                f"its own, such as keras_mikd.ConcatCritic. Received: critic={critic!r}"
+            )
         if distillation_losses is None:
             pairs = pair_stages(teacher, student)
             levels = [
                 ("jsd_global", POOLED, POOLED, global_weight),
                 ("jsd_local", POOLED, pairs[-1][1], local_weight),
-                *((f"jsd_{place}", teacher_place, place, feature_weight) for teacher_place, place in pairs),
+                *(
+                    (f"jsd_{place}", teacher_place, place, feature_weight)
+                    for teacher_place, place in pairs
+                ),
             ]
             distillation_losses = [] if soft_targets is None else [soft_targets]
             distillation_losses += [
