@@ -100,9 +100,9 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     unknown = [name for name in FLAGS.designs if name not in DESIGNS]
     if unknown:
-        raise app.UsageError(f"--designs: expected some of {list(DESIGNS)}; got {unknown}")
+        raise SystemExit(f"--designs: expected some of {list(DESIGNS)}; got {unknown}")
     if FLAGS.output and Path(FLAGS.output).exists():
-        raise app.UsageError(f"--output: {FLAGS.output} exists and is kept; name another file")
+        raise SystemExit(f"--output: {FLAGS.output} exists and is kept; name another file")
     teacher = keras.saving.load_model(FLAGS.teacher)
     rows = []
     print(f"{'design':34} {'validation %':>13} {'ms/step':>8}")

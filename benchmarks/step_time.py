@@ -255,7 +255,7 @@ def machine():
 def main(argv):
     del argv
     if FLAGS.output and Path(FLAGS.output).exists():
-        raise app.UsageError(f"--output: {FLAGS.output} exists; name another file")
+        raise SystemExit(f"--output: {FLAGS.output} exists; name another file")
     keras.utils.set_random_seed(0)
     results = {"machine": machine(), "pairs": {}}
     for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:

@@ -1,4 +1,4 @@
-"""Trains the same small student alone and with every method, and prints one table.
+r"""Trains the same small student alone and with every method, and prints one table.
 
 Needs `<output_dir>/teacher.keras` of train_teacher.py (or `--teacher`). With 10 labelled digits per
 class:
@@ -33,13 +33,19 @@ import keras_mikd as mikd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+NETWORKS = [
+    "digits_cnn",
+    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
+]
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
 flags.DEFINE_string("teacher", None, "Saved teacher; <output_dir>/teacher.keras if not given.")
 flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
-flags.DEFINE_string("student", "resnet8", "Name of a network in keras_mikd.models.")
+flags.DEFINE_enum("student", "resnet8", NETWORKS, "Network of keras_mikd.models.")
 flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: student, kd, vid, mimkd.")
 flags.DEFINE_list("kd_weight", "1", "Weight(s) of the soft targets.")
 flags.DEFINE_float("kd_temperature", 4.0, "Temperature of the soft targets.", 0.0)
@@ -222,29 +228,25 @@ def draw(rows, path):
 def check_flags():
     unknown = sorted(set(FLAGS.methods) - set(METHODS))
     if unknown or not FLAGS.methods:
-        raise app.UsageError(f"--methods: expected some of {', '.join(METHODS)}; got {unknown}")
+        raise SystemExit(f"--methods: expected some of {', '.join(METHODS)}; got {unknown}")
     for method in METHODS[1:]:
         flag = f"{method}_weight"
         if FLAGS[flag].present and method not in FLAGS.methods:
-            raise app.UsageError(f"--{flag} is given and {method} is not among --methods")
+            raise SystemExit(f"--{flag} is given and {method} is not among --methods")
         for value in FLAGS[flag].value:
             try:
                 valid = float(value) > 0
             except ValueError:
                 valid = False
             if not valid:
-                raise app.UsageError(f"--{flag}: expected numbers above 0; got {value!r}")
-    if not hasattr(mikd.models, FLAGS.student):
-        raise app.UsageError(f"--student: keras_mikd.models has no network {FLAGS.student!r}")
+                raise SystemExit(f"--{flag}: expected numbers above 0; got {value!r}")
     output_dir = Path(FLAGS.output_dir)
     teacher = Path(FLAGS.teacher or output_dir / "teacher.keras")
     if not teacher.exists():
-        raise app.UsageError(f"--teacher: {teacher} does not exist; run train_teacher.py first")
+        raise SystemExit(f"--teacher: {teacher} does not exist; run train_teacher.py first")
     for name in ("results.json", "comparison.png", "student.keras"):
         if (output_dir / name).exists():
-            raise app.UsageError(
-                f"--output_dir: {output_dir / name} exists and is kept; name another"
-            )
+            raise SystemExit(f"--output_dir: {output_dir / name} exists and is kept; name another")
     return teacher, output_dir
 
 

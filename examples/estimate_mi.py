@@ -197,13 +197,13 @@ def check_flags():
     if FLAGS.quick:
         for name, value in QUICK.items():
             if FLAGS[name].present:
-                raise app.UsageError(f"--{name}: --quick sets it; leave one of the two out")
+                raise SystemExit(f"--{name}: --quick sets it; leave one of the two out")
             FLAGS[name].value = value
     if not FLAGS.dimensions or not all(t.isdecimal() and int(t) > 0 for t in FLAGS.dimensions):
-        raise app.UsageError(f"--dimensions: expected positive integers; got {FLAGS.dimensions}")
+        raise SystemExit(f"--dimensions: expected positive integers; got {FLAGS.dimensions}")
     least = min(map(int, FLAGS.dimensions))
     if not FLAGS.nats or not all(0.0 < to_number(t) <= 10.0 * least for t in FLAGS.nats):
-        raise app.UsageError(
+        raise SystemExit(
             "--nats: expected positive numbers, at most 10 per dimension, beyond which float32 "
             f"cannot hold the correlation; got {FLAGS.nats} in dimension {least}"
         )
@@ -220,9 +220,9 @@ def to_number(text):
 
 def check_output(path):
     if path.exists():
-        raise app.UsageError(f"--output: {path} exists and is kept; name another file")
+        raise SystemExit(f"--output: {path} exists and is kept; name another file")
     if not path.parent.is_dir():
-        raise app.UsageError(f"--output: there is no folder {path.parent}")
+        raise SystemExit(f"--output: there is no folder {path.parent}")
 
 
 def main(argv):

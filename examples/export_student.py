@@ -26,10 +26,10 @@ flags.DEFINE_float("tolerance", 1e-4, "Largest difference of an output that is a
 def check_flags():
     student = Path(FLAGS.student)
     if not student.exists():
-        raise app.UsageError(f"--student: {student} does not exist; run distill.py first")
+        raise SystemExit(f"--student: {student} does not exist; run distill.py first")
     output = Path(FLAGS.output or student.with_suffix(".tflite"))
     if output.exists():
-        raise app.UsageError(f"--output: {output} exists and is kept; name another file")
+        raise SystemExit(f"--output: {output} exists and is kept; name another file")
     return student, output
 
 

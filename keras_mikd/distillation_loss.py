@@ -1,6 +1,7 @@
 """The contract of everything that is matched between a teacher and a student."""
 
 import math
+import numbers
 
 import keras
 from keras import ops
@@ -146,7 +147,7 @@ def _places(argument, places):
 
 def checked_weight(argument, weight):
     """Returns `weight` as a float, if it is a finite number of at least 0."""
-    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight < 0:
         raise ValueError(
             f"Expected {argument} to be a finite number of at least 0. Received: {weight!r}"

@@ -149,7 +149,7 @@ def test_compiled_critics_give_what_plain_ones_give(name):
 
 
 @DISTILLERS
-def test_save_load_and_go_on_equals_never_having_stopped(make, tmp_path):
+def test_save_load_and_go_on_equals_never_having_stopped(make, tmp_path, deterministic_ops):
     def new():
         return _compiled(make(cases.teacher(normalize=True), cases.student(normalize=True)))
 
@@ -166,7 +166,7 @@ def test_save_load_and_go_on_equals_never_having_stopped(make, tmp_path):
 
 
 @DISTILLERS
-def test_backup_and_restore_needs_no_manual_build(make, tmp_path):
+def test_backup_and_restore_needs_no_manual_build(make, tmp_path, deterministic_ops):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 1:

@@ -5,7 +5,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from absl import app, flags
+from absl import flags
 from absl.testing import flagsaver
 
 import keras_mikd as mikd
@@ -164,13 +164,13 @@ def test_a_cell_sums_up_its_seeds(script):
     ],
 )
 def test_wrong_flags_are_refused(script, arguments, message):
-    with pytest.raises(app.UsageError, match=message):
+    with pytest.raises(SystemExit, match=message):
         _run(script, *arguments)
 
 
 def test_an_existing_output_is_kept(script, tmp_path):
     path = tmp_path / "mi.json"
     path.write_text("precious")
-    with pytest.raises(app.UsageError, match="exists and is kept; name another file"):
+    with pytest.raises(SystemExit, match="exists and is kept; name another file"):
         _run(script, "--quick", f"--output={path}")
     assert path.read_text() == "precious"

@@ -271,8 +271,8 @@ def test_the_default_critic_is_a_concat_critic_trained_on_jsd():
     [
         ({"bound": "jsd"}, "`bound` to be a function .* Received: bound='jsd'"),
         ({"bound": None}, "Received: bound=None"),
-        ({"critic": "concat"}, "`critic` to be a critic layer.* Received: critic='concat'"),
-        ({"critic": ConcatCritic}, "`critic` to be a critic layer"),
+        ({"critic": "concat"}, "`critic` to be a Critic.* Received: critic='concat'"),
+        ({"critic": ConcatCritic}, "`critic` to be a Critic"),
         ({"negatives": 0}, "`negatives` to be an int of at least 1.* Received: negatives=0"),
         ({"negatives": -1}, "negatives=-1"),
         ({"negatives": 1.5}, "negatives=1.5"),

@@ -88,11 +88,6 @@ class JSDCritic(DistillationLoss):
             raise ValueError(
                 f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
             )
-        if critic is not None and not isinstance(critic, Critic):
-            raise ValueError(
-                "Expected `critic` to be a critic layer, such as keras_mikd.ConcatCritic(width=512)"
-                f". Received: critic={critic!r}"
-            )
         self.bound = bound
         self.critic = critic or ConcatCritic()
         self.negatives = negatives
