@@ -79,6 +79,11 @@ class JSDCritic(DistillationLoss):
                 "Expected `bound` to be a function of joint and product scores, such as "
                 f"keras_mikd.bounds.jsd. Received: bound={bound!r}"
             )
+        if critic is not None and not isinstance(critic, Critic):
+            raise ValueError(
+                "Expected `critic` to be a Critic, such as keras_mikd.SeparableCritic(). "
+                f"Received: critic={critic!r}"
+            )
         if negatives != ALL and (not isinstance(negatives, int) or negatives < 1):
             raise ValueError(
                 f'Expected `negatives` to be an int of at least 1, or "all". '
