@@ -9,7 +9,7 @@ A loss weight may be a list: every value is trained, and the one that is best on
 split is reported on the test split:
 
     python examples/distill.py --output_dir=runs/sweep --teacher=runs/digits/teacher.keras \
-        --methods=student,vid --vid_weight=0.3,1,3 --seeds=5
+        --methods=student,vid --vid_weight=1,3,10 --seeds=5
 
 Writes to `<output_dir>`: `results.json`, `comparison.png`, TensorBoard logs under `logs/`, and
 `student.keras`, the student that is best on the validation split.
@@ -47,11 +47,11 @@ flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its defaul
 flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
 flags.DEFINE_enum("student", "resnet8", NETWORKS, "Network of keras_mikd.models.")
 flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: student, kd, vid, mimkd.")
-flags.DEFINE_list("kd_weight", "1", "Weight(s) of the soft targets.")
+flags.DEFINE_list("kd_weight", "3", "Weight(s) of the soft targets.")
 flags.DEFINE_float("kd_temperature", 4.0, "Temperature of the soft targets.", 0.0)
-flags.DEFINE_list("vid_weight", "10", "Weight(s) of every stage pair of VID.")
+flags.DEFINE_list("vid_weight", "3", "Weight(s) of every stage pair of VID.")
 flags.DEFINE_float("vid_initial_variance", 0.3, "First variance of VID's heads.", 1e-4)
-flags.DEFINE_list("mimkd_weight", "10", "Weight(s) of every level of MIMKD.")
+flags.DEFINE_list("mimkd_weight", "3", "Weight(s) of every level of MIMKD.")
 flags.DEFINE_float("learning_rate", 1e-2, "First learning rate; it falls to 0 as a cosine.", 0.0)
 flags.DEFINE_integer("epochs", 150, "Epochs of a student.", 1)
 flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
