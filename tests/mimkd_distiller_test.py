@@ -36,9 +36,9 @@ def _step(distiller, image_shape=cases.IMAGE_SHAPE):
     return history
 
 
-GLOBAL = ("jsd_global", "pooled", "pooled", 10.0)
-LOCAL = ("jsd_local", "pooled", "stage2", 10.0)
-FEATURE = [("jsd_stage1", "stage1", "stage1", 10.0), ("jsd_stage2", "stage2", "stage2", 10.0)]
+GLOBAL = ("jsd_global", "pooled", "pooled", 3.0)
+LOCAL = ("jsd_local", "pooled", "stage2", 3.0)
+FEATURE = [("jsd_stage1", "stage1", "stage1", 3.0), ("jsd_stage2", "stage2", "stage2", 3.0)]
 
 
 def test_three_levels_by_default():
