@@ -112,9 +112,7 @@ class SeparableCritic(Critic):
     """Two linear towers and an inner product, at every location.
 
     `f(t, s) = <g(t), h(s)> / temperature + bias` with linear maps `g`, `h` whose results have unit
-    length, and a trainable bias. All pairs of a batch cost one matrix product. It can only reward
-    what the student shows *linearly*; a perceptron tells a hundred images apart whatever the
-    student's features are.
+    length, and a trainable bias. All pairs of a batch cost one matrix product.
 
     Args:
         width: Number of units of the embeddings.
