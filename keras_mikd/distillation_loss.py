@@ -30,7 +30,8 @@ class DistillationLoss(keras.layers.Layer):
             tensors.
         student_layer: Place to read in the student, likewise.
         weight: Factor of this loss in the total: a finite float of at least 0, or a
-            `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations.
+            `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
+            values are not checked.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
         **kwargs: `name` (the loss appears under it in `history` and TensorBoard) and other
             arguments of `keras.layers.Layer`.
@@ -53,6 +54,7 @@ class DistillationLoss(keras.layers.Layer):
             weight if scheduled else checked_weight(f"the weight of {self.name!r}", weight)
         )
         self.xla = False
+        self.claimed = False
         self._readouts = {}
 
     def build(self, teacher_shape, student_shape):

@@ -29,7 +29,21 @@ def gather(tensor):
         Tensor of shape `(global batch, ...)`; the tensor itself where there is one replica.
     """
     replica = _replica()
-    return tensor if replica is None else replica.all_gather(tensor, axis=0)
+    if replica is None:
+        return tensor
+    size = tf.shape(tensor)[0]
+    is_example = tf.cast(tf.range(tf.maximum(size, 1)) < size, tf.int32)
+    rows = replica.all_gather(at_least_one(tensor), axis=0)
+    return tf.boolean_mask(rows, replica.all_gather(is_example, axis=0) == 1)
+
+
+def at_least_one(tensor):
+    """Gives a replica that the last batch left without examples a row of zeros, to drop later.
+
+    Neither collectives nor some kernels survive a tensor without rows.
+    """
+    missing = tf.cast(tf.equal(tf.shape(tensor)[0], 0), tf.int32)
+    return tf.pad(tensor, [[0, missing]] + [[0, 0]] * (len(tensor.shape) - 1))
 
 
 def first_index(tensor):

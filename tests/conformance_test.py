@@ -110,6 +110,26 @@ def test_two_replicas_give_the_update_of_one(make, two_replicas):
 
 
 @LOSSES
+def test_a_replica_without_examples_is_harmless(make, two_replicas):
+    def network(width):
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(width, name="pooled")(inputs)
+        return keras.Model(inputs, keras.layers.Dense(4)(x))
+
+    if {make().teacher_layer, make().student_layer} - {"output", "pooled"}:
+        pytest.skip("plain Keras cannot run a convolution on an empty replica either")
+    x, y = cases.data(17)
+    x = x[:, 0, 0, :1].repeat(6, axis=1)
+    with two_replicas.scope():
+        distiller = _compiled(
+            cases.distiller_with(make(), teacher_model=network(8), student_model=network(5))
+        )
+    history = distiller.fit(x, y, batch_size=8, verbose=0, validation_data=(x, y)).history
+    assert all(np.all(np.isfinite(values)) for values in history.values()), history
+    assert all(np.all(np.isfinite(w)) for w in _weights(distiller))
+
+
+@LOSSES
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_students_stay_finite(make, policy):
     teacher = cases.teacher()
@@ -163,6 +183,29 @@ def test_save_load_and_go_on_equals_never_having_stopped(make, tmp_path, determi
     assert type(resumed) is type(straight)
     for a, b in zip(straight.variables, resumed.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
+def test_fit_leaves_the_order_of_a_shuffled_data_set_alone(deterministic_ops):
+    def final_kernel(wrap):
+        keras.utils.set_random_seed(0)
+        x, y = cases.data()
+        dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(16, seed=1).batch(4)
+        model = wrap(cases.student())
+        model.compile("sgd", cases.cross_entropy())
+        model.fit(dataset, epochs=2, shuffle=False, verbose=0)
+        return (
+            model.layers[-1].get_weights() if wrap is _plain else model.student.get_weights()[-2:]
+        )
+
+    def untouched(student):
+        loss = mikd.Hint(teacher_layer="pooled", student_layer="pooled", weight=0.0)
+        return cases.distiller_with(loss, student_model=student)
+
+    _assert_same(final_kernel(_plain), final_kernel(untouched), atol=0)
+
+
+def _plain(student):
+    return student
 
 
 @DISTILLERS

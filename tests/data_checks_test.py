@@ -92,7 +92,8 @@ def test_integers_that_are_no_images_are_left_alone():
 @pytest.mark.parametrize("shift, seen", [(1, "1 to 4"), (-1, "-1 to 2")])
 def test_labels_out_of_range_are_refused(argument, source, shift, seen):
     x, y = cases.data()
-    message = rf"labels in `{argument}` to be integers from 0 to 3.*Received labels from {seen}"
+    seen = f"from {seen}" if source == "arrays" else "outside of that"
+    message = rf"labels in `{argument}` to be integers from 0 to 3.*Received labels {seen}"
     _refused(_distiller(), message, x, y + shift, argument, source)
 
 

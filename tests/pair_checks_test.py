@@ -184,12 +184,19 @@ def test_tensors_that_do_not_fit_are_refused_with_the_loss_and_the_places():
         cases.distiller_with(_hint(student_layer="pooled", name="hint"))
 
 
-def test_a_loss_of_another_distiller_must_fit():
+def test_a_loss_of_another_distiller_is_refused():
     loss = _hint()
     cases.distiller_with(loss)
-    cases.distiller_with(loss)
+    with pytest.raises(ValueError, match="belongs to another distiller.*new losses"):
+        cases.distiller_with(loss)
+
+
+def test_a_built_loss_must_fit():
+    loss = _hint()
+    loss.build((None, 4, 4, 8), (None, 4, 4, 5))
     with pytest.raises(ValueError, match=r"\(4, 4, 5\), to compare .*\(4, 4, 9\).*new loss"):
         cases.distiller_with(loss, student_model=cases.network((3, 9)))
+    cases.distiller_with(loss)
 
 
 def test_a_loss_needs_a_call():

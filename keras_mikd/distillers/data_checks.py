@@ -1,11 +1,13 @@
 """A look at the data before the first step."""
 
+import re
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 
-def check_data(distiller, output, argument, data):
+def checked_data(distiller, output, argument, data):
     """Raises a `ValueError` if the data cannot be what the distiller is to be trained on.
 
     Args:
@@ -13,21 +15,75 @@ def check_data(distiller, output, argument, data):
         output: `KerasTensor` of the student's output, or a structure of them.
         argument: Name of the argument of `fit`, for the message.
         data: `x`, or a tuple `(x, y, ...)`. `x` is an array, a nested structure of arrays, or a
-            `tf.data.Dataset`, of which one batch is read. Other sources are not looked into.
+            `tf.data.Dataset`. Other sources are not looked into.
+
+    Returns:
+        `data`; a data set is not read, which would change the order of its shuffling, but comes
+        back with a check of the labels of every batch (see `labels_error`).
     """
+    if isinstance(data, tf.data.Dataset):
+        return _checked_dataset(distiller, output, argument, data)
     x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
     if isinstance(x, tf.data.Dataset):
-        batch = next(iter(x.take(1)), None)
-        if batch is None:
-            raise ValueError(f"`{argument}` is an empty data set. Expected at least one batch.")
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        return (_checked_dataset(distiller, output, argument, x), *data[1:])
     arrays = keras.tree.flatten(x)
     if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
-        return
+        return data
     for array in arrays:
         _check_images(distiller, argument, array)
-    if y is not None:
-        _check_labels(distiller.loss, output, argument, y)
+    classes = _num_classes(distiller.loss, output, y)
+    if classes is not None:
+        values = np.asarray(y)
+        values = values[values != getattr(distiller.loss, "ignore_class", None)]
+        if values.size and not 0 <= values.min() <= values.max() < classes:
+            raise ValueError(
+                f"{_labels_message(argument, classes)} Received labels from {values.min()} to "
+                f"{values.max()}."
+            )
+    return data
+
+
+def _checked_dataset(distiller, output, argument, dataset):
+    if dataset.cardinality() == 0:
+        raise ValueError(f"`{argument}` is an empty data set. Expected at least one batch.")
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)
+    for spec in keras.tree.flatten(x):
+        _check_images(distiller, argument, spec)
+    classes = _num_classes(distiller.loss, output, y)
+    if classes is None:
+        return dataset
+    ignored = getattr(distiller.loss, "ignore_class", None)
+
+    def check(*batch):
+        labels = batch[1]
+        fits = tf.logical_and(labels >= 0, labels < tf.cast(classes, labels.dtype))
+        if ignored is not None:
+            fits = tf.logical_or(fits, labels == tf.cast(ignored, labels.dtype))
+        message = _labels_message(argument, classes)
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(fits), [message])]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    checked = dataset.map(check)
+    if argument == "validation_data":  # Reading it disturbs no training, and spares an epoch.
+        try:
+            next(iter(checked), None)
+        except tf.errors.InvalidArgumentError as error:
+            raise labels_error(error) or error from None
+    return checked
+
+
+def labels_error(error):
+    """Returns the `ValueError` behind an error of a checked data set, or `None`."""
+    found = re.search(_labels_message("(.*?)", "(.*?)"), str(error))
+    return None if found is None else ValueError(f"{found[0]} Received labels outside of that.")
+
+
+def _labels_message(argument, classes):
+    last = classes - 1 if isinstance(classes, int) else classes
+    return (
+        f"Expected the labels in `{argument}` to be integers from 0 to {last}, one for every output"
+        " of the student."
+    )
 
 
 def _check_images(distiller, argument, array):
@@ -57,20 +113,12 @@ def _accepts_integers(model):
     return any(isinstance(layer, rescaling) for layer in model._flatten_layers())
 
 
-def _check_labels(loss, output, argument, labels):
-    if not _is_sparse_cross_entropy(loss):
-        return
-    if keras.tree.is_nested(output) or keras.tree.is_nested(labels) or output.shape[-1] is None:
-        return
-    classes = output.shape[-1]
-    values = np.asarray(labels)
-    values = values[values != getattr(loss, "ignore_class", None)]
-    if values.size and (values.min() < 0 or values.max() >= classes):
-        raise ValueError(
-            f"Expected the labels in `{argument}` to be integers from 0 to {classes - 1}, since "
-            f"the student has {classes} outputs. Received labels from {values.min()} to "
-            f"{values.max()}."
-        )
+def _num_classes(loss, output, labels):
+    """Number of classes that the labels must be below; `None` where that is not known."""
+    single = labels is not None and not keras.tree.is_nested(output)
+    if not single or keras.tree.is_nested(labels) or not _is_sparse_cross_entropy(loss):
+        return None
+    return output.shape[-1]
 
 
 def _is_sparse_cross_entropy(loss):

@@ -86,6 +86,7 @@ class Distiller(keras.Model):
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
         self._readouts = {loss.name: loss.readout_metrics() for loss in losses}
         pair_checks.check_names([*self._term_trackers, *_names(self._readouts)])
+        pair_checks.claim(losses)
         self._teacher_hidden = False
         self.built = True
 
@@ -146,14 +147,19 @@ class Distiller(keras.Model):
 
         Raises:
             ValueError: If the data is empty, brings integer images to a float model, or labels out
-                of range. One batch of a `tf.data.Dataset` is read for this; arrays are checked
-                whole.
+                of range. Arrays are checked whole before the first step, a `tf.data.Dataset` batch
+                by batch.
         """
         output = self._networks.student_taps.specs[OUTPUT]
-        data_checks.check_data(self, output, "x", (x, y))
+        x, y = data_checks.checked_data(self, output, "x", (x, y))
         if validation_data is not None:
-            data_checks.check_data(self, output, "validation_data", validation_data)
-        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+            validation_data = data_checks.checked_data(
+                self, output, "validation_data", validation_data
+            )
+        try:
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            raise data_checks.labels_error(error) or error from None
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -324,7 +330,8 @@ def _weighted_mean(loss, values, sample_weight):
     if sample_weight is not None and not keras.tree.is_nested(sample_weight):
         weights = ops.reshape(ops.cast(sample_weight, values.dtype), (ops.shape(values)[0], -1))
         values = values * ops.mean(weights, axis=-1)
-    return ops.mean(values)
+    # A replica may be left without examples by the last batch.
+    return ops.sum(values) / ops.cast(ops.maximum(ops.shape(values)[0], 1), values.dtype)
 
 
 def _names(readouts):

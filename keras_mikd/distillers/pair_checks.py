@@ -32,6 +32,11 @@ def checked_losses(losses):
                 "Expected every distillation loss to be a keras_mikd.DistillationLoss or a "
                 f"keras.distillation.DistillationLoss. Received: {loss!r}"
             )
+        if loss.claimed:
+            raise ValueError(
+                f"{loss.name!r} belongs to another distiller, whose trained weights it holds. "
+                "Expected new losses for every distiller."
+            )
     check_names([loss.name for loss in losses])
     return losses
 
@@ -143,13 +148,29 @@ def check_logits(teacher, student, losses):
             ("teacher", teacher, loss.teacher_layer),
             ("student", student, loss.student_layer),
         ):
-            if str(place).split("/")[0] == OUTPUT and output_is_probability(model, place):
+            if _is_probability(model, place):
                 raise ValueError(
                     f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
                     "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
                     f"build the {name} without the final activation, or name the layer before it "
                     f"as `{name}_layer`. Received: {name}_layer={place!r}"
                 )
+
+
+def _is_probability(model, place):
+    if str(place).split("/")[0] == OUTPUT:
+        return output_is_probability(model, place)
+    if not has_graph(model) or place not in {layer.name for layer in model.layers}:
+        return False
+    layer = model.get_layer(place)
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    return isinstance(layer, keras.layers.Softmax) or activation in ("softmax", "sigmoid")
+
+
+def claim(losses):
+    """Marks losses as a distiller's own, since a second one would go on with trained critics."""
+    for loss in losses:
+        loss.claimed = True
 
 
 def check_task_loss(student, loss):
@@ -162,7 +183,9 @@ def check_task_loss(student, loss):
     else:
         return
     probabilities = output_is_probability(student)
-    if probabilities is not None and probabilities == from_logits:
+    if not probabilities and not _ends_in_linear_layer(student):
+        return
+    if probabilities == from_logits:
         raise ValueError(
             f"The student {student.name!r} puts out "
             f"{'probabilities' if probabilities else 'logits'} and the task loss expects "
@@ -170,6 +193,17 @@ def check_task_loss(student, loss):
             f"Received: loss={loss!r}; use from_logits={not from_logits} in it."
         )
 
+
+def _ends_in_linear_layer(model):
+    """Whether every output is a linear layer's, so that it is certain to be logits."""
+    if not has_graph(model):
+        return False
+    layers = [t._keras_history.operation for t in keras.tree.flatten(ends(model)[1])]
+    linear = keras.activations.linear
+    return all(isinstance(x, _KERNEL_LAYERS) and x.activation is linear for x in layers)
+
+
+_KERNEL_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
 
 _CROSS_ENTROPY_FUNCTIONS = (
     keras.losses.sparse_categorical_crossentropy,

@@ -116,26 +116,32 @@ class JSDCritic(DistillationLoss):
     def call(self, teacher, student, labels=None, training=None):
         teacher = _locations(teacher, self._grids[0])
         student = _locations(student, self._grids[1])
-        first = None
-        if self.gather and replicas.count() > 1:
-            first = replicas.first_index(student)
-            student = replicas.gather(student)
         compare = self._compiled_compare if self.xla else self._compare
-        bound, joint, product = compare(teacher, student, first)
-        if first is not None:
-            bound = self._global_bound(joint, product, first)
+        if self.gather and replicas.count() > 1:
+            bound, joint, product = self._compare_globally(compare, teacher, student)
+        else:
+            bound, joint, product = compare(teacher, student, None)
         self.add_readout("mi_nats", joint, product)
         return -bound
+
+    def _compare_globally(self, compare, teacher, student):
+        """Compares with the students of all replicas, and bounds the scores of all replicas.
+
+        Some bounds couple the examples of a batch.
+        """
+        size, first = ops.shape(teacher)[0], replicas.first_index(teacher)
+        pool = replicas.gather(student)
+        _, joint, product = compare(replicas.at_least_one(teacher), pool, first)
+        joint, product = joint[:size], product[:size]
+        # Together, because a collective does not survive the scores of no negatives.
+        scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
+        bound = self.bound(scores[:, 0], scores[:, 1:])
+        return bound[first : first + size], joint, product
 
     def _compare(self, teacher, student, first):
         negatives = None if self.negatives == ALL else self.negatives
         joint, product = self.critic(teacher, student, first=first, negatives=negatives)
         return self.bound(joint, product), joint, product
-
-    def _global_bound(self, joint, product, first):
-        """The bound over the scores of all replicas, since some bounds couple the examples."""
-        bound = self.bound(replicas.gather(joint), replicas.gather(product))
-        return bound[first : first + ops.shape(joint)[0]]
 
     def readout_metrics(self):
         return {"mi_nats": MutualInformation(name=f"{self.name}_mi_nats")}
