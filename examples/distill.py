@@ -22,7 +22,7 @@ import statistics
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import matplotlib
@@ -225,6 +225,15 @@ def draw(rows, path):
     figure.savefig(path, dpi=120)
 
 
+def _log_folders():
+    """What an interrupted run may have left."""
+    return [
+        f"logs/{method}-weight{float(weight):g}-seed0"
+        for method in FLAGS.methods
+        for weight in (FLAGS[f"{method}_weight"].value if method in METHODS[1:] else [0])
+    ]
+
+
 def check_flags():
     unknown = sorted(set(FLAGS.methods) - set(METHODS))
     if unknown or not FLAGS.methods:
@@ -244,7 +253,7 @@ def check_flags():
     teacher = Path(FLAGS.teacher or output_dir / "teacher.keras")
     if not teacher.exists():
         raise SystemExit(f"--teacher: {teacher} does not exist; run train_teacher.py first")
-    for name in ("results.json", "comparison.png", "student.keras"):
+    for name in ("results.json", "comparison.png", "student.keras", *_log_folders()):
         if (output_dir / name).exists():
             raise SystemExit(f"--output_dir: {output_dir / name} exists and is kept; name another")
     return teacher, output_dir

@@ -8,7 +8,7 @@ The file is written only if it gives Keras' answers on the test split.
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 from absl import app, flags, logging

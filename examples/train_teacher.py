@@ -13,7 +13,7 @@ CIFAR comes through TensorFlow Datasets, with the augmentation and schedule of t
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 from absl import app, flags, logging
