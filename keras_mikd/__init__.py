@@ -10,6 +10,7 @@ if _keras.backend.backend() != "tensorflow":
 
 from keras_mikd import bounds as bounds
 from keras_mikd import datasets as datasets
+from keras_mikd import figures as figures
 from keras_mikd import models as models
 from keras_mikd.baselines.attention_transfer import AttentionTransfer as AttentionTransfer
 from keras_mikd.baselines.hint import Hint as Hint

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 import tempfile
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_mikd.atomic_files import require_free, write_whole
 
 _ARRAY_BATCH = 32
 _OTHER_FLOATS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
@@ -87,9 +88,8 @@ def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False
         RuntimeError: If the two networks differ by more than `tolerance`. (An operator that
             LiteRT does not have raises the converter's own exception.)
     """
-    path = pathlib.Path(path)
     _require_student(model)
-    _require_free(path, overwrite)
+    path = require_free(path, suffix=".tflite", overwrite=overwrite)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"Expected a finite tolerance >= 0. Received: tolerance={tolerance}")
     batches = None if check_on is None else _as_batches(check_on)
@@ -105,7 +105,7 @@ def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False
             f"tolerance={tolerance}. A difference of nan means that one of the two returned nan or "
             "inf on these inputs."
         )
-    _write(path, content)
+    write_whole(path, content)
     return report
 
 
@@ -122,13 +122,6 @@ def _require_student(model):
             "Expected a built model, since one that is not has no weights: call it on a batch "
             f"first. Received: model={model.name!r}"
         )
-
-
-def _require_free(path, overwrite):
-    if path.suffix != ".tflite":
-        raise ValueError(f"Expected a path that ends in '.tflite'. Received: path={str(path)!r}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{str(path)!r} exists. Pass overwrite=True to replace it.")
 
 
 def _as_batches(check_on):
@@ -255,13 +248,3 @@ def _largest_difference(expected, actual):
         )
     with np.errstate(invalid="ignore"):  # inf - inf is nan, and nan fails the check.
         return np.max(np.abs(expected.astype("float64") - actual), initial=0.0)
-
-
-def _write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

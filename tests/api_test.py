@@ -38,6 +38,7 @@ PUBLIC = {
         "bounds",
         "datasets",
         "export_tflite",
+        "figures",
         "models",
         "pair_stages",
         "stages",
@@ -54,6 +55,15 @@ PUBLIC = {
         "split_scores",
     },
     mikd.datasets: {"Splits", "load_cifar10", "load_cifar100", "load_digits"},
+    mikd.figures: {
+        "cmi_trajectory",
+        "confusion_matrix",
+        "eigen_cam",
+        "eigen_cam_grid",
+        "log_to_tensorboard",
+        "logits_tsne",
+        "save_png",
+    },
     mikd.models: {
         "cifar_resnet",
         "digits_cnn",
@@ -79,7 +89,7 @@ PRESETS = r"resnet\d+(x4)?|wrn_\d+_\d"
 
 def _names(namespace):
     """Names in a namespace, but for private ones and the modules that an import leaves there."""
-    modules = (mikd.bounds, mikd.datasets, mikd.models)
+    modules = (mikd.bounds, mikd.datasets, mikd.figures, mikd.models)
     values = {name: getattr(namespace, name) for name in dir(namespace) if name[0] != "_"}
     return {
         name

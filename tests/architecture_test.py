@@ -18,11 +18,11 @@ MODULES = {
 
 # Every module imports only from the rows above its own. Modules of a folder are one row.
 ROWS = [
-    {"bounds", "replicas", "grids", "shape_checks", "layer_graph", "tflite", "datasets", "models"},
-    {"stages"},
+    {"atomic_files", "bounds", "replicas", "grids", "shape_checks", "layer_graph"},
+    {"datasets", "models", "stages", "tflite"},
     {"places"},
     {"feature_taps"},
-    {"distillation_loss"},
+    {"distillation_loss", "figures"},
     {"estimators", "baselines"},
     {"distillers"},
 ]
@@ -34,6 +34,7 @@ ASSEMBLIES = {"vid_distiller", "mimkd_distiller"}
 OPTIONAL = {
     "tflite": {"ai_edge_litert"},
     "datasets": {"importlib_resources", "sklearn", "tensorflow_datasets"},
+    "figures": {"matplotlib", "sklearn", "tensorboard", "threadpoolctl"},
 }
 # Modules without a test file of their own, and the files that test them.
 TESTED_ELSEWHERE = {

@@ -1,0 +1,14 @@
+"""Figures of teachers and students: confusion matrix, t-SNE, CMI trajectory, Eigen-CAM.
+
+Every function that draws returns a `matplotlib.figure.Figure` that belongs to the caller alone:
+pyplot is not used, no backend is chosen, nothing has to be closed. `save_png` and
+`log_to_tensorboard` put one where people look. Needs `pip install "keras_mikd[figures]"`.
+"""
+
+from keras_mikd.figures.cmi_trajectory import cmi_trajectory as cmi_trajectory
+from keras_mikd.figures.confusion_matrix import confusion_matrix as confusion_matrix
+from keras_mikd.figures.eigen_cam import eigen_cam as eigen_cam
+from keras_mikd.figures.eigen_cam_grid import eigen_cam_grid as eigen_cam_grid
+from keras_mikd.figures.figure_output import log_to_tensorboard as log_to_tensorboard
+from keras_mikd.figures.figure_output import save_png as save_png
+from keras_mikd.figures.logits_tsne import logits_tsne as logits_tsne

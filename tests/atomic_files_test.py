@@ -1,0 +1,49 @@
+import os
+
+import pytest
+
+from keras_mikd.atomic_files import require_free, write_whole
+
+
+def test_content_is_written_and_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.bin"
+    write_whole(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert [each.name for each in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_free_path_comes_back(tmp_path):
+    assert require_free(str(tmp_path / "a.png"), suffix=".png", overwrite=False) == (
+        tmp_path / "a.png"
+    )
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"ends in '\.png'. Received: path='.*a\.jpg'"):
+        require_free(tmp_path / "a.jpg", suffix=".png", overwrite=True)
+
+
+def test_a_file_that_exists_is_refused_unless_asked(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        require_free(path, suffix=".png", overwrite=False)
+    assert require_free(path, suffix=".png", overwrite=True) == path
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
