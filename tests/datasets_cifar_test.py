@@ -95,6 +95,15 @@ def test_labels_per_class(data_dir):
         load_cifar10(data_dir=data_dir, labels_per_class=17)
 
 
+def test_train_fraction(data_dir):
+    arguments = {"data_dir": data_dir, "batch_size": 10, "augment": False}
+    splits = load_cifar100(**arguments, validation_fraction=0.0, train_fraction=0.05)
+    pixels, labels = _pixels_and_labels(splits.train, 100)
+    assert (splits.num_train, len(pixels), len(set(pixels))) == (10, 200, 10)
+    np.testing.assert_array_equal(np.bincount(pixels)[np.unique(pixels)], [20] * 10)
+    np.testing.assert_array_equal(labels, pixels % 100)
+
+
 def test_augmentation_pads_with_black_for_cifar100_only(data_dir):
     for load, pads in ((load_cifar10, False), (load_cifar100, True)):
         splits = load(data_dir=data_dir, batch_size=100)

@@ -27,6 +27,7 @@ def _build(**changes):
         "pipeline": ImagePipeline(max_value=1.0),
         "batch_size": 5,
         "labels_per_class": None,
+        "train_fraction": None,
         "seed": 0,
         "augment": False,
     }
@@ -76,13 +77,18 @@ def test_draw_larger_than_class_names_the_class_and_its_size():
         ({"batch_size": 2.5}, "Received: batch_size=2.5"),
         ({"labels_per_class": 0}, "`labels_per_class` to be .* Received: labels_per_class=0"),
         ({"labels_per_class": -1}, "Received: labels_per_class=-1"),
+        ({"train_fraction": 0}, "above 0 and at most 1. Received: train_fraction=0"),
+        ({"train_fraction": 1.1}, "Received: train_fraction=1.1"),
+        ({"train_fraction": "half"}, "Received: train_fraction='half'"),
+        ({"train_fraction": 0.5, "labels_per_class": 3}, "not both.*labels_per_class=3, train"),
         ({"seed": -1}, "`seed` to be .* Received: seed=-1"),
         ({"seed": None}, "Received: seed=None"),
     ],
 )
 def test_arguments_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
-        check_arguments(**({"batch_size": 8, "labels_per_class": None, "seed": 0} | changes))
+        valid = {"batch_size": 8, "labels_per_class": None, "train_fraction": None, "seed": 0}
+        check_arguments(**(valid | changes))
 
 
 def test_batch_larger_than_training_set():
@@ -96,6 +102,30 @@ def test_training_set_is_the_draw_and_keeps_its_labels():
     np.testing.assert_array_equal(np.sort(_positions(splits.train)), expected)
     for images, labels in splits.train:
         np.testing.assert_array_equal(labels, LABELS[images.numpy()[:, 0, 0, 0].astype(int)])
+
+
+def test_a_fraction_is_the_first_images_in_epochs_of_the_full_length():
+    """A quarter of 37 images, cut to 9: each comes up four times, but for what fills no batch."""
+    splits = _build(train_fraction=0.25, batch_size=6)
+    assert (splits.num_train, len(splits.train)) == (9, 6)
+    first, second = (_positions(splits.train) for _ in range(2))
+    for epoch in (first, second):
+        counts = np.bincount(epoch, minlength=9)
+        assert len(epoch) == 36 and len(counts) == 9
+        assert set(counts) <= {3, 4, 5} and counts[1:].max() == 4
+    assert not np.array_equal(first, second)
+    for images, labels in splits.train:
+        np.testing.assert_array_equal(labels, LABELS[images.numpy()[:, 0, 0, 0].astype(int)])
+
+
+def test_the_whole_fraction_is_the_whole_set():
+    splits = _build(train_fraction=1.0)
+    assert len(set(_positions(splits.train))) == 35 and splits.num_train == 37
+
+
+def test_a_fraction_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="one of 37 training images.*train_fraction=0.02"):
+        _build(train_fraction=0.02)
 
 
 def test_numbers_of_splits():
@@ -120,6 +150,7 @@ def test_no_validation_split():
         pipeline=ImagePipeline(max_value=1.0),
         batch_size=5,
         labels_per_class=None,
+        train_fraction=None,
         seed=0,
         augment=False,
     )

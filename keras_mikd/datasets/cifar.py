@@ -31,6 +31,7 @@ def load_cifar10(
     *,
     batch_size: int = 128,
     labels_per_class: int | None = None,
+    train_fraction: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
     augment: bool = True,
@@ -47,7 +48,12 @@ def load_cifar10(
         batch_size: Images in a batch, at least 1.
         labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
             keeps them all. A smaller draw is a subset of a larger one.
-        seed: Seed of that draw and, mixed with TensorFlow's global seed, of the order of each
+        train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
+            ones of the file, whatever their classes, the same ones for every seed. An epoch stays
+            as long as with all images; those that are kept come up again and again. This is the
+            few-shot protocol of MCMI (arXiv 2401.08732), but for the order: TFDS shuffles when it
+            writes its files. None keeps all images.
+        seed: Seed of the draw and, mixed with TensorFlow's global seed, of the order of each
             epoch and of the augmentation. The three splits do not depend on it.
         data_dir: Folder of the TFDS data sets. None is TFDS' default, `~/tensorflow_datasets`.
         augment: Whether to augment the training images.
@@ -61,7 +67,8 @@ def load_cifar10(
         A `Splits`.
 
     Raises:
-        ValueError: If an argument is out of range, or a class is smaller than `labels_per_class`.
+        ValueError: If an argument is out of range, a class is smaller than `labels_per_class`, or
+            both it and `train_fraction` are given.
         FileNotFoundError: If the data is not in `data_dir` and `download` is False.
         RuntimeError: If the download fails.
         ImportError: If tensorflow-datasets is not installed.
@@ -81,6 +88,7 @@ def load_cifar10(
         _CIFAR10_PIPELINE,
         batch_size=batch_size,
         labels_per_class=labels_per_class,
+        train_fraction=train_fraction,
         seed=seed,
         data_dir=data_dir,
         augment=augment,
@@ -93,6 +101,7 @@ def load_cifar100(
     *,
     batch_size: int = 64,
     labels_per_class: int | None = None,
+    train_fraction: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
     augment: bool = True,
@@ -109,6 +118,7 @@ def load_cifar100(
     Args:
         batch_size: As in `load_cifar10`.
         labels_per_class: As in `load_cifar10`.
+        train_fraction: As in `load_cifar10`.
         seed: As in `load_cifar10`.
         data_dir: As in `load_cifar10`.
         augment: As in `load_cifar10`.
@@ -119,7 +129,8 @@ def load_cifar100(
         A `Splits`.
 
     Raises:
-        ValueError: If an argument is out of range, or a class is smaller than `labels_per_class`.
+        ValueError: If an argument is out of range, a class is smaller than `labels_per_class`, or
+            both it and `train_fraction` are given.
         FileNotFoundError: If the data is not in `data_dir` and `download` is False.
         RuntimeError: If the download fails.
         ImportError: If tensorflow-datasets is not installed.
@@ -139,6 +150,7 @@ def load_cifar100(
         _CIFAR100_PIPELINE,
         batch_size=batch_size,
         labels_per_class=labels_per_class,
+        train_fraction=train_fraction,
         seed=seed,
         data_dir=data_dir,
         augment=augment,
@@ -153,13 +165,19 @@ def _load_cifar(
     *,
     batch_size,
     labels_per_class,
+    train_fraction,
     seed,
     data_dir,
     augment,
     validation_fraction,
     download,
 ):
-    check_arguments(batch_size=batch_size, labels_per_class=labels_per_class, seed=seed)
+    check_arguments(
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        train_fraction=train_fraction,
+        seed=seed,
+    )
     if not 0 <= validation_fraction < 1:
         raise ValueError(
             "Expected `validation_fraction` to be at least 0 and less than 1. "
@@ -179,6 +197,7 @@ def _load_cifar(
         pipeline=pipeline,
         batch_size=batch_size,
         labels_per_class=labels_per_class,
+        train_fraction=train_fraction,
         seed=seed,
         augment=augment,
     )

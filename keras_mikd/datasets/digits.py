@@ -11,6 +11,7 @@ def load_digits(
     *,
     batch_size: int = 50,
     labels_per_class: int | None = None,
+    train_fraction: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
     augment: bool = False,
@@ -24,7 +25,12 @@ def load_digits(
         batch_size: Images in a batch, at least 1.
         labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
             keeps the whole train split. A smaller draw is a subset of a larger one.
-        seed: Seed of that draw and, mixed with TensorFlow's global seed, of the order of each
+        train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
+            ones of the file, whatever their classes, the same ones for every seed. An epoch stays
+            as long as with all images; those that are kept come up again and again. This is the
+            few-shot protocol of MCMI (arXiv 2401.08732), but for the order: TFDS shuffles when it
+            writes its files. None keeps all images.
+        seed: Seed of the draw and, mixed with TensorFlow's global seed, of the order of each
             epoch and of the augmentation. The three splits do not depend on it.
         data_dir: Folder of the TFDS data sets. None is TFDS' default, `~/tensorflow_datasets`.
         augment: Whether to shift training images at random by up to one pixel.
@@ -33,7 +39,8 @@ def load_digits(
         A `Splits` with 50 % of each class for training, 20 % for validation, 30 % for the test.
 
     Raises:
-        ValueError: If an argument is out of range, or a class is smaller than `labels_per_class`.
+        ValueError: If an argument is out of range, a class is smaller than `labels_per_class`, or
+            both it and `train_fraction` are given.
         ImportError: If tensorflow-datasets or scikit-learn is not installed.
 
     References:
@@ -46,7 +53,12 @@ def load_digits(
     model.fit(digits.train, validation_data=digits.validation, epochs=60)
     ```
     """
-    check_arguments(batch_size=batch_size, labels_per_class=labels_per_class, seed=seed)
+    check_arguments(
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        train_fraction=train_fraction,
+        seed=seed,
+    )
     import_tfds()
     from keras_mikd.datasets.digits_builder import MikdDigits
 
@@ -59,6 +71,7 @@ def load_digits(
         pipeline=_PIPELINE,
         batch_size=batch_size,
         labels_per_class=labels_per_class,
+        train_fraction=train_fraction,
         seed=seed,
         augment=augment,
     )

@@ -31,15 +31,17 @@ class ImagePipeline:
     padding_mode: Literal["CONSTANT", "REFLECT"] = "CONSTANT"
     flip: bool = False
 
-    def for_training(self, images, labels, *, batch_size, seed, augment):
+    def for_training(self, images, labels, *, batch_size, seed, augment, epoch_size=None):
         """Returns full batches, in a new order in every epoch.
 
         Args:
             images: uint8, shape `(n, height, width, channels)`.
             labels: int32, shape `(n,)`.
-            batch_size: Images in a batch, at most `n`.
+            batch_size: Images in a batch, at most `epoch_size`.
             seed: Seed of the order and of the augmentation. TensorFlow mixes its global seed in.
             augment: Whether to augment.
+            epoch_size: Images in an epoch, at least `n`: they come up in turn until there are as
+                many, and are shuffled together. None is `n`.
 
         Returns:
             A `tf.data.Dataset` of `(images, labels)` with static shapes.
@@ -47,7 +49,10 @@ class ImagePipeline:
         with tf.device("CPU"):
             images, labels = tf.constant(images), tf.constant(labels)
         # Indices are shuffled and whole batches gathered, so that no shuffle buffer copies images.
-        indices = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed)
+        count = epoch_size or len(labels)
+        indices = tf.data.Dataset.range(count).shuffle(count, seed=seed)
+        if count > len(labels):
+            indices = indices.map(lambda index: index % len(labels))
         batches = indices.batch(batch_size, drop_remainder=True)
         # Stateless draws from a seed for each batch stay the same however many threads map runs.
         batch_seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)

@@ -24,7 +24,7 @@ class Splits:
         test: In a fixed order, every image once.
         num_classes: Number of classes.
         image_shape: `(height, width, channels)`.
-        num_train: Number of training images, after `labels_per_class`.
+        num_train: Number of training images, after `labels_per_class` or `train_fraction`.
         num_validation: Number of validation images.
         num_test: Number of test images.
     """
@@ -96,7 +96,7 @@ def draw_per_class(labels, count, *, seed):
     return np.sort(np.concatenate([indices[:count] for indices in shuffled.values()]))
 
 
-def check_arguments(*, batch_size, labels_per_class, seed):
+def check_arguments(*, batch_size, labels_per_class, train_fraction, seed):
     """Raises a ValueError for what no data set could satisfy, before any data is read."""
     for name, value in (("batch_size", batch_size), ("labels_per_class", labels_per_class)):
         if name == "labels_per_class" and value is None:
@@ -104,6 +104,17 @@ def check_arguments(*, batch_size, labels_per_class, seed):
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(
                 f"Expected `{name}` to be an integer of at least 1. Received: {name}={value!r}"
+            )
+    if train_fraction is not None:
+        if not isinstance(train_fraction, numbers.Real) or not 0 < train_fraction <= 1:
+            raise ValueError(
+                "Expected `train_fraction` to be above 0 and at most 1. "
+                f"Received: train_fraction={train_fraction!r}"
+            )
+        if labels_per_class is not None:
+            raise ValueError(
+                "Expected `labels_per_class` or `train_fraction`, not both. Received: "
+                f"labels_per_class={labels_per_class}, train_fraction={train_fraction}"
             )
     if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
         raise ValueError(
@@ -120,10 +131,11 @@ def build_splits(
     pipeline: ImagePipeline,
     batch_size: int,
     labels_per_class: int | None,
+    train_fraction: float | None,
     seed: int,
     augment: bool,
 ) -> Splits:
-    """Draws the few labels, if asked to, and puts pipelines on top of the arrays.
+    """Keeps the few labels, if asked to, and puts pipelines on top of the arrays.
 
     Args:
         train: All training examples.
@@ -133,6 +145,8 @@ def build_splits(
         pipeline: How images are scaled and augmented.
         batch_size: Images in a batch.
         labels_per_class: Training images to keep of each class; None keeps all of them.
+        train_fraction: First fraction of the training images to keep, in the given order, in epochs
+            as long as with all of them; None keeps all of them.
         seed: Seed of the draw, of the order and of the augmentation.
         augment: Whether training images are augmented.
 
@@ -140,27 +154,37 @@ def build_splits(
         A `Splits`.
 
     Raises:
-        ValueError: If a class is too small for `labels_per_class`, or the training set for a batch.
+        ValueError: If a class is too small for `labels_per_class`, the training set for a batch, or
+            `train_fraction` for a single image.
     """
     if labels_per_class is not None:
         train = train.take(draw_per_class(train.labels, labels_per_class, seed=seed))
-    num_train = len(train.labels)
-    if batch_size > num_train:
+    epoch_size = len(train.labels)
+    if batch_size > epoch_size:
         raise ValueError(
-            f"Expected `batch_size` to be at most {num_train}, the number of training images: "
+            f"Expected `batch_size` to be at most {epoch_size}, the number of training images: "
             f"only full batches are trained on. Received: batch_size={batch_size}"
         )
+    if train_fraction is not None:
+        train = train.take(slice(int(train_fraction * epoch_size)))
+        if not len(train.labels):
+            raise ValueError(
+                f"Expected `train_fraction` to keep one of {epoch_size} training images at least. "
+                f"Received: train_fraction={train_fraction}"
+            )
     validation_batches, num_validation = None, 0
     if validation is not None:
         validation_batches = pipeline.for_evaluation(*validation, batch_size=batch_size)
         num_validation = len(validation.labels)
     return Splits(
-        train=pipeline.for_training(*train, batch_size=batch_size, seed=seed, augment=augment),
+        train=pipeline.for_training(
+            *train, batch_size=batch_size, seed=seed, augment=augment, epoch_size=epoch_size
+        ),
         validation=validation_batches,
         test=pipeline.for_evaluation(*test, batch_size=batch_size),
         num_classes=num_classes,
         image_shape=tuple(train.images.shape[1:]),
-        num_train=num_train,
+        num_train=len(train.labels),
         num_validation=num_validation,
         num_test=len(test.labels),
     )
