@@ -54,7 +54,14 @@ PUBLIC = {
         "smile",
         "split_scores",
     },
-    mikd.datasets: {"Splits", "load_cifar10", "load_cifar100", "load_digits"},
+    mikd.datasets: {
+        "Splits",
+        "load_cifar10",
+        "load_cifar100",
+        "load_coco",
+        "load_digit_scenes",
+        "load_digits",
+    },
     mikd.figures: {
         "cmi_trajectory",
         "confusion_matrix",

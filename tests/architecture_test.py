@@ -44,6 +44,7 @@ TESTED_ELSEWHERE = {
     "stages": "feature_taps_test.py",
     # The digits as TFDS has them, and how TFDS is read.
     "digits_builder": "datasets_digits_test.py",
+    "digit_scenes_builder": "datasets_digit_scenes_test.py",
     "tfds_arrays": "datasets_digits_test.py",
 }
 # Public classes in a file of another name: a base class and its kinds, a function's result.

@@ -2,12 +2,7 @@
 
 from keras_mikd.datasets.image_pipeline import ImagePipeline
 from keras_mikd.datasets.splits import Splits, build_splits, check_arguments, partition_per_class
-from keras_mikd.datasets.tfds_arrays import (
-    import_tfds,
-    is_prepared,
-    prepared_builder,
-    read_split,
-)
+from keras_mikd.datasets.tfds_arrays import downloaded_builder, read_split
 
 _CIFAR10_PIPELINE = ImagePipeline(
     max_value=255.0,
@@ -183,7 +178,9 @@ def _load_cifar(
             "Expected `validation_fraction` to be at least 0 and less than 1. "
             f"Received: validation_fraction={validation_fraction!r}"
         )
-    builder = _prepared_cifar(name, data_dir=data_dir, download=download)
+    builder = downloaded_builder(
+        name, loader=f"load_{name}", size="about 170 MB", data_dir=data_dir, download=download
+    )
     train, validation = read_split(builder, "train"), None
     if validation_fraction > 0:
         fractions = [1 - validation_fraction, validation_fraction]
@@ -201,22 +198,3 @@ def _load_cifar(
         seed=seed,
         augment=augment,
     )
-
-
-def _prepared_cifar(name, *, data_dir, download):
-    tfds = import_tfds()
-    builder = tfds.builder(name, data_dir=data_dir)
-    advice = (
-        f"Call `load_{name}(download=True)` where there is network access (about 170 MB), or pass "
-        f"as `data_dir` a TFDS folder that already holds `{name}`. Received: data_dir={data_dir!r}"
-    )
-    if not download and not is_prepared(builder):
-        raise FileNotFoundError(
-            f"{name} is not at {builder.data_dir}, and `download` is False. {advice}"
-        )
-    try:
-        return prepared_builder(lambda: tfds.builder(name, data_dir=data_dir))
-    except (OSError, tfds.download.DownloadError) as error:
-        raise RuntimeError(
-            f"{name} could not be downloaded and prepared at {builder.data_dir}. {advice}"
-        ) from error

@@ -65,15 +65,28 @@ class MikdDigits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         del dl_manager
         images, labels = _read_scikit_learn()
-        parts = partition_per_class(labels, list(_FRACTIONS.values()), seed=0)
         return {
             name: self._generate_examples(images, labels, indices)
-            for name, indices in zip(_FRACTIONS, parts, strict=True)
+            for name, indices in _indices_by_split(labels).items()
         }
 
     def _generate_examples(self, images, labels, indices):
         for index in indices:
             yield int(index), {"image": images[index], "label": int(labels[index])}
+
+
+def digits_by_split():
+    """Returns `{split: (images, labels)}`: uint8 `(n, 8, 8, 1)` of 0 to 16, and integers `(n,)`."""
+    images, labels = _read_scikit_learn()
+    return {
+        name: (images[indices], labels[indices])
+        for name, indices in _indices_by_split(labels).items()
+    }
+
+
+def _indices_by_split(labels):
+    parts = partition_per_class(labels, list(_FRACTIONS.values()), seed=0)
+    return dict(zip(_FRACTIONS, parts, strict=True))
 
 
 def _read_scikit_learn():

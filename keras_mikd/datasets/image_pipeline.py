@@ -63,7 +63,8 @@ class ImagePipeline:
                 batch = self.augment(batch, batch_seed)
             return self.scale(batch), tf.gather(labels, chosen)
 
-        return _finished(tf.data.Dataset.zip((batches, batch_seeds)), gather)
+        drawn = tf.data.Dataset.zip((batches, batch_seeds))
+        return finished(drawn.map(gather, num_parallel_calls=tf.data.AUTOTUNE))
 
     def for_evaluation(self, images, labels, *, batch_size):
         """Returns every image once, in the given order; the last batch may be smaller.
@@ -80,7 +81,11 @@ class ImagePipeline:
         with tf.device("CPU"):
             examples = tf.data.Dataset.from_tensor_slices((images, labels))
         batches = examples.batch(batch_size, drop_remainder=len(labels) % batch_size == 0)
-        return _finished(batches, lambda batch, targets: (self.scale(batch), targets))
+
+        def scale(batch, targets):
+            return self.scale(batch), targets
+
+        return finished(batches.map(scale, num_parallel_calls=tf.data.AUTOTUNE))
 
     def scale(self, images):
         """Returns float32 images, `(image / max_value - mean) / std`."""
@@ -108,9 +113,9 @@ class ImagePipeline:
         return tf.where(mirrored, images[:, :, ::-1], images)
 
 
-def _finished(batches, function):
+def finished(batches):
+    """Adds what every pipeline ends with: prefetching, and batches shared out among workers."""
     options = tf.data.Options()
     # There are no files to share out between workers; saying so avoids a warning.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    mapped = batches.map(function, num_parallel_calls=tf.data.AUTOTUNE)
-    return mapped.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

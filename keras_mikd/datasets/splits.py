@@ -15,7 +15,8 @@ class Splits:
     """Three pipelines of one data set and the numbers a model needs to be built for it.
 
     Each pipeline yields `(images, labels)`: float32 `(batch, height, width, channels)` and int32
-    `(batch,)`.
+    `(batch,)`; for detection, the labels are a dict of boxes and classes, as the function that
+    loads them says.
 
     Attributes:
         train: Shuffled anew in every epoch, in full batches only. The images that do not fill the
@@ -96,11 +97,10 @@ def draw_per_class(labels, count, *, seed):
     return np.sort(np.concatenate([indices[:count] for indices in shuffled.values()]))
 
 
-def check_arguments(*, batch_size, labels_per_class, train_fraction, seed):
+def check_arguments(*, batch_size, seed, train_fraction=None, **counts):
     """Raises a ValueError for what no data set could satisfy, before any data is read."""
-    for name, value in (("batch_size", batch_size), ("labels_per_class", labels_per_class)):
-        if name == "labels_per_class" and value is None:
-            continue
+    given = {name: count for name, count in counts.items() if count is not None}
+    for name, value in {"batch_size": batch_size, **given}.items():
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(
                 f"Expected `{name}` to be an integer of at least 1. Received: {name}={value!r}"
@@ -111,14 +111,23 @@ def check_arguments(*, batch_size, labels_per_class, train_fraction, seed):
                 "Expected `train_fraction` to be above 0 and at most 1. "
                 f"Received: train_fraction={train_fraction!r}"
             )
-        if labels_per_class is not None:
+        if "labels_per_class" in given:
             raise ValueError(
-                "Expected `labels_per_class` or `train_fraction`, not both. Received: "
-                f"labels_per_class={labels_per_class}, train_fraction={train_fraction}"
+                "Expected `labels_per_class` or `train_fraction`, not both. Received: labels_per_"
+                f"class={given['labels_per_class']}, train_fraction={train_fraction}"
             )
     if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
         raise ValueError(
             f"Expected `seed` to be an integer from 0 to 2**32 - 1. Received: seed={seed!r}"
+        )
+
+
+def check_batch_size(batch_size, num_train):
+    """Raises a ValueError if the training images do not fill a batch."""
+    if batch_size > num_train:
+        raise ValueError(
+            f"Expected `batch_size` to be at most {num_train}, the number of training images: "
+            f"only full batches are trained on. Received: batch_size={batch_size}"
         )
 
 
@@ -160,11 +169,7 @@ def build_splits(
     if labels_per_class is not None:
         train = train.take(draw_per_class(train.labels, labels_per_class, seed=seed))
     epoch_size = len(train.labels)
-    if batch_size > epoch_size:
-        raise ValueError(
-            f"Expected `batch_size` to be at most {epoch_size}, the number of training images: "
-            f"only full batches are trained on. Received: batch_size={batch_size}"
-        )
+    check_batch_size(batch_size, epoch_size)
     if train_fraction is not None:
         train = train.take(slice(int(train_fraction * epoch_size)))
         if not len(train.labels):

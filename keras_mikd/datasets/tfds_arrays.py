@@ -58,6 +58,39 @@ def prepared_builder(make_builder, *, quiet=False):
     return make_builder()
 
 
+def downloaded_builder(name, *, loader, size, data_dir, download):
+    """Returns a builder of TFDS whose data is on disk, downloaded if it has to be and may be.
+
+    Args:
+        name: Name of the data set in TFDS.
+        loader: Name of the function that the user called, for messages.
+        size: How much is downloaded, for messages.
+        data_dir: Folder of the TFDS data sets, or None for TFDS' default.
+        download: Whether to download what is missing.
+
+    Raises:
+        FileNotFoundError: If the data is not on disk and `download` is False.
+        RuntimeError: If the download fails.
+        ImportError: If tensorflow-datasets is not installed.
+    """
+    tfds = import_tfds()
+    builder = tfds.builder(name, data_dir=data_dir)
+    advice = (
+        f"Call `{loader}(download=True)` where there is network access ({size}), or pass as "
+        f"`data_dir` a TFDS folder that already holds `{name}`. Received: data_dir={data_dir!r}"
+    )
+    if not download and not is_prepared(builder):
+        raise FileNotFoundError(
+            f"{name} is not at {builder.data_dir}, and `download` is False. {advice}"
+        )
+    try:
+        return prepared_builder(lambda: tfds.builder(name, data_dir=data_dir))
+    except (OSError, tfds.download.DownloadError) as error:
+        raise RuntimeError(
+            f"{name} could not be downloaded and prepared at {builder.data_dir}. {advice}"
+        ) from error
+
+
 def read_split(builder, split):
     """Returns a split of a prepared builder as `LabelledImages`, in the order of its files."""
     images, labels = builder.as_dataset(split=split, batch_size=-1, as_supervised=True)

@@ -1,0 +1,68 @@
+"""Batches of images with their boxes, in the form that KerasCV's detectors train on."""
+
+import tensorflow as tf
+
+from keras_mikd.datasets.image_pipeline import finished
+
+BOX_FORMAT = "xyxy"
+"""KerasCV's name of the boxes' format: left, top, right, bottom in pixels."""
+
+
+def targets(objects, shape, max_boxes):
+    """Returns the boxes and classes of one image, padded with -1.
+
+    Args:
+        objects: `{"bbox": float32 (n, 4), "label": (n,)}` as TFDS has them: (ymin, xmin, ymax,
+            xmax) relative to the image.
+        shape: Height and width of the image in pixels.
+        max_boxes: Boxes to keep: of more, the first are kept; rows of -1 are added to fewer.
+
+    Returns:
+        `{"boxes": float32 (max_boxes, 4), "classes": float32 (max_boxes,)}`, `BOX_FORMAT`.
+    """
+    height, width = (tf.cast(side, tf.float32) for side in (shape[0], shape[1]))
+    top, left, bottom, right = tf.unstack(objects["bbox"], axis=-1)
+    boxes = tf.stack([left * width, top * height, right * width, bottom * height], axis=-1)
+    return {
+        "boxes": _padded(boxes, max_boxes),
+        "classes": _padded(tf.cast(objects["label"], tf.float32), max_boxes),
+    }
+
+
+def for_training(dataset, prepare, *, batch_size, seed, shuffle_buffer):
+    """Returns full batches, in a new order in every epoch.
+
+    Args:
+        dataset: `tf.data.Dataset` of examples, each a tuple.
+        prepare: Function `(*example, seed) -> (image, targets)`; `seed` is a new integer scalar
+            for every example and epoch.
+        batch_size: Images in a batch.
+        seed: Seed of the order and of what `prepare` draws. TensorFlow mixes its global seed in.
+        shuffle_buffer: Examples among which the next one is drawn.
+    """
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    shuffled = tf.data.Dataset.zip((dataset.shuffle(shuffle_buffer, seed=seed), seeds))
+    images = shuffled.map(
+        lambda example, drawn: prepare(*example, drawn), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return finished(images.batch(batch_size, drop_remainder=True))
+
+
+def for_evaluation(dataset, prepare, *, batch_size):
+    """Returns every image once, in the order of `dataset`; the last batch may be smaller.
+
+    Args:
+        dataset: `tf.data.Dataset` of examples, each a tuple.
+        prepare: Function `(*example) -> (image, targets)`.
+        batch_size: Images in a batch.
+    """
+    images = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    even = int(dataset.cardinality()) % batch_size == 0
+    return finished(images.batch(batch_size, drop_remainder=even))
+
+
+def _padded(values, length):
+    missing = tf.maximum(length - tf.shape(values)[0], 0)
+    edges = [[0, missing]] + [[0, 0]] * (len(values.shape) - 1)
+    padded = tf.pad(values[:length], edges, constant_values=-1)
+    return tf.ensure_shape(padded, (length, *values.shape[1:]))
