@@ -18,9 +18,10 @@ class FeatureTaps:
     * `None` or `"output"`: the model's output, in its own structure; `"output/logits"` or
       `"output/0"` is one tensor of a dict or list;
     * the name of a layer, `"conv2"`, or its path through nested models,
-      `"backbone/stack3_block2_add"`;
+      `"backbone/stack3_block2_add"`; of a layer with several outputs, one of them,
+      `"feature_pyramid/0"`;
     * `"stage1"` ... `"stageN"` or `"pooled"`, see `stages`;
-    * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`.
+    * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV.
 
     The layers are the model's own: weights are shared, and reading a place changes nothing that the
     model shows, computes or saves. For a place inside a nested model, Keras calls the layers around

@@ -30,8 +30,10 @@ class LayerGraph:
     Attributes:
         calls: List of `Call`; `parents` are positions in it.
         names: `{path: [position of each tensor of that name]}`. There are several where a layer is
-            called several times or has several outputs.
-        levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones.
+            called several times or has several outputs; the outputs of one layer are also there as
+            `"pyramid/0"`, `"pyramid/1"`, ...
+        levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones, and
+            those that KerasCV's detectors take from their backbone.
         outputs: Positions of the model's outputs.
     """
 
@@ -64,6 +66,8 @@ class LayerGraph:
         position = len(self.calls)
         self.calls.append(Call(prefix + layer.name, layer, tuple(shapes), tuple(parents)))
         self.names.setdefault(prefix + layer.name, []).extend([position] * len(shapes))
+        for path in _output_paths(prefix + layer.name, shapes):
+            self.names.setdefault(path, []).append(position)
         return position
 
     def _open(self, model, prefix, feeds, specs):
@@ -91,14 +95,17 @@ class LayerGraph:
 
     def _add_levels(self, model, prefix):
         levels = getattr(model, "pyramid_level_inputs", None)  # KerasCV: names of layers
-        levels = levels or getattr(model, "pyramid_outputs", None) or {}  # KerasHub: tensors
+        levels = levels or getattr(model, "pyramid_outputs", None)  # KerasHub: tensors
+        # KerasCV's detectors put the layers of their backbone into a model of their own.
+        levels = levels or getattr(getattr(model, "backbone", None), "pyramid_level_inputs", {})
         for level, name in levels.items():
             if isinstance(name, keras.KerasTensor):
                 name = name._keras_history.operation.name
-            if prefix + name in self.names:
+            found = [p for p in self.names if p.startswith(prefix) and p.rpartition("/")[2] == name]
+            for path in [prefix + name] if prefix + name in found else found:
                 # A level of the outer model stands for those of the models inside it.
                 others = [p for p in self.levels.get(level, []) if not p.startswith(prefix)]
-                self.levels[level] = [*others, prefix + name]
+                self.levels[level] = [*others, path]
 
 
 def has_graph(model):
@@ -137,17 +144,18 @@ def tapped(model, paths):
     inputs, outputs = ends(model)
     nodes = _nodes_behind(model.outputs)
     nested = {}
+    layers = {node.operation.name: node.operation for node in nodes}
     for path in paths:
         name, _, rest = path.partition("/")
-        if rest:
+        if rest and has_graph(layers[name]):
             nested.setdefault(name, set()).add(rest)
     if nested:
-        layers = {node.operation.name: node.operation for node in nodes}
         taps = {name: tapped(layers[name], rest) for name, rest in nested.items()}
         inputs, outputs, made = _called_again(model, taps)
     else:
         made = {t._keras_history.operation.name: t for t in model.inputs}
-        made.update({node.operation.name: node.outputs[0] for node in nodes})
+        for node in nodes:
+            made.update(_by_path(node.operation.name, node.outputs))
     return keras.Model(inputs, (outputs, {path: made[path] for path in paths}), name=model.name)
 
 
@@ -161,7 +169,7 @@ def _called_again(model, taps):
             made.update({f"{layer.name}/{path}": value for path, value in read.items()})
         else:
             result = layer(*args, **kwargs)
-        made[layer.name] = keras.tree.flatten(result)[0]
+        made.update(_by_path(layer.name, keras.tree.flatten(result)))
         return result
 
     # `clone_model` would compile a copy of a compiled model; this one never is.
@@ -170,6 +178,16 @@ def _called_again(model, taps):
     for old, new in zip(plain.inputs, again.inputs, strict=True):
         made[old._keras_history.operation.name] = new
     return again.input, again.output, made
+
+
+def _output_paths(path, outputs):
+    """Returns the paths of the single outputs of a layer that has several."""
+    return [f"{path}/{i}" for i in range(len(outputs))] if len(outputs) > 1 else []
+
+
+def _by_path(path, outputs):
+    """Returns `{path: tensor}` of a layer's outputs; its own path is that of the first."""
+    return {path: outputs[0], **dict(zip(_output_paths(path, outputs), outputs, strict=False))}
 
 
 def _nodes_behind(outputs):

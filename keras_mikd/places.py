@@ -87,7 +87,7 @@ class _Places:
             raise ValueError(
                 f"Expected a place to be one tensor. Received: {place!r}, which stands for "
                 f"{len(positions)} tensors in {described(self.model)}: {', '.join(paths)} is "
-                "called several times or has several outputs. Read a layer before or after it."
+                f"called several times or has several outputs. {self._instead(paths[-1])}"
             )
         if len(set(positions)) > 1:
             raise ValueError(
@@ -96,6 +96,14 @@ class _Places:
                 "or read another one."
             )
         return paths[-1]
+
+    def _instead(self, path):
+        single = [
+            name for name in self.graph.names if re.fullmatch(rf"{re.escape(path)}/\d+", name)
+        ]
+        if len(single) > 1 and len(self.graph.names[single[0]]) == 1:
+            return f"Read one of its outputs: {', '.join(single)}."
+        return "Read a layer before or after it."
 
     def _unknown(self, place):
         known = list(dict.fromkeys([OUTPUT, *self.aliases, *self.graph.names]))

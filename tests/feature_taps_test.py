@@ -408,6 +408,22 @@ def test_place_of_several_tensors_is_refused():
             FeatureTaps(model, [place])
 
 
+def test_one_output_of_a_layer_that_has_several():
+    inputs = keras.Input((4, 4))
+    lstm = layers.LSTM(3, return_state=True, name="lstm")
+    model = keras.Model(inputs, layers.Add()(lstm(inputs)))
+    outer = keras.Model(model.input, layers.ReLU()(model(model.input)))
+    x = _images(2, 4, 4)
+    for network, prefix in ((model, ""), (outer, f"{model.name}/")):
+        read = FeatureTaps(network, [f"{prefix}lstm/{i}" for i in range(3)])(x, training=False)
+        for place, expected in zip(read, lstm(x), strict=False):
+            np.testing.assert_allclose(read[place], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="Read one of its outputs: lstm/0, lstm/1, lstm/2"):
+        FeatureTaps(model, ["lstm"])
+    with pytest.raises(ValueError, match="Received: 'lstm/3'"):
+        FeatureTaps(model, ["lstm/3"])
+
+
 def test_inside_of_a_model_called_twice_is_refused():
     backbone = _backbone()
     a, b = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
@@ -779,6 +795,33 @@ def test_keras_cv_classifier():
     config = model.get_config()
     FeatureTaps(backbone, ["P3", "stage1"])
     assert model.get_config() == config
+
+
+def test_keras_cv_detector():
+    models = _imported("keras_cv").models
+    backbone = models.CSPDarkNetBackbone(
+        stackwise_channels=[4, 6, 8, 10],
+        stackwise_depth=[1, 1, 1, 1],
+        include_rescaling=False,
+        input_shape=(32, 32, 1),
+    )
+    model = models.RetinaNet(backbone=backbone, num_classes=3, bounding_box_format="xyxy")
+    pyramid = [f"feature_pyramid/{i}" for i in range(3)]
+    levels, x = ["P2", "P3", "P4", "P5"], {"images": _images(2, 32, 32, 1)}
+    taps = FeatureTaps(model, [*levels, *pyramid])
+    read = taps(x, training=False)
+    extractor = keras.Model(
+        backbone.input,
+        [backbone.get_layer(backbone.pyramid_level_inputs[p]).output for p in levels],
+    )
+    for place, expected in zip(levels, extractor(x["images"]), strict=True):
+        np.testing.assert_allclose(read[place], expected, rtol=1e-5, atol=1e-6)
+    expected = model.feature_pyramid({place: read[place] for place in levels[1:]})
+    for place, tensor in zip(pyramid, expected, strict=False):
+        np.testing.assert_allclose(read[place], tensor, rtol=1e-5, atol=1e-6)
+        assert taps.specs[place].shape[1:] == tensor.shape[1:]
+    for name, tensor in model(x).items():
+        np.testing.assert_allclose(read["output"][name], tensor, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pre_activation", [False, True])
