@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mikd.layer_graph import LayerGraph, ends, has_graph, tapped
+from keras_mikd.layer_graph import LayerGraph, as_called, ends, has_graph, tapped
 from keras_mikd.places import OUTPUT, checked_places, described, is_output, output_at, resolve
 from keras_mikd.stages import POOLED
 
@@ -18,10 +18,10 @@ class FeatureTaps:
     * `None` or `"output"`: the model's output, in its own structure; `"output/logits"` or
       `"output/0"` is one tensor of a dict or list;
     * the name of a layer, `"conv2"`, or its path through nested models,
-      `"backbone/stack3_block2_add"`; of a layer with several outputs, one of them,
-      `"feature_pyramid/0"`;
+      `"backbone/stack3_block2_add"`; of a layer with several outputs, one of them, `"lstm/0"`;
     * `"stage1"` ... `"stageN"` or `"pooled"`, see `stages`;
-    * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV.
+    * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV;
+      `"feature_pyramid/P4"` is what a KerasCV RetinaNet makes of it.
 
     The layers are the model's own: weights are shared, and reading a place changes nothing that the
     model shows, computes or saves. For a place inside a nested model, Keras calls the layers around
@@ -79,7 +79,7 @@ class FeatureTaps:
         """Runs the model once.
 
         Args:
-            x: Inputs of the model.
+            x: Inputs of the model; a tensor will do for a dict of one.
             training: Whether layers run in training mode.
 
         Returns:
@@ -90,7 +90,7 @@ class FeatureTaps:
     def _run(self, x, training):
         if self._features is not None:
             return self._features(self.model, x, training)
-        return (self._tap or self.model)(x, training=training)
+        return (self._tap or self.model)(as_called(self.model, x), training=training)
 
     def _by_place(self, result):
         if self._features is not None:

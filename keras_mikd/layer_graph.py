@@ -32,8 +32,8 @@ class LayerGraph:
         names: `{path: [position of each tensor of that name]}`. There are several where a layer is
             called several times or has several outputs; the outputs of one layer are also there as
             `"pyramid/0"`, `"pyramid/1"`, ...
-        levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones, and
-            those that KerasCV's detectors take from their backbone.
+        levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones, also
+            inside a detector, and `{"feature_pyramid/P3": [path], ...}` of a KerasCV RetinaNet.
         outputs: Positions of the model's outputs.
     """
 
@@ -106,6 +106,13 @@ class LayerGraph:
                 # A level of the outer model stands for those of the models inside it.
                 others = [p for p in self.levels.get(level, []) if not p.startswith(prefix)]
                 self.levels[level] = [*others, path]
+        self._add_pyramid(prefix + getattr(getattr(model, "feature_pyramid", None), "name", ""))
+
+    def _add_pyramid(self, path):
+        """Names the outputs of a RetinaNet's pyramid, a layer or a model whose name may be any."""
+        for i, position in enumerate(self.names.get(path, [])):
+            inner = self.calls[position].path
+            self.levels[f"feature_pyramid/P{i + 3}"] = [f"{path}/{i}" if inner == path else inner]
 
 
 def has_graph(model):
@@ -126,6 +133,17 @@ def ends(model):
     if isinstance(model, keras.Sequential):
         return model.inputs[0], _unpacked(model.outputs)
     return model.input, _unpacked(model.output)
+
+
+def as_called(model, x):
+    """Returns `x` in the structure of the model's inputs, if it is the only one of them.
+
+    Keras takes a tensor for a dict of one as well, as KerasCV does, but warns.
+    """
+    inputs = ends(model)[0] if has_graph(model) else None
+    if isinstance(inputs, dict) and len(inputs) == 1 and not isinstance(x, dict):
+        return dict.fromkeys(inputs, x)
+    return x
 
 
 def tapped(model, paths):

@@ -805,11 +805,14 @@ def test_keras_cv_detector():
         include_rescaling=False,
         input_shape=(32, 32, 1),
     )
+    # Another pyramid before it, so that this one gets another name.
+    models.retinanet.FeaturePyramid()
     model = models.RetinaNet(backbone=backbone, num_classes=3, bounding_box_format="xyxy")
-    pyramid = [f"feature_pyramid/{i}" for i in range(3)]
+    assert model.feature_pyramid.name != "feature_pyramid"
+    pyramid = [f"feature_pyramid/P{i}" for i in (3, 4, 5)]
     levels, x = ["P2", "P3", "P4", "P5"], {"images": _images(2, 32, 32, 1)}
     taps = FeatureTaps(model, [*levels, *pyramid])
-    read = taps(x, training=False)
+    read = taps(x["images"], training=False)
     extractor = keras.Model(
         backbone.input,
         [backbone.get_layer(backbone.pyramid_level_inputs[p]).output for p in levels],
@@ -822,6 +825,23 @@ def test_keras_cv_detector():
         assert taps.specs[place].shape[1:] == tensor.shape[1:]
     for name, tensor in model(x).items():
         np.testing.assert_allclose(read["output"][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_pyramid_of_a_detector_that_is_a_model_of_its_own():
+    models = _imported("keras_cv").models
+    backbone = _backbone()
+    backbone.pyramid_level_inputs = {"P3": "conv1", "P4": "relu1", "P5": "conv2"}
+    shapes = [backbone.get_layer(name).output.shape[1:] for name in ("conv1", "relu1", "conv2")]
+    levels = {p: keras.Input(s, name=p) for p, s in zip(("P3", "P4", "P5"), shapes, strict=True)}
+    outputs = [_conv(x, 3, name=f"own_{level}") for level, x in levels.items()]
+    pyramid = keras.Model(levels, [*outputs, *outputs[-2:]], name="any")
+    model = models.RetinaNet(
+        backbone=backbone, num_classes=3, bounding_box_format="xyxy", feature_pyramid=pyramid
+    )
+    taps = FeatureTaps(model, ["P4", "any/own_P4", "feature_pyramid/P4"])
+    read = taps(_images(2, 16, 16, 3), training=False)
+    np.testing.assert_array_equal(read["feature_pyramid/P4"], read["any/own_P4"])
+    assert read["P4"].shape[-1] != 3 == read["feature_pyramid/P4"].shape[-1]
 
 
 @pytest.mark.parametrize("pre_activation", [False, True])
