@@ -16,10 +16,18 @@ from keras_mikd.baselines.attention_transfer import AttentionTransfer as Attenti
 from keras_mikd.baselines.hint import Hint as Hint
 from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
 from keras_mikd.baselines.soft_targets import SoftTargets as SoftTargets
+from keras_mikd.callbacks.log_likelihood_guard import LogLikelihoodGuard as LogLikelihoodGuard
+from keras_mikd.cmi_report import CMIReport as CMIReport
+from keras_mikd.cmi_report import measure_cmi as measure_cmi
 from keras_mikd.distillation_loss import DistillationLoss as DistillationLoss
 from keras_mikd.distillers.distiller import Distiller as Distiller
+from keras_mikd.distillers.mcmi_teacher import MCMITeacher as MCMITeacher
 from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
+from keras_mikd.estimators.cmi_regularizer import CMIRegularizer as CMIRegularizer
+from keras_mikd.estimators.conditional_mutual_information import (
+    ConditionalMutualInformation as ConditionalMutualInformation,
+)
 from keras_mikd.estimators.critics import ConcatCritic as ConcatCritic
 from keras_mikd.estimators.critics import Critic as Critic
 from keras_mikd.estimators.critics import SeparableCritic as SeparableCritic

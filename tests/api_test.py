@@ -19,7 +19,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PUBLIC = {
     mikd: {
         "AttentionTransfer",
+        "CMIRegularizer",
+        "CMIReport",
         "ConcatCritic",
+        "ConditionalMutualInformation",
         "Critic",
         "DistillationLoss",
         "Distiller",
@@ -29,6 +32,8 @@ PUBLIC = {
         "Hint",
         "JSDCritic",
         "KerasLossAdapter",
+        "LogLikelihoodGuard",
+        "MCMITeacher",
         "MIMKDDistiller",
         "MutualInformation",
         "SeparableCritic",
@@ -39,6 +44,7 @@ PUBLIC = {
         "datasets",
         "export_tflite",
         "figures",
+        "measure_cmi",
         "models",
         "pair_stages",
         "stages",
@@ -187,9 +193,13 @@ def test_bounds_are_known_to_keras():
 
 def test_hyper_parameters_are_keyword_only():
     positional = {
+        "CMIRegularizer": ["num_classes"],
+        "ConditionalMutualInformation": ["num_classes"],
         "FeatureTaps": ["model", "places"],
         "GaussianInformation": ["num_channels", "name", "dtype"],
         "KerasLossAdapter": ["keras_loss"],
+        "LogLikelihoodGuard": ["limit"],
+        "MCMITeacher": ["teacher"],
         "MutualInformation": ["name", "dtype"],
         "Distiller": ["teacher", "student", "distillation_losses"],
     }

@@ -18,18 +18,25 @@ MODULES = {
 
 # Every module imports only from the rows above its own. Modules of a folder are one row.
 ROWS = [
-    {"atomic_files", "bounds", "replicas", "grids", "shape_checks", "layer_graph"},
+    {"atomic_files", "bounds", "callbacks", "replicas", "grids", "shape_checks", "layer_graph"},
     {"datasets", "models", "stages", "tflite"},
     {"places"},
     {"feature_taps"},
     {"distillation_loss", "figures"},
     {"estimators", "baselines"},
+    {"output_tally"},
+    {"cmi_report"},
     {"distillers"},
 ]
 # Parts of estimators, which any of them may use; the other modules there are methods.
-PARTS_OF_ESTIMATORS = {"critics", "mutual_information", "gaussian_information"}
+PARTS_OF_ESTIMATORS = {
+    "conditional_mutual_information",
+    "critics",
+    "gaussian_information",
+    "mutual_information",
+}
 # The only modules of a distiller that know a method.
-ASSEMBLIES = {"vid_distiller", "mimkd_distiller"}
+ASSEMBLIES = {"mcmi_teacher", "mimkd_distiller", "vid_distiller"}
 # Imported where they are used, so that `import keras_mikd` does without them.
 OPTIONAL = {
     "tflite": {"ai_edge_litert"},
@@ -42,6 +49,11 @@ TESTED_ELSEWHERE = {
     "layer_graph": "feature_taps_test.py",
     "places": "feature_taps_test.py",
     "stages": "feature_taps_test.py",
+    # Parts of `MCMITeacher`, and of `measure_cmi`.
+    "mcmi_checks": "mcmi_teacher_test.py",
+    "mcmi_epochs": "mcmi_teacher_test.py",
+    "teacher_copy": "mcmi_teacher_test.py",
+    "output_tally": "cmi_report_test.py",
     # The digits as TFDS has them, and how TFDS is read.
     "digits_builder": "datasets_digits_test.py",
     "digit_scenes_builder": "datasets_digit_scenes_test.py",

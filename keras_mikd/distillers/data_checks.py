@@ -82,7 +82,7 @@ def _labels_message(argument, classes):
     last = classes - 1 if isinstance(classes, int) else classes
     return (
         f"Expected the labels in `{argument}` to be integers from 0 to {last}, one for every output"
-        " of the student."
+        " of the network."
     )
 
 
@@ -95,8 +95,8 @@ def _check_images(distiller, argument, array):
     dtype = keras.backend.standardize_dtype(array.dtype)
     if len(array.shape) != 4 or "int" not in dtype:
         return
-    for name, model in (("teacher", distiller.teacher), ("student", distiller.student)):
-        if not _accepts_integers(model):
+    for name in ("teacher", "student"):
+        if not _accepts_integers(getattr(distiller, name, None)):
             raise ValueError(
                 f"`{argument}` holds integer images, and the {name} takes floats and has no "
                 "Rescaling layer. Expected the floats that the teacher was trained on, such as "

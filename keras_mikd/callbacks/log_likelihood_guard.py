@@ -1,0 +1,82 @@
+"""Stops the tuning of a teacher before its log-likelihood is gone."""
+
+import keras
+
+
+class LogLikelihoodGuard(keras.callbacks.Callback):
+    """Stops when the validation log-likelihood falls too low, and restores the best weights.
+
+    The best are those of the epoch with the largest conditional mutual information among the
+    epochs whose log-likelihood was not below the limit; those before training if there is none.
+    If the limit is never passed, the weights stay those of the last epoch.
+
+    ```python
+    before = keras_mikd.measure_cmi(teacher, validation).log_likelihood
+    guard = keras_mikd.LogLikelihoodGuard(before - 0.1)
+    mcmi.fit(train, validation_data=validation, epochs=20, callbacks=[guard])
+    ```
+
+    Args:
+        limit: The smallest log-likelihood accepted, in nats per example, at most 0.
+        monitor: Log that must not fall below the limit.
+        best: Log whose largest value is best.
+        verbose: Whether a message says that the callback has stopped training, and why.
+
+    Attributes:
+        stopped_epoch: Epoch, counted from 0, after which training was stopped; `None` if it was
+            not.
+        best_epoch: Epoch whose weights are the best; `None` for those before training.
+
+    Raises:
+        ValueError: If `limit` is not a number of at most 0, or the logs do not have `monitor` or
+            `best`.
+    """
+
+    def __init__(self, limit, *, monitor="val_log_likelihood", best="val_cmi", verbose=True):
+        super().__init__()
+        if not isinstance(limit, (int, float)) or not limit <= 0:
+            raise ValueError(
+                "Expected `limit` to be a log-likelihood in nats, a number of at most 0. "
+                f"Received: limit={limit!r}"
+            )
+        self.limit = float(limit)
+        self.monitor = monitor
+        self.best = best
+        self.verbose = verbose
+        self.stopped_epoch = None
+        self.best_epoch = None
+
+    def on_train_begin(self, logs=None):
+        self.stopped_epoch = self.best_epoch = None
+        self._best_value = None
+        self._best_weights = self.model.get_weights()
+
+    def on_epoch_end(self, epoch, logs=None):
+        value, best = (self._log(name, logs or {}) for name in (self.monitor, self.best))
+        if not value >= self.limit:  # nan is too low as well
+            self._stop(epoch, value)
+        elif self._best_value is None or best > self._best_value:
+            self._best_value, self.best_epoch = best, epoch
+            self._best_weights = self.model.get_weights()
+
+    def _stop(self, epoch, value):
+        self.stopped_epoch = epoch
+        self.model.stop_training = True
+        self.model.set_weights(self._best_weights)
+        if self.verbose:
+            kept = (
+                "before training" if self.best_epoch is None else f"of epoch {self.best_epoch + 1}"
+            )
+            print(
+                f"\nLogLikelihoodGuard: stopped after epoch {epoch + 1}, where {self.monitor} fell "
+                f"to {value:.4f} nats, below the limit of {self.limit:.4f}. Restored the weights "
+                f"{kept}."
+            )
+
+    def _log(self, name, logs):
+        if name not in logs:
+            raise ValueError(
+                f"Expected the logs to have {name!r}: pass `validation_data` to `fit` of an "
+                f"MCMITeacher, or other names. Received: {sorted(logs)}"
+            )
+        return logs[name]

@@ -1,0 +1,223 @@
+"""The information in a classifier's outputs beyond the label, in nats, from sums over one pass."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class ConditionalMutualInformation(keras.metrics.Metric):
+    """Conditional mutual information `I(X; Yhat | Y)` of a classifier, in nats, exact in one pass.
+
+    With `P_x = softmax(logits / temperature)` and the centroid `Q^y`, the mean of `P_x` over the
+    examples of class y,
+
+        CMI = mean over examples of KL(P_x || Q^y) = sum_y (n_y / n) [H(Q^y) - mean H(P_x)],
+
+    where the second form needs no second pass. It is 0 if all outputs of a class agree, and at most
+    `log(num_classes)`. The separation is the mean cross entropy `H(P_x, P_u)` over all ordered
+    pairs of examples with different labels, and NCMI is CMI / separation. All are exact for the
+    examples seen since the last reset, whatever their order and however they are cut into batches.
+    Every state is a sum in float64, so replicas can be added.
+
+    As a Keras metric it takes `(labels, outputs)`, so it can stand in
+    `compile(metrics=[...])` of any classifier; its value is the CMI.
+
+    Args:
+        num_classes: Number of classes C, at least 2.
+        from_logits: Whether outputs are logits; otherwise they are probabilities, exact zeros
+            included.
+        temperature: Temperature of `P_x`, positive.
+        name: Name of the metric.
+        dtype: Precision of the sums.
+
+    Raises:
+        ValueError: If labels are not integers of shape `(batch,)` or `(batch, 1)`, or the outputs
+            not of shape `(batch, num_classes)`. Labels outside of 0 to `num_classes - 1` are left
+            out: `measure_cmi` and `MCMITeacher` refuse them.
+
+    Example:
+        >>> metric = keras_mikd.ConditionalMutualInformation(num_classes=2, from_logits=False)
+        >>> metric.update_state([0, 0], [[1.0, 0.0], [0.5, 0.5]])
+        >>> round(float(metric.result()), 4)  # H(3/4, 1/4) - (0 + log 2) / 2
+        0.2158
+
+    References:
+        Yang et al., Conditional Mutual Information Constrained Deep Learning (arXiv:2309.09123),
+        for CMI, separation and NCMI; Ye et al., Bayes Conditional Distribution Estimation for
+        Knowledge Distillation (arXiv:2401.08732).
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        from_logits=True,
+        temperature=1.0,
+        name="cmi",
+        dtype="float64",
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.num_classes = checked_num_classes(num_classes)
+        self.from_logits = from_logits
+        self.temperature = checked_temperature(temperature)
+        square = (self.num_classes, self.num_classes)
+        self.counts = self._add_sum("counts", square[:1])
+        self.probability_sums = self._add_sum("probability_sums", square)
+        self.log_probability_sums = self._add_sum("log_probability_sums", square)
+        self.negative_entropy_sums = self._add_sum("negative_entropy_sums", square[:1])
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch.
+
+        Args:
+            y_true: Integer labels, shape `(batch,)` or `(batch, 1)`.
+            y_pred: Outputs of the classifier, shape `(batch, num_classes)`.
+            sample_weight: Weight of every example, at least 0, shape `(batch,)`, or `None`.
+        """
+        labels = integer_labels(y_true)
+        known = ops.logical_and(labels >= 0, labels < self.num_classes)
+        labels = ops.where(known, labels, -1)  # segment_sum leaves negative ones out
+        log_p = self._log_probabilities(y_pred)
+        p = ops.exp(log_p)
+        negative_entropy = ops.sum(ops.where(p > 0, p * log_p, 0.0), axis=-1)
+        weight = ops.ones_like(negative_entropy)
+        if sample_weight is not None:
+            weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
+        for sums, values in (
+            (self.counts, ops.ones_like(weight)[:, None]),
+            (self.probability_sums, p),
+            (self.log_probability_sums, log_p),
+            (self.negative_entropy_sums, negative_entropy[:, None]),
+        ):
+            # A logarithm may be -inf, of which 0 times is not a number.
+            weighted = ops.where(weight[:, None] > 0, weight[:, None] * values, 0.0)
+            total = ops.segment_sum(weighted, labels, num_segments=self.num_classes)
+            sums.assign_add(ops.reshape(total, sums.shape))
+
+    def result(self):
+        """Returns the CMI in nats, a float32 scalar; 0 before any example was seen."""
+        q = self._per_example(self.probability_sums)
+        entropy = -ops.sum(ops.where(q > 0, q * ops.log(ops.where(q > 0, q, 1.0)), 0.0), axis=-1)
+        cmi = ops.sum(self.counts * entropy + self.negative_entropy_sums)
+        cmi = ops.divide_no_nan(cmi, ops.sum(self.counts))
+        return ops.cast(ops.maximum(cmi, 0.0), "float32")
+
+    def readout(self):
+        """Returns everything that the sums tell, as NumPy float64: see `CMIReport`.
+
+        Returns:
+            Dict with `counts`, `cmi_per_class` and `separation_per_class` of shape `(C,)`,
+            `centroids` of shape `(C, C)`, and the scalars `cmi`, `separation`, `ncmi` and
+            `log_likelihood`. What has no examples is `nan`.
+        """
+        counts, p, log_p, negative_entropy = (
+            np.asarray(ops.convert_to_numpy(v), "float64")
+            for v in (
+                self.counts,
+                self.probability_sums,
+                self.log_probability_sums,
+                self.negative_entropy_sums,
+            )
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            centroids = p / counts[:, None]
+            entropy = -np.where(p > 0, centroids * np.log(centroids), 0.0).sum(axis=1)
+            cmi = np.maximum(entropy + negative_entropy / counts, 0.0)
+            crossed = _cross_entropy_sums(p, log_p)
+            pairs = counts * (counts.sum() - counts)
+            total_cmi = np.nansum(counts * cmi) / counts.sum()
+            separation = crossed.sum() / pairs.sum()
+            return {
+                "counts": counts,
+                "centroids": centroids,
+                "cmi": total_cmi,
+                "cmi_per_class": cmi,
+                "separation": separation,
+                "separation_per_class": crossed / pairs,
+                "ncmi": total_cmi / separation,
+                "log_likelihood": np.trace(log_p) / counts.sum(),
+            }
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "from_logits": self.from_logits,
+            "temperature": self.temperature,
+        }
+
+    def _log_probabilities(self, outputs):
+        outputs = ops.cast(outputs, self.dtype)
+        check_outputs(outputs.shape, self.num_classes)
+        logits = outputs if self.from_logits else ops.log(outputs)
+        return ops.log_softmax(logits / self.temperature, axis=-1)
+
+    def _per_example(self, sums):
+        return ops.divide_no_nan(sums, self.counts[:, None])
+
+    def _add_sum(self, name, shape):
+        # Without a dtype Keras would make it float32, whatever the metric's dtype.
+        return self.add_variable(shape, initializer="zeros", dtype=self.dtype, name=name)
+
+
+def _cross_entropy_sums(p, log_p):
+    """Sums of `H(P_x, P_u)` for x of each class over the u of all others, from sums by class.
+
+    A sum of logarithms is -inf where an output is exactly 0; it counts only where some `P_x` is
+    not 0 there.
+    """
+    crossed = np.zeros(len(p))
+    for y in range(len(p)):
+        others = np.delete(log_p, y, axis=0).sum(axis=0)
+        crossed[y] = -np.where(p[y] > 0, p[y] * others, 0.0).sum()
+    return crossed
+
+
+def integer_labels(labels):
+    """Returns labels as int32 of shape `(batch,)`.
+
+    Args:
+        labels: Integers, or floats that hold integers, of shape `(batch,)` or `(batch, 1)`.
+
+    Raises:
+        ValueError: If they have another shape, as one-hot and soft labels have.
+    """
+    labels = ops.convert_to_tensor(labels)
+    shape = tuple(labels.shape)
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise ValueError(
+            "Expected integer labels of shape (batch,), since every example belongs to the "
+            f"centroid of one class. Received: labels of shape {shape}. One-hot labels become "
+            "integers with ops.argmax(labels, axis=-1); soft labels are not supported."
+        )
+    return ops.cast(ops.reshape(labels, (-1,)), "int32")
+
+
+def check_outputs(shape, num_classes):
+    """Checks that outputs are one vector of `num_classes` numbers for each example."""
+    if len(shape) != 2 or shape[-1] != num_classes:
+        raise ValueError(
+            f"Expected outputs of shape (batch, {num_classes}), one for each of the "
+            f"num_classes={num_classes} classes. Received: outputs of shape {tuple(shape)}"
+        )
+
+
+def checked_num_classes(num_classes):
+    """Returns `num_classes`, if it is an integer of at least 2."""
+    if not isinstance(num_classes, (int, np.integer)) or num_classes < 2:
+        raise ValueError(
+            "Expected `num_classes` to be an integer of at least 2. "
+            f"Received: num_classes={num_classes!r}"
+        )
+    return int(num_classes)
+
+
+def checked_temperature(temperature):
+    """Returns `temperature` as a float, if it is a positive finite number."""
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+        raise ValueError(
+            "Expected `temperature` to be a positive finite number. "
+            f"Received: temperature={temperature!r}"
+        )
+    return float(temperature)
