@@ -29,23 +29,19 @@ import matplotlib
 from absl import app, flags, logging
 
 import keras_mikd as mikd
+import scripts
+import students
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-NETWORKS = [
-    "digits_cnn",
-    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
-    *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
-]
-
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
 flags.DEFINE_string("teacher", None, "Saved teacher; <output_dir>/teacher.keras if not given.")
-flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
+flags.DEFINE_enum("dataset", "digits", students.DATASETS, "Data to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
-flags.DEFINE_enum("student", "resnet8", NETWORKS, "Network of keras_mikd.models.")
+flags.DEFINE_enum("student", "resnet8", students.NETWORKS, "Network of keras_mikd.models.")
 flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: student, kd, vid, mimkd.")
 flags.DEFINE_list("kd_weight", "3", "Weight(s) of the soft targets.")
 flags.DEFINE_float("kd_temperature", 4.0, "Temperature of the soft targets.", 0.0)
@@ -64,29 +60,11 @@ def build(method, weight, teacher, student):
     """Returns the model to fit: the student itself, or a distiller around it."""
     if method == "student":
         return student
-    if method == "kd":
-        kd = mikd.SoftTargets(temperature=FLAGS.kd_temperature, weight=weight, name="kd")
-        return mikd.Distiller(teacher, student, [kd])
-    if method == "vid":
-        return mikd.VIDDistiller(
-            teacher,
-            student,
-            stage_weight=weight,
-            initial_variance=FLAGS.vid_initial_variance,
-        )
-    return mikd.MIMKDDistiller(
-        teacher, student, global_weight=weight, local_weight=weight, feature_weight=weight
-    )
-
-
-def load_data(seed):
-    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
-    return load(
-        batch_size=FLAGS.batch_size,
-        labels_per_class=FLAGS.labels_per_class or None,
-        seed=seed,
-        data_dir=FLAGS.data_dir,
-    )
+    options = {
+        "kd": {"temperature": FLAGS.kd_temperature},
+        "vid": {"initial_variance": FLAGS.vid_initial_variance},
+    }
+    return students.METHODS[method](teacher, student, weight, **options.get(method, {}))
 
 
 class StepTime(keras.callbacks.Callback):
@@ -113,32 +91,28 @@ class StepTime(keras.callbacks.Callback):
 def train(method, weight, seed, teacher):
     """Trains one student; returns it, its numbers and its validation accuracy by epoch."""
     keras.utils.set_random_seed(seed)
-    data = load_data(seed)
+    data = students.load_data(
+        FLAGS.dataset,
+        batch_size=FLAGS.batch_size,
+        labels_per_class=FLAGS.labels_per_class or None,
+        seed=seed,
+        data_dir=FLAGS.data_dir,
+    )
     student = getattr(mikd.models, FLAGS.student)(data.num_classes, data.image_shape)
     model = build(method, weight, teacher, student)
-    rate = keras.optimizers.schedules.CosineDecay(
-        FLAGS.learning_rate, FLAGS.epochs * len(data.train)
-    )
-    model.compile(
-        keras.optimizers.Adam(rate),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
     step_time = StepTime()
-    logs = Path(FLAGS.output_dir) / "logs" / f"{method}-weight{weight:g}-seed{seed}"
-    history = model.fit(
-        data.train,
-        validation_data=data.validation,
-        validation_freq=max(1, FLAGS.epochs // 20),
+    history = students.train(
+        model,
+        data,
+        optimizer=students.adam_with_cosine(FLAGS.learning_rate, FLAGS.epochs * len(data.train)),
         epochs=FLAGS.epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[step_time, keras.callbacks.TensorBoard(logs, write_graph=False)],
-    ).history
+        logs=Path(FLAGS.output_dir) / "logs" / f"{method}-weight{weight:g}-seed{seed}",
+        callbacks=[step_time],
+    )
     validation = model.evaluate(data.validation, verbose=0, return_dict=True)
     numbers = {
         "validation": 100 * validation["accuracy"],
-        "test": 100 * model.evaluate(data.test, verbose=0, return_dict=True)["accuracy"],
+        "test": students.accuracy(model, data.test),
         "milliseconds": step_time.median(),
         "weights": student.count_params(),
         "training_only_weights": model.count_params() - student.count_params(),
@@ -168,11 +142,6 @@ def mean(row, key):
     return statistics.mean(run[key] for run in row["runs"])
 
 
-def spread(row, key):
-    values = [run[key] for run in row["runs"]]
-    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-
-
 def chosen_rows(rows):
     """Keeps, of every method, the row whose weight is best on the validation split."""
     groups = itertools.groupby(rows, key=lambda row: row["method"])
@@ -187,7 +156,7 @@ def print_table(rows):
         run = row["runs"][0]
         extra = run["training_only_weights"]
         weights = f"{run['weights']:,}" + (f" +{extra:,}" if extra else "")
-        accuracy = f"{mean(row, 'test'):.2f}{spread(row, 'test')}"
+        accuracy = students.mean_and_spread(run["test"] for run in row["runs"])
         print(
             f"{row['method']:8} {row['weight']:>6g} {accuracy:>14} {gain:>6} {weights:>15} "
             f"{mean(row, 'milliseconds'):>8.2f}"
@@ -242,20 +211,11 @@ def check_flags():
         flag = f"{method}_weight"
         if FLAGS[flag].present and method not in FLAGS.methods:
             raise SystemExit(f"--{flag} is given and {method} is not among --methods")
-        for value in FLAGS[flag].value:
-            try:
-                valid = float(value) > 0
-            except ValueError:
-                valid = False
-            if not valid:
-                raise SystemExit(f"--{flag}: expected numbers above 0; got {value!r}")
+        scripts.numbers_above_zero(flag)
     output_dir = Path(FLAGS.output_dir)
     teacher = Path(FLAGS.teacher or output_dir / "teacher.keras")
-    if not teacher.exists():
-        raise SystemExit(f"--teacher: {teacher} does not exist; run train_teacher.py first")
-    for name in ("results.json", "comparison.png", "student.keras", *_log_folders()):
-        if (output_dir / name).exists():
-            raise SystemExit(f"--output_dir: {output_dir / name} exists and is kept; name another")
+    scripts.check_file("teacher", teacher, "train_teacher.py")
+    scripts.check_outputs(["results.json", "comparison.png", "student.keras", *_log_folders()])
     return teacher, output_dir
 
 

@@ -3,28 +3,14 @@
 import concurrent.futures
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.example_runs import run_example, tensorboard_tags
+
 METHODS = ["student", "kd", "vid", "mimkd"]
-
-
-def _run(script, *arguments):
-    return subprocess.run(
-        [sys.executable, f"examples/{script}.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +21,11 @@ def demo(tmp_path_factory):
     tiny = ["--epochs=2", "--labels_per_class=2", "--batch_size=10"]
     out = f"--output_dir={folder / 'out'}"
     runs = [
-        _run("train_teacher", out, data, "--model=resnet8", "--epochs=1", "--batch_size=100"),
-        _run("distill", out, data, *student, *tiny, "--kd_weight=1,2"),
-        _run("export_student", data, f"--student={folder / 'out' / 'student.keras'}"),
+        run_example(
+            "train_teacher", out, data, "--model=resnet8", "--epochs=1", "--batch_size=100"
+        ),
+        run_example("distill", out, data, *student, *tiny, "--kd_weight=1,2"),
+        run_example("export_student", data, f"--student={folder / 'out' / 'student.keras'}"),
     ]
     for run in runs:
         assert run.returncode == 0, run.stderr
@@ -51,11 +39,7 @@ def test_the_teacher_is_saved_and_logged(demo):
     assert teacher.output_shape == (None, 10)
     assert str(folder / "teacher.keras") in printed
     for split in ("train", "validation"):
-        assert "epoch_accuracy" in _tags(folder / "logs" / "teacher" / split)
-
-
-def _tags(folder):
-    return EventAccumulator(str(folder)).Reload().Tags()["tensors"]
+        assert "epoch_accuracy" in tensorboard_tags(folder / "logs" / "teacher" / split)
 
 
 def test_every_method_has_a_row(demo):
@@ -98,7 +82,7 @@ def test_the_figure_is_a_png(demo):
 def test_the_terms_of_every_method_are_in_tensorboard(demo):
     (folder,) = (demo[0] / "logs").glob("mimkd-*")
     for split in ("train", "validation"):
-        tags = _tags(folder / split)
+        tags = tensorboard_tags(folder / split)
         assert {
             "epoch_loss",
             "epoch_accuracy",
@@ -157,7 +141,7 @@ def short_runs(tmp_path_factory):
     }
     commands["help"] = ("distill", "--help")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = pool.map(lambda command: _run(*command), commands.values())
+        runs = pool.map(lambda command: run_example(*command), commands.values())
         return folder, dict(zip(commands, runs, strict=True))
 
 
