@@ -13,6 +13,7 @@ from keras_mikd import datasets as datasets
 from keras_mikd import figures as figures
 from keras_mikd import models as models
 from keras_mikd.baselines.attention_transfer import AttentionTransfer as AttentionTransfer
+from keras_mikd.baselines.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnTeacher
 from keras_mikd.baselines.hint import Hint as Hint
 from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
 from keras_mikd.baselines.soft_targets import SoftTargets as SoftTargets
@@ -23,6 +24,9 @@ from keras_mikd.distillation_loss import DistillationLoss as DistillationLoss
 from keras_mikd.distillers.distiller import Distiller as Distiller
 from keras_mikd.distillers.mcmi_teacher import MCMITeacher as MCMITeacher
 from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
+from keras_mikd.distillers.muse_distiller import MUSEDistiller as MUSEDistiller
+from keras_mikd.distillers.mutual_distiller import MutualDistiller as MutualDistiller
+from keras_mikd.distillers.self_distiller import SelfDistiller as SelfDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
 from keras_mikd.estimators.cmi_regularizer import CMIRegularizer as CMIRegularizer
 from keras_mikd.estimators.conditional_mutual_information import (
@@ -34,6 +38,7 @@ from keras_mikd.estimators.critics import SeparableCritic as SeparableCritic
 from keras_mikd.estimators.gaussian_information import GaussianInformation as GaussianInformation
 from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
 from keras_mikd.estimators.jsd_critic import JSDCritic as JSDCritic
+from keras_mikd.estimators.muse import MUSE as MUSE
 from keras_mikd.estimators.mutual_information import MutualInformation as MutualInformation
 from keras_mikd.feature_taps import FeatureTaps as FeatureTaps
 from keras_mikd.stages import pair_stages as pair_stages

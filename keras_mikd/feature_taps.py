@@ -19,7 +19,7 @@ class FeatureTaps:
       `"output/0"` is one tensor of a dict or list;
     * the name of a layer, `"conv2"`, or its path through nested models,
       `"backbone/stack3_block2_add"`; of a layer with several outputs, one of them, `"lstm/0"`;
-    * `"stage1"` ... `"stageN"` or `"pooled"`, see `stages`;
+    * `"stage1"` ... `"stageN"` or `"pooled"`, see `stages`; `"input"`, the model's only input;
     * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV;
       `"feature_pyramid/P4"` is what a KerasCV RetinaNet makes of it.
 

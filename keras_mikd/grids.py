@@ -33,6 +33,34 @@ def common_grid(teacher_shape, student_shape, *, limit=None):
     return tuple(size if limit is None else min(size, limit) for size in sizes)
 
 
+def comparison_grids(teacher_shape, student_shape, *, limit=None):
+    """Returns the grids on which two features, vectors or maps, are compared location by location.
+
+    Args:
+        teacher_shape: `(batch, channels)` or `(batch, height, width, channels)`.
+        student_shape: `(batch, channels)` or `(batch, height, width, channels)`.
+        limit: Largest number of rows and of columns, or `None` for no limit.
+
+    Returns:
+        `(teacher's grid, student's grid)`: the common grid of two maps; a map's own one where the
+        other is a vector; `None` for a vector.
+    """
+    if len(teacher_shape) == len(student_shape) == 4:
+        grid = common_grid(teacher_shape, student_shape, limit=limit)
+        return grid, grid
+    return tuple(
+        common_grid(shape, shape, limit=limit) if len(shape) == 4 else None
+        for shape in (teacher_shape, student_shape)
+    )
+
+
+def locations(feature, grid):
+    """Brings a vector or map, averaged to `grid`, to `(batch, locations, channels)`."""
+    if grid is None:
+        return feature[:, None]
+    return ops.reshape(pool_to(feature, grid), (-1, grid[0] * grid[1], feature.shape[-1]))
+
+
 def pool_to(feature_map, grid):
     """Averages a feature map over the cells of a coarser grid.
 

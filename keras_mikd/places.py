@@ -7,6 +7,7 @@ from keras_mikd.layer_graph import LayerGraph
 from keras_mikd.stages import POOLED, stages
 
 OUTPUT = "output"
+INPUT = "input"
 
 _LISTED = 30
 
@@ -75,6 +76,8 @@ class _Places:
         if any(place not in names or _is_stage(place) for place in places):
             found = stages(self.model).items()
             self.aliases.update({place: [stage.layer] for place, stage in found})
+            if len(self.model.inputs) == 1:
+                self.aliases[INPUT] = [self.graph.calls[0].path]
         return {place: self._path(place) for place in places}
 
     def _path(self, place):

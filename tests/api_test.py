@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PUBLIC = {
     mikd: {
         "AttentionTransfer",
+        "BeYourOwnTeacher",
         "CMIRegularizer",
         "CMIReport",
         "ConcatCritic",
@@ -35,7 +36,11 @@ PUBLIC = {
         "LogLikelihoodGuard",
         "MCMITeacher",
         "MIMKDDistiller",
+        "MUSE",
+        "MUSEDistiller",
+        "MutualDistiller",
         "MutualInformation",
+        "SelfDistiller",
         "SeparableCritic",
         "SoftTargets",
         "TFLiteReport",
@@ -204,6 +209,10 @@ def test_hyper_parameters_are_keyword_only():
         "Distiller": ["teacher", "student", "distillation_losses"],
     }
     positional |= dict.fromkeys(("MIMKDDistiller", "VIDDistiller"), positional["Distiller"])
+    positional["MutualDistiller"] = ["peers", "distillation_losses"]
+    positional |= dict.fromkeys(
+        ("SelfDistiller", "MUSEDistiller"), ["model", "distillation_losses"]
+    )
     for name, cls in _public_classes().items():
         if not hasattr(cls, "__dataclass_fields__"):
             parameters = inspect.signature(cls.__init__).parameters.values()

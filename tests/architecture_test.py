@@ -31,12 +31,13 @@ ROWS = [
 # Parts of estimators, which any of them may use; the other modules there are methods.
 PARTS_OF_ESTIMATORS = {
     "conditional_mutual_information",
+    "contrast",
     "critics",
     "gaussian_information",
     "mutual_information",
 }
 # The only modules of a distiller that know a method.
-ASSEMBLIES = {"mcmi_teacher", "mimkd_distiller", "vid_distiller"}
+ASSEMBLIES = {"mcmi_teacher", "mimkd_distiller", "muse_distiller", "vid_distiller"}
 # Imported where they are used, so that `import keras_mikd` does without them.
 OPTIONAL = {
     "tflite": {"ai_edge_litert"},
@@ -54,6 +55,12 @@ TESTED_ELSEWHERE = {
     "mcmi_epochs": "mcmi_teacher_test.py",
     "teacher_copy": "mcmi_teacher_test.py",
     "output_tally": "cmi_report_test.py",
+    # Every distiller goes through them, the offline one in all of its tests.
+    "base_distiller": "distiller_test.py",
+    "networks": "distiller_test.py",
+    "network_checks": "pair_checks_test.py",
+    # A critic with its bound and its negatives, alone in this loss.
+    "contrast": "jsd_critic_test.py",
     # The digits as TFDS has them, and how TFDS is read.
     "digits_builder": "datasets_digits_test.py",
     "digit_scenes_builder": "datasets_digit_scenes_test.py",

@@ -56,6 +56,20 @@ def _vid(place="stage2", variant="repdistiller", **kwargs):
     return mikd.GaussianVIDHead(teacher_layer=place, student_layer=place, variant=variant, **kwargs)
 
 
+def _vid_within():
+    return mikd.GaussianVIDHead(teacher_layer="stage2", student_layer="stage1")
+
+
+def _muse(**kwargs):
+    # At a lower temperature, steps of this size magnify what rounding tells apart.
+    options = {"student_layer": ["stage1", "stage2"], "width": 8, "temperature": 1.0}
+    return mikd.MUSE(**{**options, **kwargs})
+
+
+def _be_your_own_teacher():
+    return mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
+
+
 # name -> a function that makes a new loss; every public DistillationLoss is here.
 LOSSES = {
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
@@ -84,9 +98,23 @@ LOSSES = {
     "info_nce_critic": lambda: _jsd(
         bound=mikd.bounds.info_nce, critic=mikd.SeparableCritic, negatives="all"
     ),
+    "jsd_other_classes": lambda: _jsd(negatives_from="other_classes", negatives=2),
+    "muse_additive": lambda: _muse(teacher_layer="stage2", combine="additive"),
+    "muse_multiplicative": lambda: _muse(negatives_from="other_classes"),
+    "muse_info_nce": lambda: _muse(
+        student_layer="pooled", bound=mikd.bounds.info_nce, negatives="all"
+    ),
+    "muse_input": lambda: _muse(teacher_layer=["pooled", "input"], self_information="input"),
+    "be_your_own_teacher": _be_your_own_teacher,
 }
 
-# name -> a function (teacher, student) -> distiller; every public distiller is here.
+
+def _online(first, second):
+    losses = [mikd.SoftTargets(temperature=1.0, name="dml"), _muse(name="muse")]
+    return mikd.MutualDistiller([first, second], losses, xla_critics=False)
+
+
+# name -> a function (network, network) -> distiller; every public distiller is here.
 DISTILLERS = {
     "distiller": lambda t, s: mikd.Distiller(
         t,
@@ -97,7 +125,14 @@ DISTILLERS = {
     ),
     "vid": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=0.5),
     "mimkd": mikd.MIMKDDistiller,
+    "self": lambda _, s: mikd.SelfDistiller(
+        s, [_be_your_own_teacher(), _jsd(student_layer="stage1"), _vid_within()], xla_critics=False
+    ),
+    "muse": lambda _, s: mikd.MUSEDistiller(s, xla_critics=False),
+    "mutual": _online,
 }
+# Those that take a step of their own kind; the others differ from these in their losses only.
+KINDS = {name: DISTILLERS[name] for name in ("distiller", "self", "mutual")}
 
 
 def distiller_with(loss, *, teacher_model=None, student_model=None, xla_critics=False, **kwargs):

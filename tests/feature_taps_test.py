@@ -313,6 +313,16 @@ def test_layer_that_another_model_used_first_is_read_in_this_one():
     )
 
 
+def test_the_input_is_a_place():
+    model, x = _resnet(), _images(2, 16, 16, 3)
+    read = FeatureTaps(model, ["input", "pooled"])(x, training=False)
+    np.testing.assert_array_equal(read["input"], x)
+    first, second = keras.Input((3,)), keras.Input((3,))
+    two = keras.Model([first, second], layers.Add()([first, second]))
+    with pytest.raises(ValueError, match="Expected a place of .*Received: 'input'"):
+        FeatureTaps(two, ["input"])
+
+
 def test_dict_inputs_and_outputs():
     image, size = keras.Input((8, 8, 3), name="image"), keras.Input((2,), name="size")
     x = layers.Concatenate(name="joined")([layers.Flatten()(_conv(image, 2, name="conv")), size])

@@ -7,34 +7,35 @@ import numpy as np
 import tensorflow as tf
 
 
-def checked_data(distiller, output, argument, data):
-    """Raises a `ValueError` if the data cannot be what the distiller is to be trained on.
+def checked_data(argument, data, *, models, loss, output):
+    """Raises a `ValueError` if the data cannot be what the networks are to be trained on.
 
     Args:
-        distiller: A compiled `Distiller`.
-        output: `KerasTensor` of the student's output, or a structure of them.
         argument: Name of the argument of `fit`, for the message.
         data: `x`, or a tuple `(x, y, ...)`. `x` is an array, a nested structure of arrays, or a
             `tf.data.Dataset`. Other sources are not looked into.
+        models: `{name: model}` of the networks that take `x`.
+        loss: Task loss.
+        output: `KerasTensor` of the output that the labels are for, or a structure of them.
 
     Returns:
         `data`; a data set is not read, which would change the order of its shuffling, but comes
         back with a check of the labels of every batch (see `labels_error`).
     """
     if isinstance(data, tf.data.Dataset):
-        return _checked_dataset(distiller, output, argument, data)
+        return _checked_dataset(argument, data, models, loss, output)
     x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
     if isinstance(x, tf.data.Dataset):
-        return (_checked_dataset(distiller, output, argument, x), *data[1:])
+        return (_checked_dataset(argument, x, models, loss, output), *data[1:])
     arrays = keras.tree.flatten(x)
     if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
         return data
     for array in arrays:
-        _check_images(distiller, argument, array)
-    classes = _num_classes(distiller.loss, output, y)
+        _check_images(models, argument, array)
+    classes = _num_classes(loss, output, y)
     if classes is not None:
         values = np.asarray(y)
-        values = values[values != getattr(distiller.loss, "ignore_class", None)]
+        values = values[values != getattr(loss, "ignore_class", None)]
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
                 f"{_labels_message(argument, classes)} Received labels from {values.min()} to "
@@ -43,16 +44,16 @@ def checked_data(distiller, output, argument, data):
     return data
 
 
-def _checked_dataset(distiller, output, argument, dataset):
+def _checked_dataset(argument, dataset, models, loss, output):
     if dataset.cardinality() == 0:
         raise ValueError(f"`{argument}` is an empty data set. Expected at least one batch.")
     x, y, _ = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)
     for spec in keras.tree.flatten(x):
-        _check_images(distiller, argument, spec)
-    classes = _num_classes(distiller.loss, output, y)
+        _check_images(models, argument, spec)
+    classes = _num_classes(loss, output, y)
     if classes is None:
         return dataset
-    ignored = getattr(distiller.loss, "ignore_class", None)
+    ignored = getattr(loss, "ignore_class", None)
 
     def check(*batch):
         labels = batch[1]
@@ -86,7 +87,7 @@ def _labels_message(argument, classes):
     )
 
 
-def _check_images(distiller, argument, array):
+def _check_images(models, argument, array):
     if array.shape[0] == 0:
         raise ValueError(
             f"`{argument}` is empty. Expected at least one example. Received: shape="
@@ -95,11 +96,11 @@ def _check_images(distiller, argument, array):
     dtype = keras.backend.standardize_dtype(array.dtype)
     if len(array.shape) != 4 or "int" not in dtype:
         return
-    for name in ("teacher", "student"):
-        if not _accepts_integers(getattr(distiller, name, None)):
+    for name, model in models.items():
+        if not _accepts_integers(model):
             raise ValueError(
                 f"`{argument}` holds integer images, and the {name} takes floats and has no "
-                "Rescaling layer. Expected the floats that the teacher was trained on, such as "
+                "Rescaling layer. Expected the floats that the networks were made for, such as "
                 "x / 255; cast them to float32 if the networks rescale in another way. "
                 f"Received: dtype={dtype}"
             )

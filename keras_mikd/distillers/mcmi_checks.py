@@ -5,7 +5,7 @@ import numbers
 
 import keras
 
-from keras_mikd.distillers import pair_checks
+from keras_mikd.distillers import network_checks
 from keras_mikd.feature_taps import OUTPUT, FeatureTaps, output_is_probability
 
 
@@ -18,9 +18,8 @@ def output_spec(teacher):
     """
     if not isinstance(teacher, keras.Model):
         raise ValueError(f"Expected `teacher` to be a keras.Model. Received: teacher={teacher!r}")
-    spec = FeatureTaps(teacher, [], inputs=pair_checks.common_inputs(teacher, teacher)).specs[
-        OUTPUT
-    ]
+    inputs = network_checks.common_inputs({"teacher": teacher})
+    spec = FeatureTaps(teacher, [], inputs=inputs).specs[OUTPUT]
     shape = getattr(spec, "shape", None)
     if shape is None or len(shape) != 2 or shape[1] is None or shape[1] < 2:
         raise ValueError(

@@ -190,11 +190,9 @@ class MCMITeacher(keras.Model):
                 `validation_data`.
         """
         mcmi_checks.check_split(validation_split)
-        x, y = data_checks.checked_data(self, self._spec, "x", (x, y))
+        x, y = self._checked_data("x", (x, y))
         if validation_data is not None:
-            validation_data = data_checks.checked_data(
-                self, self._spec, "validation_data", validation_data
-            )
+            validation_data = self._checked_data("validation_data", validation_data)
         options = {"batch_size": batch_size, "steps": kwargs.get("steps_per_epoch")}
         mcmi_checks.check_readable_twice(x)
         own = MCMIEpochs(self, (x, y), {**options, "verbose": verbose})
@@ -241,6 +239,11 @@ class MCMITeacher(keras.Model):
         logits = self.teacher(x, training=False)
         self._total(x, y, logits, sample_weight, training=False)
         return self.compute_metrics(x, y, logits, sample_weight)
+
+    def _checked_data(self, argument, data):
+        return data_checks.checked_data(
+            argument, data, models={"teacher": self.teacher}, loss=self.loss, output=self._spec
+        )
 
     def _total(self, x, y, logits, sample_weight, training):
         logits = ops.cast(logits, "float32")

@@ -1,18 +1,13 @@
-"""What must hold between a teacher, a student and their losses before a distiller is built."""
+"""What must hold between two networks and the losses that compare them."""
 
 import keras
 
 from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter
 from keras_mikd.distillation_loss import DistillationLoss
 from keras_mikd.feature_taps import OUTPUT, output_is_probability
-from keras_mikd.layer_graph import ends, has_graph
+from keras_mikd.layer_graph import has_graph
 
 _RESERVED_NAMES = ("loss", "task_loss")
-_CROSS_ENTROPIES = (
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.BinaryCrossentropy,
-)
 
 
 def checked_losses(losses):
@@ -41,6 +36,26 @@ def checked_losses(losses):
     return losses
 
 
+def check_without_weights(losses):
+    """Checks that losses can be copied: they have no weights yet, which a copy would not have."""
+    for loss in losses:
+        if loss.built:
+            raise ValueError(
+                "Expected losses without weights, since every pair of peers gets a copy. "
+                f"Received: {loss.name!r}, which is built"
+            )
+
+
+def check_different_places(loss):
+    """Checks that a loss within one network compares different tensors."""
+    if loss.teacher_layer == loss.student_layer:
+        raise ValueError(
+            f"{loss.name!r} would compare {loss.teacher_layer!r} with itself. Expected a "
+            "`teacher_layer` and a `student_layer` that differ, since there is one network. "
+            f"Received: teacher_layer={loss.teacher_layer!r}, student_layer={loss.student_layer!r}"
+        )
+
+
 def check_names(names):
     """Checks that nothing is logged twice under one name."""
     for name in names:
@@ -66,95 +81,21 @@ def checked_xla_critics(xla_critics):
     return xla_critics
 
 
-def check_networks(teacher, student):
-    """Checks that teacher and student are two models that take the same inputs."""
-    for name, model in (("teacher", teacher), ("student", student)):
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"Expected `{name}` to be a keras.Model. Received: {name}={model!r}")
-    if teacher is student:
-        raise ValueError(
-            "Expected teacher and student to be different models. Received the same object twice: "
-            "a copy is made by keras.models.clone_model, its weights set with set_weights."
-        )
-    shared = {id(v) for v in teacher.variables} & {id(v) for v in student.variables}
-    if shared:
-        raise ValueError(
-            f"Expected teacher and student to share no weights, since only the student is trained. "
-            f"Received models that share {len(shared)} variables."
-        )
-    inputs = [_input_shapes(model) for model in (teacher, student)]
-    if None not in inputs and not _compatible(*inputs):
-        raise ValueError(
-            "Expected teacher and student to take the same inputs. Received: teacher inputs of "
-            f"shape {inputs[0]}, student inputs of shape {inputs[1]}. Put a resizing or rescaling "
-            "layer in front of one of them, in a functional model."
-        )
-
-
-def common_inputs(teacher, student):
-    """Returns symbolic inputs of both models in their own structure.
-
-    They are those of a model with a graph. Of two subclassed models, they follow from the shapes
-    that one was built with; `None` if Keras does not know these.
-    """
-    for model in (student, teacher):
-        if has_graph(model):
-            return ends(model)[0]
-    for model in (student, teacher):
-        if (inputs := _inputs_built_for(model)) is not None:
-            return inputs
-    return None
-
-
-def _inputs_built_for(model):
-    shapes = (model.get_build_config() or {}).get("input_shape")
-    if shapes is None:
-        return None
-    return keras.tree.map_shape_structure(
-        lambda shape: keras.KerasTensor((None, *shape[1:]), model.input_dtype), shapes
-    )
-
-
-def _input_shapes(model):
-    """Input shapes by name of a dict, by position otherwise; `None` for a subclassed model."""
-    if not has_graph(model):
-        return None
-    inputs = ends(model)[0]
-    if isinstance(inputs, dict):
-        return {name: tuple(tensor.shape) for name, tensor in sorted(inputs.items())}
-    return [tuple(tensor.shape) for tensor in keras.tree.flatten(inputs)]
-
-
-def _compatible(first, second):
-    if type(first) is not type(second) or len(first) != len(second):
-        return False
-    if isinstance(first, dict):
-        if first.keys() != second.keys():
-            return False
-        first, second = list(first.values()), list(second.values())
-    return all(
-        len(a) == len(b)
-        and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
-        for a, b in zip(first, second, strict=True)
-    )
-
-
-def check_logits(teacher, student, losses):
-    """Checks that losses of logits are not given probabilities, where the graph tells."""
-    for loss in losses:
-        if not loss.expects_logits:
-            continue
-        for name, model, place in (
-            ("teacher", teacher, loss.teacher_layer),
-            ("student", student, loss.student_layer),
-        ):
-            if _is_probability(model, place):
-                raise ValueError(
-                    f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
-                    "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
-                    f"build the {name} without the final activation, or name the layer before it "
-                    f"as `{name}_layer`. Received: {name}_layer={place!r}"
-                )
+def check_logits(teacher, student, loss):
+    """Checks that a loss of logits is not given probabilities, where the graph tells."""
+    for name, model, places in (
+        ("teacher", teacher, loss.teacher_layer),
+        ("student", student, loss.student_layer),
+    ):
+        places = places if isinstance(places, list) else [places]
+        found = [place for place in places if _is_probability(model, place)]
+        if loss.expects_logits and found:
+            raise ValueError(
+                f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
+                "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
+                f"build the {name} without the final activation, or name the layer before it "
+                f"as `{name}_layer`. Received: {name}_layer={found[0]!r}"
+            )
 
 
 def _is_probability(model, place):
@@ -173,47 +114,22 @@ def claim(losses):
         loss.claimed = True
 
 
-def check_task_loss(student, loss):
-    """Checks that a cross-entropy and the student's output agree on logits or probabilities."""
-    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if isinstance(loss, _CROSS_ENTROPIES):
-        from_logits = loss.get_config()["from_logits"]
-    elif loss in _CROSS_ENTROPY_FUNCTIONS:
-        from_logits = False
-    else:
-        return
-    probabilities = output_is_probability(student)
-    if not probabilities and not _ends_in_linear_layer(student):
-        return
-    if probabilities == from_logits:
+def build_loss(loss, teacher, student):
+    """Creates the weights of `loss` for the symbolic tensors at its places."""
+    try:
+        shapes = _loss_shapes(loss, teacher, student)
+        if loss.built:
+            _check_built_for(loss, shapes)
+        else:
+            loss.build(*shapes)
+    except ValueError as error:
         raise ValueError(
-            f"The student {student.name!r} puts out "
-            f"{'probabilities' if probabilities else 'logits'} and the task loss expects "
-            f"{'logits' if from_logits else 'probabilities'}. "
-            f"Received: loss={loss!r}; use from_logits={not from_logits} in it."
-        )
+            f"{loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
+            f"student_layer={loss.student_layer!r}) cannot compare these tensors: {error}"
+        ) from error
 
 
-def _ends_in_linear_layer(model):
-    """Whether every output is a linear layer's, so that it is certain to be logits."""
-    if not has_graph(model):
-        return False
-    layers = [t._keras_history.operation for t in keras.tree.flatten(ends(model)[1])]
-    linear = keras.activations.linear
-    return all(isinstance(x, _KERNEL_LAYERS) and x.activation is linear for x in layers)
-
-
-_KERNEL_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
-
-_CROSS_ENTROPY_FUNCTIONS = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.binary_crossentropy,
-)
-
-
-def loss_shapes(loss, teacher, student):
-    """Returns the shapes to build `loss` with, from the symbolic tensors at its places."""
+def _loss_shapes(loss, teacher, student):
     shapes = []
     for name, places, specs in (
         ("teacher", loss.teacher_layer, teacher),
@@ -229,7 +145,7 @@ def loss_shapes(loss, teacher, student):
     return shapes
 
 
-def check_built_for(loss, shapes):
+def _check_built_for(loss, shapes):
     """Checks that a loss with weights, of a file or of another distiller, fits these shapes."""
     built, wanted = (
         keras.tree.map_shape_structure(lambda shape: tuple(shape[1:]), list(each))

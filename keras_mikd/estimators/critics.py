@@ -28,6 +28,9 @@ class Critic(keras.layers.Layer):
             `None` for 0.
         negatives: Negatives for every example: a positive int, at most `pool - 1` of which are
             used, or `None` for every other example of the pool.
+        classes: Class of every student of the pool, an integer tensor of shape `(pool,)`: examples
+            of other classes come first as negatives then, and those of the same class only where
+            there are not enough others. `None` to ignore classes.
 
     Returns:
         `(joint, product)`: scores of shapes `(batch, locations)` and `(batch, negatives,
@@ -56,13 +59,18 @@ class Critic(keras.layers.Layer):
         """Scores every teacher embedding with every student's: `(batch, pool, locations)`."""
         return self.score(teacher[:, None], student[None])
 
-    def call(self, teacher, student, first, negatives):
+    def call(self, teacher, student, first, negatives, classes=None):
         teacher, student = self.embed_teacher(teacher), self.embed_student(student)
         if first is not None:
             student = ops.roll(student, -first, axis=0)
+            classes = None if classes is None else ops.roll(classes, -first, axis=0)
         if negatives is None:
             return _diagonal_and_rest(self.score_all(teacher, student))
         batch, pool = ops.shape(teacher)[0], ops.shape(student)[0]
+        if classes is not None:
+            others = ops.take(student, _others_first(classes, batch)[:, :negatives], axis=0)
+            joint = self.score(teacher, student[:batch])
+            return joint, self.score(teacher[:, None], others)
         offsets = range(1, negatives + 1)
         partners = [student[:batch]] + [ops.roll(student, -k, axis=0)[:batch] for k in offsets]
         scores = self.score(teacher[:, None], ops.stack(partners, axis=1))
@@ -174,6 +182,16 @@ def _dense_factory(critic):
         return layer
 
     return dense
+
+
+def _others_first(classes, batch):
+    """Indices `(batch, pool - 1)` of the other examples, those of other classes in front."""
+    pool = ops.shape(classes)[0]
+    rows, offsets = ops.arange(batch)[:, None], ops.arange(1, pool)[None]
+    partners = ops.mod(rows + offsets, pool)
+    same = ops.equal(ops.take(classes, partners, axis=0), classes[:batch, None])
+    order = ops.argsort(offsets + pool * ops.cast(same, offsets.dtype), axis=1)
+    return ops.take_along_axis(partners, order, axis=1)
 
 
 def _diagonal_and_rest(scores):

@@ -1,16 +1,13 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
 import keras
-import tensorflow as tf
-from keras import ops
 
-from keras_mikd import bounds, replicas
+from keras_mikd import bounds
 from keras_mikd.distillation_loss import DistillationLoss
+from keras_mikd.estimators.contrast import Contrast
 from keras_mikd.estimators.critics import ConcatCritic, Critic
 from keras_mikd.estimators.mutual_information import MutualInformation
-from keras_mikd.grids import common_grid, pool_to
-
-ALL = "all"
+from keras_mikd.grids import comparison_grids, locations
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -44,6 +41,9 @@ class JSDCritic(DistillationLoss):
         critic: Score network: `ConcatCritic(width=...)` or `SeparableCritic(width=...)`.
         negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
             example of the batch (one matrix product with a separable critic).
+        negatives_from: `"batch"`: any other example. `"other_classes"`: examples of other classes,
+            and of the same only where the batch has not enough; needs labels and an int of
+            `negatives`. `<name>_mi_nats` is no bound on mutual information then.
         grid: Most rows and columns on which maps are compared; larger maps are averaged first.
             `None` keeps every location.
         gather: Whether negatives come from the global batch of all replicas (then any number of
@@ -67,6 +67,7 @@ class JSDCritic(DistillationLoss):
         bound=bounds.jsd,
         critic=None,
         negatives=1,
+        negatives_from="batch",
         grid=None,
         gather=True,
         **kwargs,
@@ -84,11 +85,6 @@ class JSDCritic(DistillationLoss):
                 "Expected `critic` to be a Critic, such as keras_mikd.SeparableCritic(). "
                 f"Received: critic={critic!r}"
             )
-        if negatives != ALL and (not isinstance(negatives, int) or negatives < 1):
-            raise ValueError(
-                f'Expected `negatives` to be an int of at least 1, or "all". '
-                f"Received: negatives={negatives!r}"
-            )
         if grid is not None and (not isinstance(grid, int) or grid < 1):
             raise ValueError(
                 f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
@@ -96,9 +92,16 @@ class JSDCritic(DistillationLoss):
         self.bound = bound
         self.critic = critic or ConcatCritic()
         self.negatives = negatives
+        self.negatives_from = negatives_from
         self.grid = grid
         self.gather = gather
-        self._compiled_compare = tf.function(self._compare, jit_compile=True)
+        self._contrast = Contrast(
+            self.critic,
+            bound,
+            negatives=negatives,
+            negatives_from=negatives_from,
+            gather=gather,
+        )
 
     def build(self, teacher_shape, student_shape):
         for shape in (teacher_shape, student_shape):
@@ -109,39 +112,16 @@ class JSDCritic(DistillationLoss):
                     f"Received: teacher_shape={tuple(teacher_shape)} at {self.teacher_layer!r}, "
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
-        self._grids = _grids(teacher_shape, student_shape, self.grid)
+        self._grids = comparison_grids(teacher_shape, student_shape, limit=self.grid)
         if not self.critic.built:  # In a loaded loss it is.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
 
     def call(self, teacher, student, labels=None, training=None):
-        teacher = _locations(teacher, self._grids[0])
-        student = _locations(student, self._grids[1])
-        compare = self._compiled_compare if self.xla else self._compare
-        if self.gather and replicas.count() > 1:
-            bound, joint, product = self._compare_globally(compare, teacher, student)
-        else:
-            bound, joint, product = compare(teacher, student, None)
+        teacher = locations(teacher, self._grids[0])
+        student = locations(student, self._grids[1])
+        bound, joint, product = self._contrast(teacher, student, labels, xla=self.xla)
         self.add_readout("mi_nats", joint, product)
         return -bound
-
-    def _compare_globally(self, compare, teacher, student):
-        """Compares with the students of all replicas, and bounds the scores of all replicas.
-
-        Some bounds couple the examples of a batch.
-        """
-        size, first = ops.shape(teacher)[0], replicas.first_index(teacher)
-        pool = replicas.gather(student)
-        _, joint, product = compare(replicas.at_least_one(teacher), pool, first)
-        joint, product = joint[:size], product[:size]
-        # Together, because a collective does not survive the scores of no negatives.
-        scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
-        bound = self.bound(scores[:, 0], scores[:, 1:])
-        return bound[first : first + size], joint, product
-
-    def _compare(self, teacher, student, first):
-        negatives = None if self.negatives == ALL else self.negatives
-        joint, product = self.critic(teacher, student, first=first, negatives=negatives)
-        return self.bound(joint, product), joint, product
 
     def readout_metrics(self):
         return {"mi_nats": MutualInformation(name=f"{self.name}_mi_nats")}
@@ -153,6 +133,7 @@ class JSDCritic(DistillationLoss):
             "bound": serialize(self.bound),
             "critic": serialize(self.critic),
             "negatives": self.negatives,
+            "negatives_from": self.negatives_from,
             "grid": self.grid,
             "gather": self.gather,
         }
@@ -163,21 +144,3 @@ class JSDCritic(DistillationLoss):
         for key in ("bound", "critic"):
             config = {**config, key: deserialize(config[key])}
         return super().from_config(config)
-
-
-def _grids(teacher_shape, student_shape, limit):
-    """Grids to which the teacher's and the student's maps are averaged; `None` for a vector."""
-    if len(teacher_shape) == len(student_shape) == 4:
-        grid = common_grid(teacher_shape, student_shape, limit=limit)
-        return grid, grid
-    return tuple(
-        common_grid(shape, shape, limit=limit) if len(shape) == 4 else None
-        for shape in (teacher_shape, student_shape)
-    )
-
-
-def _locations(feature, grid):
-    """Brings a vector or map to `(batch, locations, channels)`."""
-    if grid is None:
-        return feature[:, None]
-    return ops.reshape(pool_to(feature, grid), (-1, grid[0] * grid[1], feature.shape[-1]))

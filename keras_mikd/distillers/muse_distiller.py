@@ -1,0 +1,59 @@
+"""MUSE self-distillation, assembled."""
+
+import keras
+
+from keras_mikd.distillers.self_distiller import SelfDistiller
+from keras_mikd.estimators.muse import MUSE
+from keras_mikd.stages import POOLED, pair_stages
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class MUSEDistiller(SelfDistiller):
+    """A `SelfDistiller` with mutual and self-information of all stages of the network.
+
+    `total = task loss + muse_weight * MUSE(stages; pooled vector)`.
+
+    A *reconstruction*: that mutual information between layers and self-information of layers are
+    combined, as a sum or a product, is the paper's. Its equations, estimator, layers and weights
+    are not public; those here were chosen on the validation split of the digits
+    (docs/results.md).
+
+    Args:
+        model: Convolutional Keras model.
+        distillation_losses: Losses to use in place of those assembled here.
+        muse_weight: Factor of the loss, a float or a schedule.
+        combine: `"additive"` or `"multiplicative"`, see `MUSE`.
+        negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.
+        deep_supervision: A `BeYourOwnTeacher` to add, or `None`.
+        **kwargs: Arguments of `SelfDistiller`.
+
+    Raises:
+        ValueError: As `SelfDistiller`, or if no stages are found.
+
+    References:
+        Gong, Yu, Mittal, Mori, Chen, MUSE: Feature Self-Distillation with Mutual Information and
+        Self-Information (arXiv:2110.12606).
+    """
+
+    def __init__(
+        self,
+        model,
+        distillation_losses=None,
+        *,
+        muse_weight=1.0,
+        combine="multiplicative",
+        negatives_from="other_classes",
+        deep_supervision=None,
+        **kwargs,
+    ):
+        if distillation_losses is None:
+            muse = MUSE(
+                teacher_layer=POOLED,
+                student_layer=[place for place, _ in pair_stages(model, model)],
+                weight=muse_weight,
+                combine=combine,
+                negatives_from=negatives_from,
+                name="muse",
+            )
+            distillation_losses = [muse] if deep_supervision is None else [muse, deep_supervision]
+        super().__init__(model, distillation_losses, **kwargs)

@@ -1,0 +1,230 @@
+"""Online distillation: peers that are trained together and learn from one another."""
+
+import itertools
+
+import keras
+
+from keras_mikd.distillers import network_checks, pair_checks
+from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.networks import Networks, Term
+from keras_mikd.feature_taps import OUTPUT
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class MutualDistiller(BaseDistiller):
+    """Trains networks together, each on the task and on what it shares with every other one.
+
+    `total = sum over peers of (task_loss_weight * task loss + mean over the other peers of the sum
+    over losses of weight * mean(loss per example)) + regularizers and add_loss terms`.
+
+    Every loss is copied for every ordered pair of peers: one is read as the teacher, without a
+    gradient, the other one is the student. With `SoftTargets(temperature=1.0)` this is deep mutual
+    learning (DML). There the peers take turns, each learning from the new state of the others; here
+    all take their step at once, since every peer runs once per step.
+
+    The peers are called `peer1`, `peer2`, ... in logs: `peer1_accuracy`, `peer1_loss` (its task
+    loss), `<loss>_peer2_to_peer1` (what the first learns from the second). `evaluate` reports all
+    peers; `call` and `predict` return `{"peer1": output, ...}`. After training each network in
+    `distiller.peers` stands for itself: save it, export it, evaluate it alone.
+
+    Args:
+        peers: List of at least two Keras models of any architecture, with the same inputs and one
+            output of the same shape.
+        distillation_losses: List of `DistillationLoss` without weights yet, whose places exist in
+            every peer; a `keras.distillation` loss is adapted.
+        task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
+        xla_critics: As in `Distiller`.
+        features: List with a function `(model, x, training) -> {place: tensor}` for every
+            subclassed peer and `None` for the others; `None` for no such peer.
+        **kwargs: `name` and other arguments of `keras.Model`.
+
+    Raises:
+        ValueError: Before any training, if there are fewer than two peers, they share weights,
+            their inputs or outputs differ, a loss has weights already, or as in `Distiller`.
+
+    References:
+        Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning (arXiv:1706.00384), eqs. 4 to 8.
+
+    Example:
+        ```python
+        peers = [keras_mikd.models.resnet8(10), keras_mikd.models.wrn_16_1(10)]
+        distiller = keras_mikd.MutualDistiller(peers, [keras_mikd.SoftTargets(temperature=1.0)])
+        distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        distiller.fit(train, validation_data=validation, epochs=60)
+        distiller.peers[0].save("student.keras")
+        ```
+    """
+
+    def __init__(
+        self,
+        peers,
+        distillation_losses,
+        *,
+        task_loss_weight=1.0,
+        xla_critics="auto",
+        features=None,
+        **kwargs,
+    ):
+        losses = pair_checks.checked_losses(distillation_losses)
+        pair_checks.check_without_weights(losses)
+        models = network_checks.checked_peers(peers)
+        features = [None] * len(models) if features is None else list(features)
+        if len(features) != len(models):
+            raise ValueError(
+                "Expected one entry of `features` for every peer. "
+                f"Received: {len(features)} for {len(models)} peers"
+            )
+        policies = [peer.dtype_policy for peer in peers]
+        halves = [policy for policy in policies if policy.compute_dtype == "float16"]
+        # The policy decides on loss scaling, which any float16 peer needs.
+        super().__init__(**{"dtype": (halves or policies)[0], **kwargs})
+        self.peers = list(peers)
+        self.features = features
+        self.peer_optimizers = []
+        self._loss_configs = [keras.saving.serialize_keras_object(loss) for loss in losses]
+        networks = Networks(
+            models, _terms(losses, models), features=dict(zip(models, features, strict=True))
+        )
+        network_checks.check_outputs(
+            {name: taps.specs[OUTPUT] for name, taps in networks.taps.items()}
+        )
+        self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        *,
+        metrics=None,
+        weighted_metrics=None,
+        critic_optimizer=None,
+        **kwargs,
+    ):
+        """Configures training, like `keras.Model.compile`.
+
+        Args:
+            optimizer: One optimizer for all peers, or a list with one for each. Callbacks that
+                change the learning rate see the first.
+            loss: Task loss of every peer, or `{"peer1": loss, ...}`, or `None`.
+            metrics: List of metrics that every peer gets its own of, or `{"peer1": list, ...}`.
+            weighted_metrics: Likewise, with sample weights.
+            critic_optimizer: Separate optimizer for the losses' own weights. Without it, each
+                loss is trained by the optimizer of the peer that it teaches.
+            **kwargs: Further arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If there are not as many optimizers as peers, or a loss expects logits and
+                a peer puts out probabilities, or the reverse.
+        """
+        first, self.peer_optimizers = optimizer, []
+        if isinstance(optimizer, (list, tuple)):
+            first, self.peer_optimizers = self._one_for_each(optimizer)
+        super().compile(
+            first,
+            self._by_peer(loss),
+            metrics=self._by_peer(metrics, _copies),
+            weighted_metrics=self._by_peer(weighted_metrics, _copies),
+            critic_optimizer=critic_optimizer,
+            **kwargs,
+        )
+
+    def call(self, inputs, training=None):
+        models = self._networks.models
+        return {name: peer(inputs, training=training) for name, peer in models.items()}
+
+    def export(self, filepath, *args, **kwargs):
+        """Refused: there are several networks to export."""
+        raise ValueError(
+            f"Expected one of the peers to export, such as distiller.peers[0].export({filepath!r})."
+        )
+
+    def _by_peer(self, value, copies=lambda value, number: [value] * number):
+        if value is None or isinstance(value, dict):
+            return value
+        names = list(self._networks.models)
+        return dict(zip(names, copies(value, len(names)), strict=True))
+
+    def _one_for_each(self, optimizers):
+        if len(optimizers) != len(self.peers):
+            raise ValueError(
+                "Expected one optimizer, or a list with one for every peer. "
+                f"Received: {len(optimizers)} for {len(self.peers)} peers"
+            )
+        optimizers = [keras.optimizers.get(optimizer) for optimizer in optimizers]
+        if self.dtype_policy.compute_dtype == "float16":
+            scaled = keras.optimizers.LossScaleOptimizer
+            optimizers = [o if isinstance(o, scaled) else scaled(o) for o in optimizers]
+        return optimizers[0], optimizers
+
+    def _optimizers(self):
+        if not self.peer_optimizers:
+            return super()._optimizers()
+        trained = {
+            name: list(peer.trainable_variables) for name, peer in self._networks.models.items()
+        }
+        critics = []
+        for term in self._networks.terms:
+            own = trained[term.student] if self.critic_optimizer is None else critics
+            own += term.loss.trainable_variables
+        pairs = list(zip(self.peer_optimizers, trained.values(), strict=True))
+        if self.critic_optimizer is not None:
+            pairs.append((self.critic_optimizer, critics))
+        return pairs
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, self._for_each(y), y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, self._for_each(y), y_pred, sample_weight)
+
+    def _for_each(self, y):
+        return None if y is None else dict.fromkeys(self._networks.models, y)
+
+    def _predictions(self, features):
+        return {name: tensors[OUTPUT] for name, tensors in features.items()}
+
+    def _labelled(self, loss):
+        networks = self._networks
+        losses = self._by_peer(loss) or {}
+        return [
+            (model, losses.get(name), networks.taps[name].specs[OUTPUT])
+            for name, model in networks.models.items()
+        ]
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if self.peer_optimizers:
+            config["optimizer"] = [
+                keras.saving.serialize_keras_object(each) for each in self.peer_optimizers
+            ]
+        return config
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "peers": [serialize(peer) for peer in self.peers],
+            "distillation_losses": self._loss_configs,
+            "features": [serialize(each) for each in self.features],
+        }
+
+
+def _terms(losses, names):
+    """A copy of every loss for every ordered pair of peers."""
+    terms = []
+    for teacher, student in itertools.permutations(names, 2):
+        for loss in losses:
+            config = {**loss.get_config(), "name": f"{loss.name}_{teacher}_to_{student}"}
+            copy = type(loss).from_config(config)
+            terms.append(Term(copy, teacher, student, factor=1.0 / (len(names) - 1)))
+    return terms
+
+
+def _copies(metrics, number):
+    """Metrics for `number` peers, since a metric has a state."""
+    return [[_copy(metric) for metric in metrics] for _ in range(number)]
+
+
+def _copy(metric):
+    is_metric = isinstance(metric, keras.metrics.Metric)
+    return type(metric).from_config(metric.get_config()) if is_metric else metric

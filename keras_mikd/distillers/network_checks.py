@@ -1,0 +1,158 @@
+"""What must hold for the networks of a distiller, whatever is matched between them."""
+
+import itertools
+
+import keras
+
+from keras_mikd.feature_taps import output_is_probability
+from keras_mikd.layer_graph import ends, has_graph
+
+_CROSS_ENTROPIES = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.BinaryCrossentropy,
+)
+
+
+def check_networks(models):
+    """Checks that `{name: model}` are different models that take the same inputs."""
+    for name, model in models.items():
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"Expected `{name}` to be a keras.Model. Received: {name}={model!r}")
+    for pair in itertools.combinations(models.items(), 2):
+        _check_pair(*pair)
+
+
+def _check_pair(named, other):
+    (first, model), (second, other_model) = named, other
+    if model is other_model:
+        raise ValueError(
+            f"Expected {first} and {second} to be different models. Received the same object "
+            "twice: a copy is made by keras.models.clone_model, its weights set with set_weights."
+        )
+    shared = {id(v) for v in model.variables} & {id(v) for v in other_model.variables}
+    if shared:
+        raise ValueError(
+            f"Expected {first} and {second} to share no weights, since they are not trained by the "
+            f"same gradient. Received models that share {len(shared)} variables."
+        )
+    inputs = _input_shapes(model), _input_shapes(other_model)
+    if None not in inputs and not _compatible(*inputs):
+        raise ValueError(
+            f"Expected {first} and {second} to take the same inputs. Received: {first} inputs of "
+            f"shape {inputs[0]}, {second} inputs of shape {inputs[1]}. Put a resizing or rescaling "
+            "layer in front of one of them, in a functional model."
+        )
+
+
+def checked_peers(peers):
+    """Returns peers as `{"peer1": model, ...}`, if they are at least two different models."""
+    if not isinstance(peers, (list, tuple)) or len(peers) < 2:
+        raise ValueError(
+            "Expected `peers` to be a list of at least two models; one alone learns from itself in "
+            f"a SelfDistiller. Received: peers={peers!r}"
+        )
+    models = {f"peer{i}": peer for i, peer in enumerate(peers, start=1)}
+    check_networks(models)
+    return models
+
+
+def check_outputs(outputs):
+    """Checks that peers, `{name: symbolic output}`, learn the same classes."""
+    for name, output in outputs.items():
+        if keras.tree.is_nested(output):
+            raise ValueError(
+                f"Expected peers with one output each. Received: {name} with {output}. Wrap it in "
+                "a functional model of the output that is to be trained."
+            )
+    shapes = {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            "Expected peers with the same classes, since they learn from the same labels. Received "
+            f"outputs of shape {shapes}"
+        )
+
+
+def common_inputs(models):
+    """Returns symbolic inputs of all models `{name: model}`, in their own structure.
+
+    They are those of a model with a graph. Of subclassed models, they follow from the shapes that
+    one was built with; `None` if Keras does not know these.
+    """
+    models = list(models.values())[::-1]
+    for model in models:
+        if has_graph(model):
+            return ends(model)[0]
+    return next((x for x in map(_inputs_built_for, models) if x is not None), None)
+
+
+def _inputs_built_for(model):
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    if shapes is None:
+        return None
+    return keras.tree.map_shape_structure(
+        lambda shape: keras.KerasTensor((None, *shape[1:]), model.input_dtype), shapes
+    )
+
+
+def _input_shapes(model):
+    """Input shapes by name of a dict, by position otherwise; `None` for a subclassed model."""
+    if not has_graph(model):
+        return None
+    inputs = ends(model)[0]
+    if isinstance(inputs, dict):
+        return {name: tuple(tensor.shape) for name, tensor in sorted(inputs.items())}
+    return [tuple(tensor.shape) for tensor in keras.tree.flatten(inputs)]
+
+
+def _compatible(first, second):
+    if type(first) is not type(second) or len(first) != len(second):
+        return False
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            return False
+        first, second = list(first.values()), list(second.values())
+    return all(
+        len(a) == len(b)
+        and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def check_task_loss(model, loss):
+    """Checks that a cross-entropy and a network's output agree on logits or probabilities."""
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if isinstance(loss, _CROSS_ENTROPIES):
+        from_logits = loss.get_config()["from_logits"]
+    elif loss in _CROSS_ENTROPY_FUNCTIONS:
+        from_logits = False
+    else:
+        return
+    probabilities = output_is_probability(model)
+    if not probabilities and not _ends_in_linear_layer(model):
+        return
+    if probabilities == from_logits:
+        raise ValueError(
+            f"The network {model.name!r} puts out "
+            f"{'probabilities' if probabilities else 'logits'} and the task loss expects "
+            f"{'logits' if from_logits else 'probabilities'}. "
+            f"Received: loss={loss!r}; use from_logits={not from_logits} in it."
+        )
+
+
+def _ends_in_linear_layer(model):
+    """Whether every output is a linear layer's, so that it is certain to be logits."""
+    if not has_graph(model):
+        return False
+    layers = [t._keras_history.operation for t in keras.tree.flatten(ends(model)[1])]
+    linear = keras.activations.linear
+    return all(isinstance(x, _KERNEL_LAYERS) and x.activation is linear for x in layers)
+
+
+_KERNEL_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
+
+_CROSS_ENTROPY_FUNCTIONS = (
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.binary_crossentropy,
+)

@@ -1,0 +1,95 @@
+"""The networks of a step, the losses between them, and the tensors that these compare."""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_mikd.distillation_loss import DistillationLoss
+from keras_mikd.distillers import network_checks, pair_checks
+from keras_mikd.feature_taps import FeatureTaps
+
+
+class Term(NamedTuple):
+    """One loss of the total, and the names of the two networks that it compares."""
+
+    loss: DistillationLoss
+    teacher: str
+    student: str
+    factor: float = 1.0
+    """Factor beside the weight of the loss."""
+    stop_gradient: bool = True
+    """Whether the teacher's tensors are targets, into which no gradient flows."""
+
+
+class Networks:
+    """The networks of a step by name, each read once however many losses look into it.
+
+    It keeps from Keras what must not be tracked: fixed networks are not trained, and taps share
+    their layers with the networks.
+
+    Args:
+        models: `{name: model}`.
+        terms: List of `Term`.
+        fixed: Names of the networks that are not trained: they run in inference mode, outside of
+            the gradient.
+        features: `{name: function}` for subclassed models, see `FeatureTaps`.
+
+    Raises:
+        ValueError: If a place does not exist, or a loss cannot compare what it is given.
+    """
+
+    def __init__(self, models, terms, *, fixed=(), features=None):
+        self.models = models
+        self.terms = terms
+        self.fixed = fixed
+        inputs = network_checks.common_inputs(models)
+        self.taps = {
+            name: FeatureTaps(
+                model, self._places(name), features=(features or {}).get(name), inputs=inputs
+            )
+            for name, model in models.items()
+        }
+        for term in terms:
+            teacher, student = models[term.teacher], models[term.student]
+            pair_checks.check_logits(teacher, student, term.loss)
+
+    def build_losses(self):
+        """Creates the weights of every loss, from the symbolic tensors."""
+        for term in self.terms:
+            teacher = pick(self.taps[term.teacher].specs, term.loss.teacher_layer)
+            student = pick(self.taps[term.student].specs, term.loss.student_layer)
+            pair_checks.build_loss(term.loss, teacher, student)
+
+    def read_fixed(self, x):
+        """Runs the fixed networks: `{name: {place: tensor}}`."""
+        return {name: self.taps[name](x, training=False) for name in self.fixed}
+
+    def read_trained(self, x, training):
+        """Runs the other networks, likewise."""
+        trained = [name for name in self.models if name not in self.fixed]
+        return {name: self.taps[name](x, training=training) for name in trained}
+
+    def pair(self, term, features):
+        """Returns the teacher's and the student's tensors for the loss of a term."""
+        teacher = pick(features[term.teacher], term.loss.teacher_layer)
+        if term.stop_gradient and term.teacher not in self.fixed:
+            teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
+        return teacher, pick(features[term.student], term.loss.student_layer)
+
+    def _places(self, name):
+        """Places that the losses read in a network."""
+        places = []
+        for term in self.terms:
+            for network, read in (
+                (term.teacher, term.loss.teacher_layer),
+                (term.student, term.loss.student_layer),
+            ):
+                if network == name:
+                    places += read if isinstance(read, list) else [read]
+        return list(dict.fromkeys(places))
+
+
+def pick(tensors, places):
+    """Returns the tensor at a place, or the list of tensors at a list of places."""
+    return [tensors[p] for p in places] if isinstance(places, list) else tensors[places]

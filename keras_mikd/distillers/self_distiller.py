@@ -1,0 +1,90 @@
+"""Self-distillation: one network, whose early layers learn from its last ones."""
+
+import keras
+
+from keras_mikd.distillers import network_checks, pair_checks
+from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.networks import Networks, Term
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class SelfDistiller(BaseDistiller):
+    """Trains a network on its task and on what its own layers share; there is no teacher.
+
+    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
+    + regularizers and add_loss terms of the network`.
+
+    Any `DistillationLoss` can stand between two places of the network: its `teacher_layer` is read
+    in the same forward as its `student_layer`. A step runs the network once. Called, evaluated,
+    predicted with and exported, a distiller is its network, with exactly the weights of the plain
+    architecture: whatever a loss needs besides (critics, regressors, heads) belongs to the loss.
+
+    Args:
+        model: Keras model to train; a subclassed one needs `features`.
+        distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
+        stop_gradient: Whether the tensors at `teacher_layer` are targets, into which no gradient
+            flows, as the literature has it. `False` lets both ends of a loss move: of a loss that
+            is least when its target is constant (`Hint`, `GaussianVIDHead`, `AttentionTransfer`)
+            nothing good comes then.
+        task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
+        xla_critics: As in `Distiller`.
+        features: Function `(model, x, training) -> {place: tensor}` for a subclassed model.
+        **kwargs: `name` and other arguments of `keras.Model`.
+
+    Raises:
+        ValueError: Before any training, if a place is unknown, a loss would compare a tensor with
+            itself, probabilities stand where logits are expected, there are no losses, two share a
+            name, or a weight is not a finite number of at least 0.
+
+    Example:
+        ```python
+        hint = keras_mikd.Hint(teacher_layer="stage3", student_layer="stage1", weight=0.1)
+        distiller = keras_mikd.SelfDistiller(model, [hint])
+        distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        distiller.fit(train, validation_data=validation, epochs=60)
+        distiller.student.save("student.keras")  # The model itself.
+        ```
+    """
+
+    def __init__(
+        self,
+        model,
+        distillation_losses,
+        *,
+        stop_gradient=True,
+        task_loss_weight=1.0,
+        xla_critics="auto",
+        features=None,
+        **kwargs,
+    ):
+        losses = pair_checks.checked_losses(distillation_losses)
+        network_checks.check_networks({"model": model})
+        for loss in losses:
+            pair_checks.check_different_places(loss)
+        super().__init__(**{"dtype": model.dtype_policy, **kwargs})
+        self.student = model
+        self.features = features
+        self.stop_gradient = stop_gradient
+        networks = Networks(
+            {"student": model},
+            [Term(loss, "student", "student", stop_gradient=stop_gradient) for loss in losses],
+            features={"student": features},
+        )
+        self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
+
+    def call(self, inputs, training=None):
+        return self.student(inputs, training=training)
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the network, like `keras.Model.export`."""
+        return self.student.export(filepath, *args, **kwargs)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "model": serialize(self.student),
+            "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
+            "stop_gradient": self.stop_gradient,
+            "features": serialize(self.features),
+        }

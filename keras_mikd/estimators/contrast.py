@@ -1,0 +1,110 @@
+"""The scores of a critic for true pairs and for pairs by chance, and a bound on them."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd import replicas
+
+ALL = "all"
+BATCH = "batch"
+OTHER_CLASSES = "other_classes"
+
+
+class Contrast:
+    """A critic, the bound that its scores go into, and which negatives they are made with.
+
+    This is not a Keras layer: the critic belongs to the loss that holds both.
+
+    Args:
+        critic: `Critic`, called as `critic(teacher, student, first=, negatives=)`.
+        bound: Function `(joint, product) -> (batch,)`, see `bounds`.
+        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
+            example of the batch.
+        negatives_from: `"batch"`: any other example is a negative. `"other_classes"`: examples of
+            other classes, and of the same class only where the batch has not enough; needs labels
+            and an int of `negatives`. Bounds are none on information then: the pairs by chance are
+            no draws from the product of the marginals.
+        gather: Whether negatives come from the global batch of all replicas (then any number of
+            replicas gives the update of one) or from a replica's own examples (no communication).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, critic, bound, *, negatives, negatives_from, gather):
+        if negatives != ALL and (not isinstance(negatives, int) or negatives < 1):
+            raise ValueError(
+                f'Expected `negatives` to be an int of at least 1, or "all". '
+                f"Received: negatives={negatives!r}"
+            )
+        if negatives_from not in (BATCH, OTHER_CLASSES):
+            raise ValueError(
+                f'Expected `negatives_from` to be "batch" or "other_classes". '
+                f"Received: negatives_from={negatives_from!r}"
+            )
+        if negatives_from == OTHER_CLASSES and negatives == ALL:
+            raise ValueError(
+                'Expected an int of `negatives` with negatives_from="other_classes", since their '
+                f"number differs from example to example. Received: negatives={negatives!r}"
+            )
+        self.critic = critic
+        self.bound = bound
+        self.negatives = None if negatives == ALL else negatives
+        self.negatives_from = negatives_from
+        self.gather = gather
+        self._compiled_compare = tf.function(self._compare, jit_compile=True)
+
+    def __call__(self, teacher, student, labels=None, *, xla=False):
+        """Compares two features, location by location.
+
+        Args:
+            teacher: Tensor of shape `(batch, locations or 1, channels)`.
+            student: Tensor of shape `(batch, locations or 1, channels)`.
+            labels: Class of every example, as indices or one-hot, for negatives of other classes.
+            xla: Whether XLA compiles the critic and the bound by themselves.
+
+        Returns:
+            `(bound, joint, product)`, of shapes `(batch,)`, `(batch, locations)` and `(batch,
+            negatives, locations)`.
+
+        Raises:
+            ValueError: If labels are needed and there are none.
+        """
+        classes = _classes(labels) if self.negatives_from == OTHER_CLASSES else None
+        compare = self._compiled_compare if xla else self._compare
+        if self.gather and replicas.count() > 1:
+            return self._compare_globally(compare, teacher, student, classes)
+        return compare(teacher, student, None, classes)
+
+    def _compare_globally(self, compare, teacher, student, classes):
+        """Compares with the students of all replicas, and bounds the scores of all replicas.
+
+        Some bounds couple the examples of a batch.
+        """
+        size, first = ops.shape(teacher)[0], replicas.first_index(teacher)
+        pool = replicas.gather(student)
+        classes = None if classes is None else replicas.gather(classes)
+        _, joint, product = compare(replicas.at_least_one(teacher), pool, first, classes)
+        joint, product = joint[:size], product[:size]
+        # Together, because a collective does not survive the scores of no negatives.
+        scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
+        bound = self.bound(scores[:, 0], scores[:, 1:])
+        return bound[first : first + size], joint, product
+
+    def _compare(self, teacher, student, first, classes):
+        joint, product = self.critic(
+            teacher, student, first=first, negatives=self.negatives, classes=classes
+        )
+        return self.bound(joint, product), joint, product
+
+
+def _classes(labels):
+    if labels is None or keras.tree.is_nested(labels):
+        raise ValueError(
+            "Expected labels in the data, the class of every example, to take negatives from other "
+            f'classes, or negatives_from="batch". Received: labels={labels!r}'
+        )
+    one_hot = len(labels.shape) == 2 and labels.shape[1] != 1
+    classes = ops.argmax(labels, axis=1) if one_hot else ops.reshape(labels, (-1,))
+    return ops.cast(classes, "int32")
