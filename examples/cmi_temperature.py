@@ -30,6 +30,7 @@ import students
 
 FLAGS = flags.FLAGS
 scripts.define_flags()
+scripts.define_teacher()
 flags.DEFINE_list("temperature", "1,2,4,8,16,32", "Temperature(s) of the soft targets.")
 flags.DEFINE_integer("labels_per_class", None, "Images of each class; 0: all; 10 for digits.", 0)
 flags.DEFINE_float("kd_weight", None, "Weight of soft targets; the protocol's if not given.", 0.0)

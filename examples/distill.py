@@ -15,11 +15,9 @@ Writes to `<output_dir>`: `results.json`, `comparison.png`, TensorBoard logs und
 `student.keras`, the student that is best on the validation split.
 """
 
-import itertools
 import json
 import os
 import statistics
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,6 +33,8 @@ import students
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+METHODS = ("student", "kd", "vid", "mimkd", "kd_muse")
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
 flags.DEFINE_string("teacher", None, "Saved teacher; <output_dir>/teacher.keras if not given.")
@@ -42,18 +42,17 @@ flags.DEFINE_enum("dataset", "digits", students.DATASETS, "Data to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
 flags.DEFINE_enum("student", "resnet8", students.NETWORKS, "Network of keras_mikd.models.")
-flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: student, kd, vid, mimkd.")
+flags.DEFINE_list("methods", "student,kd,vid,mimkd", "Some of: " + ", ".join(METHODS))
 flags.DEFINE_list("kd_weight", "3", "Weight(s) of the soft targets.")
 flags.DEFINE_float("kd_temperature", 4.0, "Temperature of the soft targets.", 0.0)
 flags.DEFINE_list("vid_weight", "3", "Weight(s) of every stage pair of VID.")
 flags.DEFINE_float("vid_initial_variance", 0.3, "First variance of VID's heads.", 1e-4)
 flags.DEFINE_list("mimkd_weight", "3", "Weight(s) of every level of MIMKD.")
+flags.DEFINE_list("kd_muse_weight", "1", "Weight(s) of MUSE, beside the protocol's soft targets.")
 flags.DEFINE_float("learning_rate", 1e-2, "First learning rate; it falls to 0 as a cosine.", 0.0)
 flags.DEFINE_integer("epochs", 150, "Epochs of a student.", 1)
 flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
 flags.DEFINE_integer("seeds", 1, "Students per row: seeds 0, 1, ... of weights, labels, order.", 1)
-
-METHODS = ("student", "kd", "vid", "mimkd")
 
 
 def build(method, weight, teacher, student):
@@ -63,29 +62,13 @@ def build(method, weight, teacher, student):
     options = {
         "kd": {"temperature": FLAGS.kd_temperature},
         "vid": {"initial_variance": FLAGS.vid_initial_variance},
+        "kd_muse": {
+            "kd_weight": students.PROTOCOLS[FLAGS.dataset].weights["kd"],
+            "temperature": FLAGS.kd_temperature,
+        },
     }
-    return students.METHODS[method](teacher, student, weight, **options.get(method, {}))
-
-
-class StepTime(keras.callbacks.Callback):
-    """Median milliseconds of a training step, the first epoch left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.times = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.measured = epoch > 0
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.measured:
-            self.times.append(1000 * (time.perf_counter() - self.start))
-
-    def median(self):
-        return statistics.median(self.times) if self.times else float("nan")
+    builders = {**students.METHODS, "kd_muse": students.kd_muse}
+    return builders[method](teacher, student, weight, **options.get(method, {}))
 
 
 def train(method, weight, seed, teacher):
@@ -100,34 +83,24 @@ def train(method, weight, seed, teacher):
     )
     student = getattr(mikd.models, FLAGS.student)(data.num_classes, data.image_shape)
     model = build(method, weight, teacher, student)
-    step_time = StepTime()
-    history = students.train(
+    numbers = students.run(
         model,
         data,
         optimizer=students.adam_with_cosine(FLAGS.learning_rate, FLAGS.epochs * len(data.train)),
         epochs=FLAGS.epochs,
         logs=Path(FLAGS.output_dir) / "logs" / f"{method}-weight{weight:g}-seed{seed}",
-        callbacks=[step_time],
     )
-    validation = model.evaluate(data.validation, verbose=0, return_dict=True)
-    numbers = {
-        "validation": 100 * validation["accuracy"],
-        "test": students.accuracy(model, data.test),
-        "milliseconds": step_time.median(),
-        "weights": student.count_params(),
-        "training_only_weights": model.count_params() - student.count_params(),
-        "nats": {k: v for k, v in validation.items() if k.endswith("_nats")},
-        "curve": [100 * v for v in history["val_accuracy"]],
-    }
+    numbers["weights"] = student.count_params()
+    numbers["training_only_weights"] = model.count_params() - student.count_params()
     return student, numbers
 
 
 def train_row(method, weight, teacher):
     """Trains a student per seed; returns the row of the table and the best student."""
-    students, runs = [], []
+    trained, runs = [], []
     for seed in range(FLAGS.seeds):
         student, numbers = train(method, weight, seed, teacher)
-        students.append(student)
+        trained.append(student)
         runs.append(numbers)
         print(
             f"  {method} (weight {weight:g}, seed {seed}): {numbers['validation']:.2f} % of the "
@@ -135,40 +108,30 @@ def train_row(method, weight, teacher):
             flush=True,
         )
     best = max(range(len(runs)), key=lambda i: runs[i]["validation"])
-    return {"method": method, "weight": weight, "runs": runs, "best": students[best]}
-
-
-def mean(row, key):
-    return statistics.mean(run[key] for run in row["runs"])
-
-
-def chosen_rows(rows):
-    """Keeps, of every method, the row whose weight is best on the validation split."""
-    groups = itertools.groupby(rows, key=lambda row: row["method"])
-    return [max(group, key=lambda row: mean(row, "validation")) for _, group in groups]
+    return {"method": method, "weight": weight, "runs": runs, "best": trained[best]}
 
 
 def print_table(rows):
-    alone = next((mean(row, "test") for row in rows if row["method"] == "student"), None)
+    alone = next((students.mean(row, "test") for row in rows if row["method"] == "student"), None)
     print(f"\n{'method':8} {'weight':>6} {'test %':>14} {'gain':>6} {'weights':>15} {'ms/step':>8}")
     for row in rows:
-        gain = "" if alone is None else f"{mean(row, 'test') - alone:+.2f}"
+        gain = "" if alone is None else f"{students.mean(row, 'test') - alone:+.2f}"
         run = row["runs"][0]
         extra = run["training_only_weights"]
         weights = f"{run['weights']:,}" + (f" +{extra:,}" if extra else "")
         accuracy = students.mean_and_spread(run["test"] for run in row["runs"])
         print(
             f"{row['method']:8} {row['weight']:>6g} {accuracy:>14} {gain:>6} {weights:>15} "
-            f"{mean(row, 'milliseconds'):>8.2f}"
+            f"{students.mean(row, 'milliseconds'):>8.2f}"
         )
-        nats = {k: statistics.mean(r["nats"][k] for r in row["runs"]) for k in run["nats"]}
-        if nats:
-            print("         nats: " + ", ".join(f"{k} {v:.2f}" for k, v in nats.items()))
+        if run["nats"]:
+            print(f"         nats: {students.readouts(row)}")
     print(
         "\ngain: points above the student alone. weights: the student's, + those that only train.\n"
         "nats, on the validation split: *_mi_nats is a Donsker-Varadhan lower bound on the mutual\n"
         "information of the pair; *_gaussian_nats is nats per channel and a bound only if the\n"
-        "teacher's channel is Gaussian. MIMKD is a reconstruction: its critics are not public."
+        "teacher's channel is Gaussian; MUSE's are to be compared with their ceiling. MIMKD and\n"
+        "MUSE are reconstructions: their critics are not public."
     )
 
 
@@ -234,7 +197,7 @@ def main(argv):
         for method in FLAGS.methods
         for weight in weights[method]
     ]
-    rows = chosen_rows(rows)
+    rows = students.chosen_rows(rows)
     print_table(rows)
     best = max(rows, key=lambda row: max(run["validation"] for run in row["runs"]))
     best.pop("best").save(output_dir / "student.keras")

@@ -37,6 +37,7 @@ import students
 
 FLAGS = flags.FLAGS
 scripts.define_flags()
+scripts.define_teacher()
 scripts.define_mcmi_teacher()
 flags.DEFINE_list("methods", "kd,at,hint,vid,mimkd", "Some of: kd, at, hint, vid, mimkd.")
 flags.DEFINE_list("labels_per_class", None, "Image(s) of each class; 5,10 for digits.")

@@ -19,9 +19,8 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
-    """Defines what every script about MCMI students asks for."""
+    """Defines what every script that trains students asks for."""
     flags.DEFINE_string("output_dir", None, "Folder for everything written.", required=True)
-    flags.DEFINE_string("teacher", None, "Saved teacher, of train_teacher.py.", required=True)
     flags.DEFINE_enum("dataset", "digits", students.DATASETS, "Data, and with it the protocol.")
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
     flags.DEFINE_enum("student", None, students.NETWORKS, "Network; the protocol's if not given.")
@@ -31,20 +30,101 @@ def define_flags():
     flags.DEFINE_integer("seeds", 1, "Students per row: seeds 0, 1, ... of weights and order.", 1)
 
 
+def define_teacher():
+    flags.DEFINE_string("teacher", None, "Saved teacher, of train_teacher.py.", required=True)
+
+
 def define_mcmi_teacher():
     flags.DEFINE_list("mcmi_teacher", None, "Teacher(s) of tune_teacher.py.", required=True)
 
 
+def define_comparison(methods):
+    """Defines what every script asks for that compares methods, each at its best weight."""
+    flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
+    flags.DEFINE_list("methods", list(methods), "Some of: " + ", ".join(methods))
+    flags.DEFINE_list("weights", None, "Weights to choose from; each method's own if not given.")
+
+
+def check_comparison(methods, weights):
+    """Refuses methods that there are not, and weights of none; `weights` are those by method."""
+    unknown = sorted(set(FLAGS.methods) - set(methods))
+    if unknown or not FLAGS.methods:
+        raise SystemExit(f"--methods: expected some of {', '.join(methods)}; got {unknown}")
+    if FLAGS.weights is not None:
+        numbers_above_zero("weights")
+        if not set(FLAGS.methods) & set(weights):
+            raise SystemExit("--weights is given and no method of --methods has a weight")
+    check_outputs(["results.json", "logs"])
+
+
+def compare(train, weights):
+    """Trains every method with its weights and every seed, and returns the rows of the table.
+
+    Args:
+        train: Function `(method, weight, seed, folder for logs)` that returns a run's numbers.
+        weights: `{method: weights to choose from}`; other methods have none.
+    """
+    rows = []
+    for method in FLAGS.methods:
+        given_or_own = numbers_above_zero("weights") if FLAGS.weights else weights.get(method)
+        for weight in given_or_own if method in weights else [0.0]:
+            runs = []
+            for seed in range(FLAGS.seeds):
+                folder = f"{method}-weight{weight:g}-seed{seed}"
+                runs.append(train(method, weight, seed, Path(FLAGS.output_dir) / "logs" / folder))
+            rows.append({"method": method, "weight": weight, "runs": runs})
+            save_results(rows)
+            validation = students.mean(rows[-1], "validation")
+            print(
+                f"  {method}, weight {weight:g}: {validation:.2f} % of the validation split",
+                flush=True,
+            )
+    return rows
+
+
+def few_labels(protocol, seed):
+    """Returns the data set with the labels that the flags leave it."""
+    return students.load_data(
+        FLAGS.dataset,
+        batch_size=protocol.batch_size,
+        labels_per_class=FLAGS.labels_per_class or None,
+        seed=seed,
+        data_dir=FLAGS.data_dir,
+    )
+
+
+def print_comparison(rows, alone, note):
+    """Prints the rows that validation chooses, with gains over the method `alone`, and a note."""
+    base = next((students.mean(row, "test") for row in rows if row["method"] == alone), None)
+    width = max(len(row["method"]) for row in rows)
+    print(f"\n{'method':{width}} {'weight':>6} {'test %':>14} {'gain':>6} {'ms/step':>8}")
+    for row in students.chosen_rows(rows):
+        gain = "" if base is None else f"{students.mean(row, 'test') - base:+.2f}"
+        accuracy = students.mean_and_spread(run["test"] for run in row["runs"])
+        print(
+            f"{row['method']:{width}} {row['weight']:>6g} {accuracy:>14} {gain:>6} "
+            f"{students.mean(row, 'milliseconds'):>8.2f}"
+        )
+        if readouts := students.readouts(row):
+            print(f"    nats: {readouts}")
+    print(f"\n{note}\n\nEvery run: {FLAGS.output_dir}/results.json")
+
+
 def protocol(**changes):
     """Returns the protocol of the data set, with what the script and then the flags change."""
-    if FLAGS.student == "digits_cnn" and FLAGS.dataset != "digits":
-        raise SystemExit(f"--student: digits_cnn is for digits; got --dataset={FLAGS.dataset}")
+    check_network("student", FLAGS.student)
     chosen = {
         name: FLAGS[name].value
         for name in ("student", "epochs", "batch_size", "learning_rate")
         if FLAGS[name].value is not None
     }
     return dataclasses.replace(students.PROTOCOLS[FLAGS.dataset], **{**changes, **chosen})
+
+
+def check_network(flag, network):
+    """Refuses a network that does not take the images of the data set."""
+    if network == "digits_cnn" and FLAGS.dataset != "digits":
+        raise SystemExit(f"--{flag}: digits_cnn is for digits; got --dataset={FLAGS.dataset}")
 
 
 def check_file(flag, path, script):

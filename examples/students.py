@@ -4,7 +4,9 @@ No script by itself: `import students` works where one of the scripts is started
 """
 
 import dataclasses
+import itertools
 import statistics
+import time
 
 import keras
 import numpy as np
@@ -58,6 +60,29 @@ def mimkd(teacher, student, weight):
     return mikd.MIMKDDistiller(
         teacher, student, global_weight=weight, local_weight=weight, feature_weight=weight
     )
+
+
+def kd_muse(teacher, student, weight, *, kd_weight=3.0, temperature=4.0):
+    """Soft targets, and MUSE from the teacher's pooled vector to all stages at the given weight."""
+    soft_targets = mikd.SoftTargets(temperature=temperature, weight=kd_weight, name="kd")
+    return mikd.Distiller(teacher, student, [soft_targets, muse(student, weight)])
+
+
+def muse(network, weight, **options):
+    """MUSE of all stages of a network towards a pooled vector, its own or another's."""
+    return mikd.MUSE(
+        teacher_layer="pooled",
+        student_layer=stages(network),
+        weight=weight,
+        negatives_from="other_classes",
+        name="muse",
+        **options,
+    )
+
+
+def stages(network):
+    """Places of the stages of a network, in order."""
+    return [place for place, _ in mikd.pair_stages(network, network)]
 
 
 METHODS = {"kd": kd, "at": attention_transfer, "hint": hint, "vid": vid, "mimkd": mimkd}
@@ -173,10 +198,64 @@ def accuracy(model, dataset):
     return 100 * model.evaluate(dataset, verbose=0, return_dict=True)["accuracy"]
 
 
+class StepTime(keras.callbacks.Callback):
+    """Median milliseconds of a training step, the first epoch left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.measured = epoch > 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.measured:
+            self.times.append(1000 * (time.perf_counter() - self.start))
+
+    def median(self):
+        return statistics.median(self.times) if self.times else float("nan")
+
+
+def run(model, data, *, optimizer, epochs, logs):
+    """Trains a student or a distiller; returns its numbers, and its read-outs on validation."""
+    step_time = StepTime()
+    history = train(
+        model, data, optimizer=optimizer, epochs=epochs, logs=logs, callbacks=[step_time]
+    )
+    validation = model.evaluate(data.validation, verbose=0, return_dict=True)
+    return {
+        "validation": 100 * validation["accuracy"],
+        "test": accuracy(model, data.test),
+        "milliseconds": step_time.median(),
+        "nats": {k: v for k, v in validation.items() if k.endswith("_nats")},
+        "curve": [100 * v for v in history["val_accuracy"]],
+    }
+
+
 def outputs(model, dataset):
     """Returns the logits and labels of a data set with a fixed order."""
     labels = np.concatenate([labels for _, labels in dataset])
     return model.predict(dataset, verbose=0), labels
+
+
+def mean(row, key):
+    """Returns the mean of a number over the runs of a row, `{"runs": [numbers of each seed]}`."""
+    return statistics.mean(run[key] for run in row["runs"])
+
+
+def chosen_rows(rows):
+    """Keeps, of every method, the row whose weight is best on the validation split."""
+    groups = itertools.groupby(rows, key=lambda row: row["method"])
+    return [max(group, key=lambda row: mean(row, "validation")) for _, group in groups]
+
+
+def readouts(row):
+    """Returns the mean read-outs of a row on the validation split, in words."""
+    runs = [run["nats"] for run in row["runs"]]
+    return ", ".join(f"{k} {statistics.mean(nats[k] for nats in runs):.2f}" for k in runs[0])
 
 
 def mean_and_spread(values):

@@ -40,6 +40,7 @@ import students
 
 FLAGS = flags.FLAGS
 scripts.define_flags()
+scripts.define_teacher()
 scripts.define_mcmi_teacher()
 flags.DEFINE_list(
     "dropped",

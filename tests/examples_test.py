@@ -10,7 +10,7 @@ import pytest
 
 from tests.example_runs import run_example, tensorboard_tags
 
-METHODS = ["student", "kd", "vid", "mimkd"]
+METHODS = ["student", "kd", "vid", "mimkd", "kd_muse"]
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +19,12 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     data, student = f"--data_dir={folder / 'data'}", ["--student=digits_cnn", "--seeds=1"]
     tiny = ["--epochs=2", "--labels_per_class=2", "--batch_size=10"]
-    out = f"--output_dir={folder / 'out'}"
+    out, methods = f"--output_dir={folder / 'out'}", [f"--methods={','.join(METHODS)}"]
     runs = [
         run_example(
             "train_teacher", out, data, "--model=resnet8", "--epochs=1", "--batch_size=100"
         ),
-        run_example("distill", out, data, *student, *tiny, "--kd_weight=1,2"),
+        run_example("distill", out, data, *student, *tiny, *methods, "--kd_weight=1,2"),
         run_example("export_student", data, f"--student={folder / 'out' / 'student.keras'}"),
     ]
     for run in runs:
@@ -58,6 +58,7 @@ def test_every_method_has_a_row(demo):
         )
     assert any("_gaussian_nats" in key for key in rows[2]["runs"][0]["nats"])
     assert any("_mi_nats" in key for key in rows[3]["runs"][0]["nats"])
+    assert "muse_stage3_mutual_nats" in rows[4]["runs"][0]["nats"]
 
 
 def test_the_best_weight_on_the_validation_split_is_reported(demo):
@@ -114,7 +115,7 @@ REFUSED = {
     "an unknown method": (
         "distill",
         ["--output_dir={folder}/new", "--methods=kd,crd"],
-        "expected some of student, kd, vid, mimkd; got ['crd']",
+        "expected some of student, kd, vid, mimkd, kd_muse; got ['crd']",
     ),
     "a weight for nothing": (
         "distill",

@@ -38,6 +38,26 @@ def test_every_method_has_its_losses_at_the_given_weight(students, method):
     assert distiller.task_loss_weight == 1.0
 
 
+def test_soft_targets_and_muse_stand_beside_one_another(students):
+    distiller = students.kd_muse(cases.teacher(), cases.student(), 0.7, kd_weight=0.4)
+    soft_targets, muse = distiller.distillation_losses
+    assert (soft_targets.weight, muse.weight) == (0.4, 0.7)
+    assert (muse.teacher_layer, muse.student_layer) == ("pooled", ["stage1", "stage2"])
+
+
+def test_of_every_method_the_weight_that_validation_chooses(students):
+    rows = [
+        {"method": method, "weight": weight, "runs": [{"validation": v} for v in validation]}
+        for method, weight, validation in (
+            ("plain", 0, [1.0, 1.0]),
+            ("vid", 1, [2.0, 6.0]),
+            ("vid", 3, [5.0, 4.0]),
+            ("vid", 9, [3.0, 3.0]),
+        )
+    ]
+    assert students.chosen_rows(rows) == [rows[0], rows[2]]
+
+
 def test_soft_targets_have_the_weights_and_the_temperature_of_the_zero_shot_paper(students):
     distiller = students.kd(cases.teacher(), cases.student(), 0.9, task_weight=0.1, temperature=2.0)
     (loss,) = distiller.distillation_losses
@@ -70,6 +90,12 @@ def test_classes_are_dropped_inside_the_batch(students):
     assert [each.tolist() for each, _ in batches] == [[0, 2], [3, 5], [9, 10, 11], [0, 2]]
     assert [each.tolist() for _, each in batches] == [[0, 2], [0, 2], [0, 2, 2], [0, 2]]
     assert len(students.without(dataset, [0, 1])) == 4
+
+
+def test_readouts_are_means_over_the_seeds(students):
+    row = {"runs": [{"nats": {"a_nats": 1.0, "b": 0.5}}, {"nats": {"a_nats": 2.0, "b": 0.5}}]}
+    assert students.readouts(row) == "a_nats 1.50, b 0.50"
+    assert students.readouts({"runs": [{"nats": {}}]}) == ""
 
 
 def test_mean_and_standard_deviation(students):
