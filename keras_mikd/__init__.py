@@ -20,12 +20,17 @@ from keras_mikd.baselines.soft_targets import SoftTargets as SoftTargets
 from keras_mikd.callbacks.log_likelihood_guard import LogLikelihoodGuard as LogLikelihoodGuard
 from keras_mikd.cmi_report import CMIReport as CMIReport
 from keras_mikd.cmi_report import measure_cmi as measure_cmi
+from keras_mikd.coco_metrics import coco_metrics as coco_metrics
 from keras_mikd.distillation_loss import DistillationLoss as DistillationLoss
+from keras_mikd.distillers.detector_distiller import DetectorDistiller as DetectorDistiller
 from keras_mikd.distillers.distiller import Distiller as Distiller
 from keras_mikd.distillers.mcmi_teacher import MCMITeacher as MCMITeacher
 from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
 from keras_mikd.distillers.muse_distiller import MUSEDistiller as MUSEDistiller
 from keras_mikd.distillers.mutual_distiller import MutualDistiller as MutualDistiller
+from keras_mikd.distillers.self_detector_distiller import (
+    SelfDetectorDistiller as SelfDetectorDistiller,
+)
 from keras_mikd.distillers.self_distiller import SelfDistiller as SelfDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
 from keras_mikd.estimators.cmi_regularizer import CMIRegularizer as CMIRegularizer

@@ -25,6 +25,7 @@ PUBLIC = {
         "ConcatCritic",
         "ConditionalMutualInformation",
         "Critic",
+        "DetectorDistiller",
         "DistillationLoss",
         "Distiller",
         "FeatureTaps",
@@ -40,12 +41,14 @@ PUBLIC = {
         "MUSEDistiller",
         "MutualDistiller",
         "MutualInformation",
+        "SelfDetectorDistiller",
         "SelfDistiller",
         "SeparableCritic",
         "SoftTargets",
         "TFLiteReport",
         "VIDDistiller",
         "bounds",
+        "coco_metrics",
         "datasets",
         "export_tflite",
         "figures",
@@ -208,10 +211,13 @@ def test_hyper_parameters_are_keyword_only():
         "MutualInformation": ["name", "dtype"],
         "Distiller": ["teacher", "student", "distillation_losses"],
     }
-    positional |= dict.fromkeys(("MIMKDDistiller", "VIDDistiller"), positional["Distiller"])
+    positional |= dict.fromkeys(
+        ("MIMKDDistiller", "VIDDistiller", "DetectorDistiller"), positional["Distiller"]
+    )
     positional["MutualDistiller"] = ["peers", "distillation_losses"]
     positional |= dict.fromkeys(
-        ("SelfDistiller", "MUSEDistiller"), ["model", "distillation_losses"]
+        ("SelfDistiller", "MUSEDistiller", "SelfDetectorDistiller"),
+        ["model", "distillation_losses"],
     )
     for name, cls in _public_classes().items():
         if not hasattr(cls, "__dataclass_fields__"):

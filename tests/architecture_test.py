@@ -19,7 +19,7 @@ MODULES = {
 # Every module imports only from the rows above its own. Modules of a folder are one row.
 ROWS = [
     {"atomic_files", "bounds", "callbacks", "replicas", "grids", "shape_checks", "layer_graph"},
-    {"datasets", "models", "stages", "tflite"},
+    {"coco_metrics", "datasets", "models", "stages", "tflite"},
     {"places"},
     {"feature_taps"},
     {"distillation_loss", "figures"},
@@ -40,6 +40,7 @@ PARTS_OF_ESTIMATORS = {
 ASSEMBLIES = {"mcmi_teacher", "mimkd_distiller", "muse_distiller", "vid_distiller"}
 # Imported where they are used, so that `import keras_mikd` does without them.
 OPTIONAL = {
+    "coco_metrics": {"pycocotools"},
     "tflite": {"ai_edge_litert"},
     "datasets": {"importlib_resources", "sklearn", "tensorflow_datasets"},
     "figures": {"matplotlib", "sklearn", "tensorboard", "threadpoolctl"},

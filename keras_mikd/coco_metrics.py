@@ -1,0 +1,157 @@
+"""COCO's metrics of a detector, by pycocotools."""
+
+import contextlib
+import io
+import math
+
+import keras
+import numpy as np
+
+BOX_FORMAT = "xyxy"
+
+_NAMES = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
+
+
+def coco_metrics(detector, dataset):
+    """Evaluates a detector as COCO does: average precision and recall over all classes.
+
+    Every image of the data set counts, also one without boxes or without detections, and every
+    class that has boxes. Boxes are compared as they are: there are no crowds, regions in which
+    COCO's own evaluation forgives detections, so on `load_coco` the numbers are not quite the
+    published ones.
+
+    Args:
+        detector: Model whose `predict` returns decoded detections, `{"boxes": (batch,
+            most, 4), "classes": (batch, most), "confidence": (batch, most), "num_detections":
+            (batch,)}`, the boxes in "xyxy" (left, top, right, bottom in pixels): a detector of
+            KerasCV, or a `DetectorDistiller` or `SelfDetectorDistiller` around one.
+        dataset: Iterable of batches `(images, {"boxes": (batch, boxes, 4), "classes": (batch,
+            boxes)})`, the boxes likewise; rows of class -1 are padding. It is read once.
+
+    Returns:
+        The 12 numbers of COCO's summary as a dict of floats in [0, 1]: `"AP"` (the mean over the
+        overlaps 0.50, 0.55, ..., 0.95), `"AP50"`, `"AP75"`; `"AP_small"` (below 32x32 pixels),
+        `"AP_medium"`, `"AP_large"` (from 96x96); `"AR_1"`, `"AR_10"`, `"AR_100"` (recall with so
+        many detections in an image) and `"AR_small"`, `"AR_medium"`, `"AR_large"`. NaN where there
+        are no boxes of that size.
+
+    Raises:
+        ValueError: If the detector has another box format, does not decode its predictions, or
+            the data set has no boxes.
+        ImportError: If pycocotools is not installed.
+
+    References:
+        https://cocodataset.org/#detection-eval
+
+    Example:
+        ```python
+        scenes = keras_mikd.datasets.load_digit_scenes()
+        print(f"{keras_mikd.coco_metrics(detector, scenes.test)['AP']:.3f}")
+        ```
+    """
+    coco, evaluation = _pycocotools()
+    _check_format(detector)
+    # Not KerasCV's own evaluation: its PyCOCOCallback takes class 0 for padding, and what it and
+    # BoxCOCOMetrics call leaves out images without detections, which are misses.
+    num_images, truths, found = 0, [], []
+    for images, targets in dataset:
+        detections = detector.predict(images, batch_size=len(images), verbose=0)
+        _check_detections(detections)
+        targets, detections = keras.tree.map_structure(np.asarray, (targets, detections))
+        for i in range(len(images)):
+            truths += _truths(num_images, targets["boxes"][i], targets["classes"][i])
+            found.append(_found(num_images, {key: v[i] for key, v in detections.items()}))
+            num_images += 1
+    if not truths:
+        raise ValueError(
+            f"Expected a data set with boxes. Received: {num_images} images without any"
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does.
+        summary = _summary(coco, evaluation, num_images, truths, np.concatenate(found))
+    # COCO's code marks with -1 what it cannot tell.
+    values = (math.nan if value < 0 else float(value) for value in summary)
+    return dict(zip(_NAMES, values, strict=True))
+
+
+def _summary(coco, evaluation, num_images, truths, found):
+    """Returns the 12 numbers; `found` has a row (image, left, top, width, height, score, class)."""
+    truth = coco()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": i} for i in range(num_images)],
+        "categories": [{"id": c} for c in sorted({each["category_id"] for each in truths})],
+        "annotations": [{"id": i, **each} for i, each in enumerate(truths, 1)],
+    }
+    truth.createIndex()
+    results = truth.loadRes(found) if len(found) else coco()
+    evaluated = evaluation(truth, results, "bbox")
+    evaluated.evaluate()
+    evaluated.accumulate()
+    evaluated.summarize()
+    return evaluated.stats
+
+
+def _truths(image, boxes, classes):
+    return [
+        {
+            "image_id": image,
+            "category_id": int(each),
+            "bbox": box.tolist(),
+            "area": float(box[2] * box[3]),
+            "iscrowd": 0,
+        }
+        for box, each in zip(_with_sizes(boxes), classes, strict=True)
+        if each >= 0
+    ]
+
+
+def _found(image, detections):
+    count = int(detections["num_detections"])
+    return np.column_stack(
+        [
+            np.full(count, image, "float64"),
+            _with_sizes(detections["boxes"][:count]),
+            detections["confidence"][:count],
+            detections["classes"][:count],
+        ]
+    )
+
+
+def _with_sizes(boxes):
+    """Returns (left, top, width, height) of (left, top, right, bottom)."""
+    boxes = boxes.astype("float64")
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _check_format(detector):
+    detector = getattr(detector, "student", detector)
+    box_format = getattr(detector, "bounding_box_format", BOX_FORMAT)
+    if str(box_format).lower() != BOX_FORMAT:
+        raise ValueError(
+            f'Expected a detector with bounding_box_format="{BOX_FORMAT}". '
+            f"Received: bounding_box_format={box_format!r}"
+        )
+
+
+def _check_detections(detections):
+    expected = {"boxes", "classes", "confidence", "num_detections"}
+    if not isinstance(detections, dict) or not expected <= set(detections):
+        received = sorted(detections) if isinstance(detections, dict) else type(detections).__name__
+        raise ValueError(
+            f"Expected a detector whose predictions are decoded to {sorted(expected)}. "
+            f"Received: {received}"
+        )
+
+
+def _pycocotools():
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise ImportError(
+            '`coco_metrics` needs pycocotools: pip install "keras_mikd[detection]"'
+        ) from error
+    return COCO, COCOeval

@@ -1,0 +1,231 @@
+"""What holds for every distiller of detectors."""
+
+import detectors
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mikd as mikd
+
+DISTILLERS = pytest.mark.parametrize(
+    "make", detectors.DISTILLERS.values(), ids=detectors.DISTILLERS.keys()
+)
+
+
+def _evaluate(model):
+    return model.evaluate(*detectors.scenes(4), batch_size=4, verbose=0, return_dict=True)
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
+def test_a_loss_of_no_weight_leaves_the_detectors_own_training(deterministic_ops):
+    plain, distilled = detectors.retinanet(), detectors.retinanet()
+    history = detectors.fit(detectors.compiled(plain), epochs=2)
+    distiller = detectors.offline(distilled, [detectors.hint(weight=0.0)])
+    logs = detectors.fit(detectors.compiled(distiller), epochs=2)
+    for a, b in zip(plain.get_weights(), distilled.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for name, values in history.items():
+        np.testing.assert_allclose(logs[name], values, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(logs["task_loss"], history["loss"], rtol=1e-5)
+
+
+def test_the_total_is_the_weighted_sum_and_a_regularizer_counts_once():
+    student = detectors.retinanet(regularizer=keras.regularizers.L2(0.1))
+    pyramid = detectors.hint("feature_pyramid/P3", name="pyramid", weight=2.0)
+    losses = [detectors.hint(weight=3.0), pyramid]
+    logs = _evaluate(detectors.compiled(detectors.offline(student, losses, task_loss_weight=0.5)))
+    penalty = 0.1 * np.sum(student.box_head.kernel.numpy() ** 2)
+    detector = logs["box_loss"] + logs["classification_loss"]
+    assert logs["task_loss"] == pytest.approx(detector, rel=1e-5)
+    total = 0.5 * detector + 3 * logs["hint"] + 2 * logs["pyramid"] + penalty
+    assert logs["loss"] == pytest.approx(total, rel=1e-5)
+    assert min(logs["hint"], logs["pyramid"], penalty, detector) > 0.001
+
+
+def test_evaluation_changes_no_variable_and_starts_anew():
+    distiller = detectors.compiled(detectors.alone())
+    before = [v.numpy() for v in distiller.variables]
+    first = _evaluate(distiller)
+    assert _evaluate(distiller) == pytest.approx(first)
+    for old, variable in zip(before, distiller.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
+def test_predictions_are_the_detectors_decoded_ones():
+    distiller = detectors.compiled(detectors.offline())
+    x, _ = detectors.scenes(4)
+    decoded = distiller.predict(x, batch_size=4, verbose=0)
+    own = distiller.student.predict(x, batch_size=4, verbose=0)
+    assert set(decoded) == {"boxes", "classes", "confidence", "num_detections"}
+    for name in own:
+        np.testing.assert_array_equal(decoded[name], own[name])
+
+
+@DISTILLERS
+def test_a_step_runs_the_detector_once(make):
+    class Counter(keras.layers.Layer):
+        calls = 0
+
+        def call(self, x):
+            Counter.calls += 1
+            return x
+
+    distiller = make(detectors.retinanet(layer=Counter(name="counter")))
+    detectors.compiled(distiller, run_eagerly=True)
+    Counter.calls = 0
+    detectors.fit(distiller, batch_size=8)
+    assert Counter.calls == 1
+
+
+def test_the_detectors_own_metrics_are_logged():
+    metric = detectors.keras_cv().metrics.BoxCOCOMetrics("xyxy", evaluate_freq=1)
+    distiller = detectors.compiled(detectors.alone(), metrics=[metric], run_eagerly=True)
+    logs = _evaluate(distiller)
+    assert {"MaP", "Recall@[max_detections=100]", "muse", "box_loss"} <= set(logs)
+
+
+@DISTILLERS
+def test_the_detector_alone_is_the_plain_architecture(make, tmp_path):
+    plain, trained = detectors.retinanet(), detectors.retinanet()
+    detectors.fit(detectors.compiled(make(trained)))
+    names, own_names = ([(w.path, w.shape) for w in m.weights] for m in (plain, trained))
+    assert own_names == names
+    trained.save(tmp_path / "detector.keras")
+    alone = keras.saving.load_model(tmp_path / "detector.keras", compile=False)
+    assert len(alone.weights) == len(names)
+    plain.set_weights(trained.get_weights())
+    x, _ = detectors.scenes(4)
+    for name, output in trained({"images": x}).items():
+        np.testing.assert_array_equal(alone({"images": x})[name], output)
+        np.testing.assert_array_equal(plain({"images": x})[name], output)
+
+
+def test_save_load_and_go_on_equals_never_having_stopped(tmp_path, deterministic_ops):
+    def new():
+        return detectors.compiled(detectors.alone())
+
+    straight, stopped = new(), new()
+    detectors.fit(straight, epochs=2)
+    detectors.fit(stopped)
+    stopped.save(tmp_path / "distiller.keras")
+    resumed = keras.saving.load_model(tmp_path / "distiller.keras")
+    detectors.fit(resumed)
+    for a, b in zip(straight.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
+def test_two_replicas_give_the_update_of_one(two_replicas):
+    """With the same boxes on both: each divides by the boxes that it has."""
+    x, y = detectors.scenes(4)
+    twice = tf.nest.map_structure(lambda array: np.concatenate([array, array]), (x, y))
+
+    def trained(scope):
+        with scope:
+            student = detectors.retinanet(regularizer=keras.regularizers.L2(0.01))
+            distiller = detectors.compiled(detectors.offline(student))
+        history = distiller.fit(*twice, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+        return student.get_weights(), history
+
+    one, one_history = trained(tf.distribute.get_strategy().scope())
+    two, two_history = trained(two_replicas.scope())
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for name in ("loss", "task_loss", "hint"):
+        np.testing.assert_allclose(two_history[name], one_history[name], rtol=1e-4, err_msg=name)
+
+
+def test_sums_and_means_do_not_mix_under_replicas(two_replicas):
+    mean = keras.losses.Huber()
+    with two_replicas.scope():
+        distiller = detectors.offline()
+    with pytest.raises(
+        ValueError, match=r"all sums or all means .* \['sum_over_batch_size', 'sum'"
+    ):
+        distiller.compile("sgd", box_loss=mean, classification_loss="focal")
+    detectors.offline().compile("sgd", box_loss=mean, classification_loss="focal")
+
+
+def test_mixed_precision_stays_finite():
+    keras.config.set_dtype_policy("mixed_float16")
+    distiller = detectors.compiled(detectors.alone())
+    assert distiller.student.feature_extractor.get_layer("P3").compute_dtype == "float16"
+    history = detectors.fit(distiller)
+    assert all(np.all(np.isfinite(values)) for values in history.values())
+    assert all(np.all(np.isfinite(w)) for w in distiller.student.get_weights())
+
+
+@pytest.mark.slow
+def test_whole_step_xla_gives_the_same_history():
+    plain, compiled = (
+        detectors.fit(detectors.compiled(detectors.alone(), jit_compile=jit))
+        for jit in (False, True)
+    )
+    for name, values in plain.items():
+        np.testing.assert_allclose(compiled[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("losses", "missing"),
+    [({}, "box_loss and no class"), ({"box_loss": "huber"}, "classification_loss")],
+)
+def test_a_detector_without_its_losses_is_refused(losses, missing):
+    with pytest.raises(
+        ValueError, match=rf"with which TinyRetinaNet is to be compiled.* no {missing}"
+    ):
+        detectors.alone().compile("adam", **losses)
+
+
+@DISTILLERS
+def test_a_detector_that_is_not_compiled_is_refused(make):
+    with pytest.raises(ValueError, match="call `compile"):
+        detectors.fit(make())
+
+
+@DISTILLERS
+def test_another_model_is_refused(make):
+    with pytest.raises(ValueError, match="Expected a detector of KerasCV.*Received: Functional"):
+        make(detectors.backbone(3))
+
+
+def test_data_without_boxes_is_refused():
+    distiller = detectors.compiled(detectors.alone())
+    x, y = detectors.scenes(4)
+    keras_cv_dict = tf.data.Dataset.from_tensors({"images": x, "bounding_boxes": y})
+    for data, received in (
+        ((x, y["classes"]), "ndarray"),
+        ((x, {"boxes": y["boxes"]}), r"\['boxes'\]"),
+        ((keras_cv_dict,), r"\['bounding_boxes', 'images'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"a dict of their boxes.* Received: {received}"):
+            distiller.fit(*data, verbose=0)
+    with pytest.raises(ValueError, match="`validation_data`.* Received: ndarray"):
+        distiller.fit(x, y, validation_data=(x, y["classes"]), verbose=0)
+
+
+def test_sample_weights_are_refused():
+    x, y = detectors.scenes(4)
+    distiller = detectors.compiled(detectors.alone())
+    with pytest.raises(ValueError, match="detectors do not weight images"):
+        distiller.fit(x, y, sample_weight=np.ones(4), verbose=0)
+
+
+def test_labels_for_other_negatives_are_refused():
+    losses = [detectors.muse(negatives_from="other_classes")]
+    distiller = detectors.compiled(detectors.alone(losses=losses))
+    with pytest.raises(ValueError, match='or negatives_from="batch"'):
+        detectors.fit(distiller)
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
+def test_the_distiller_can_be_evaluated_as_coco_does():
+    distiller = detectors.compiled(detectors.alone())
+    dataset = tf.data.Dataset.from_tensor_slices(detectors.scenes(4)).batch(4)
+    own = mikd.coco_metrics(distiller.student, dataset)
+    assert mikd.coco_metrics(distiller, dataset) == pytest.approx(own, nan_ok=True)
+    assert own["AP"] >= 0
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
