@@ -11,6 +11,12 @@ split is reported on the test split:
     python examples/distill.py --output_dir=runs/sweep --teacher=runs/digits/teacher.keras \
         --methods=student,vid --vid_weight=1,3,10 --seeds=5
 
+On several devices or hosts (launch_workers.py starts local ones), the student alone left out, since
+Keras itself cannot train it on several hosts:
+
+    python examples/launch_workers.py --workers=2 -- examples/distill.py --strategy=multi_worker \
+        --output_dir=runs/workers --teacher=runs/digits/teacher.keras --methods=kd,vid
+
 Writes to `<output_dir>`: `results.json`, `comparison.png`, TensorBoard logs under `logs/`, and
 `student.keras`, the student that is best on the validation split.
 """
@@ -28,6 +34,7 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import scripts
+import strategies
 import students
 
 matplotlib.use("Agg")
@@ -53,6 +60,8 @@ flags.DEFINE_float("learning_rate", 1e-2, "First learning rate; it falls to 0 as
 flags.DEFINE_integer("epochs", 150, "Epochs of a student.", 1)
 flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
 flags.DEFINE_integer("seeds", 1, "Students per row: seeds 0, 1, ... of weights, labels, order.", 1)
+
+strategies.define_flags()
 
 
 def build(method, weight, teacher, student):
@@ -175,6 +184,9 @@ def check_flags():
         if FLAGS[flag].present and method not in FLAGS.methods:
             raise SystemExit(f"--{flag} is given and {method} is not among --methods")
         scripts.numbers_above_zero(flag)
+    if FLAGS.strategy == "multi_worker" and "student" in FLAGS.methods:
+        raise SystemExit("--methods: Keras cannot train the student alone on several hosts")
+    strategies.check_flags()
     output_dir = Path(FLAGS.output_dir)
     teacher = Path(FLAGS.teacher or output_dir / "teacher.keras")
     scripts.check_file("teacher", teacher, "train_teacher.py")
@@ -186,6 +198,11 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     teacher_path, output_dir = check_flags()
+    with strategies.chosen().scope():
+        run(teacher_path, output_dir)
+
+
+def run(teacher_path, output_dir):
     output_dir.mkdir(parents=True, exist_ok=True)
     teacher = keras.saving.load_model(teacher_path)
     print(
@@ -198,6 +215,8 @@ def main(argv):
         for weight in weights[method]
     ]
     rows = students.chosen_rows(rows)
+    if not strategies.is_chief():
+        return
     print_table(rows)
     best = max(rows, key=lambda row: max(run["validation"] for run in row["runs"]))
     best.pop("best").save(output_dir / "student.keras")

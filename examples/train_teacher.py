@@ -19,6 +19,7 @@ import keras
 from absl import app, flags, logging
 
 import keras_mikd as mikd
+import strategies
 
 NETWORKS = [
     *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
@@ -37,6 +38,8 @@ flags.DEFINE_float("weight_decay", 0.0, "Factor of the L2 penalty on every kerne
 flags.DEFINE_integer("epochs", 40, "Epochs.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
+# Keras itself cannot train a network on several hosts.
+strategies.define_flags(["none", "mirrored", "tpu"])
 
 
 def load_data():
@@ -78,6 +81,7 @@ def check_flags():
     path = Path(FLAGS.output_dir) / "teacher.keras"
     if path.exists():
         raise SystemExit(f"--output_dir: {path} exists and is kept; name another folder")
+    strategies.check_flags()
     return path
 
 
@@ -85,6 +89,11 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     path = check_flags()
+    with strategies.chosen().scope():
+        run(path)
+
+
+def run(path):
     keras.utils.set_random_seed(FLAGS.seed)
     data = load_data()
     teacher = build_teacher(data)

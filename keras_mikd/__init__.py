@@ -48,6 +48,7 @@ from keras_mikd.estimators.mutual_information import MutualInformation as Mutual
 from keras_mikd.feature_taps import FeatureTaps as FeatureTaps
 from keras_mikd.stages import pair_stages as pair_stages
 from keras_mikd.stages import stages as stages
+from keras_mikd.teacher_cache import TeacherCache as TeacherCache
 from keras_mikd.tflite import TFLiteReport as TFLiteReport
 from keras_mikd.tflite import export_tflite as export_tflite
 

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_mikd.distributed_model import DistributedModel
 from keras_mikd.estimators.conditional_mutual_information import ConditionalMutualInformation
 from keras_mikd.feature_taps import output_is_probability
 from keras_mikd.output_tally import OutputTally
@@ -193,7 +194,7 @@ def found_num_classes(model):
     return shape[1]
 
 
-class _Meter(keras.Model):
+class _Meter(DistributedModel):
     """Lets Keras' own loop read the data: progress, replicas, every kind of data."""
 
     def __init__(self, model, cmi, training):
@@ -215,7 +216,7 @@ class _Meter(keras.Model):
         outputs = self._classifier(x)
         self._cmi.update_state(y, outputs)
         self._tally.update_state(y, outputs)
-        return self.get_metrics_result()
+        return self.compute_metrics(x, y, outputs)
 
     def report(self, empty_classes):
         self._tally.check()

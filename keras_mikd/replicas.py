@@ -9,6 +9,25 @@ def count():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def on_several_hosts():
+    """Whether the replicas of the current step belong to several processes."""
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    cluster = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(cluster.get(job, [])) for job in ("chief", "worker")) > 1
+
+
+def is_chief():
+    """Whether this process is the one that writes files: the first of several, or the only one."""
+    if not on_several_hosts():
+        return True
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    if "chief" in resolver.cluster_spec().jobs:
+        return resolver.task_type == "chief"
+    return resolver.task_id == 0
+
+
 def scale(loss):
     """Divides a replica's mean loss by the number of replicas, because their gradients are summed.
 

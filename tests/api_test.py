@@ -50,6 +50,7 @@ PUBLIC = {
         "bounds",
         "coco_metrics",
         "datasets",
+        "TeacherCache",
         "export_tflite",
         "figures",
         "measure_cmi",
@@ -209,6 +210,7 @@ def test_hyper_parameters_are_keyword_only():
         "LogLikelihoodGuard": ["limit"],
         "MCMITeacher": ["teacher"],
         "MutualInformation": ["name", "dtype"],
+        "TeacherCache": ["teacher", "images", "labels", "places"],
         "Distiller": ["teacher", "student", "distillation_losses"],
     }
     positional |= dict.fromkeys(

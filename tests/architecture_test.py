@@ -19,12 +19,14 @@ MODULES = {
 # Every module imports only from the rows above its own. Modules of a folder are one row.
 ROWS = [
     {"atomic_files", "bounds", "callbacks", "replicas", "grids", "shape_checks", "layer_graph"},
+    {"cached_batches", "views", "worker_callbacks"},
+    {"distributed_model"},
     {"coco_metrics", "datasets", "models", "stages", "tflite"},
     {"places"},
     {"feature_taps"},
     {"distillation_loss", "figures"},
     {"estimators", "baselines"},
-    {"output_tally"},
+    {"output_tally", "teacher_cache"},
     {"cmi_report"},
     {"distillers"},
 ]
@@ -62,6 +64,9 @@ TESTED_ELSEWHERE = {
     "network_checks": "pair_checks_test.py",
     # A critic with its bound and its negatives, alone in this loss.
     "contrast": "jsd_critic_test.py",
+    # What a `TeacherCache` is made of.
+    "cached_batches": "teacher_cache_test.py",
+    "views": "teacher_cache_test.py",
     # The digits as TFDS has them, and how TFDS is read.
     "digits_builder": "datasets_digits_test.py",
     "digit_scenes_builder": "datasets_digit_scenes_test.py",

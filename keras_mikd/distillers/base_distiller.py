@@ -4,13 +4,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd import replicas
+from keras_mikd import cached_batches, replicas
 from keras_mikd.distillation_loss import checked_weight
 from keras_mikd.distillers import data_checks, network_checks, pair_checks
+from keras_mikd.distributed_model import DistributedModel
 from keras_mikd.feature_taps import OUTPUT
 
 
-class BaseDistiller(keras.Model):
+class BaseDistiller(DistributedModel):
     """A Keras model that trains networks on their task and on what they share.
 
     `total = task_loss_weight * task loss + sum over terms of factor * weight * mean(loss per
@@ -94,7 +95,8 @@ class BaseDistiller(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        fixed = self._networks.read_fixed(x)
+        x, cached = cached_batches.unpack(x)
+        fixed = self._networks.read_fixed(x, cached)
         with tf.GradientTape() as tape:
             features = fixed | self._networks.read_trained(x, training=True)
             total = self._total(x, y, sample_weight, features, training=True)
@@ -104,7 +106,9 @@ class BaseDistiller(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        features = self._networks.read_fixed(x) | self._networks.read_trained(x, training=False)
+        x, cached = cached_batches.unpack(x)
+        fixed = self._networks.read_fixed(x, cached)
+        features = fixed | self._networks.read_trained(x, training=False)
         self._total(x, y, sample_weight, features, training=False)
         return self.compute_metrics(x, y, self._predictions(features), sample_weight)
 
@@ -129,6 +133,7 @@ class BaseDistiller(keras.Model):
         return [(networks.models["student"], loss, networks.taps["student"].specs[OUTPUT])]
 
     def _checked_data(self, argument, data):
+        self._networks.check_cache(data[0] if isinstance(data, tuple) else data)
         _, loss, output = self._labelled(self.loss)[0]
         return data_checks.checked_data(
             argument, data, models=self._networks.models, loss=loss, output=output

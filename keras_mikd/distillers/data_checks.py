@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mikd import cached_batches
+
 
 def checked_data(argument, data, *, models, loss, output):
     """Raises a `ValueError` if the data cannot be what the networks are to be trained on.
@@ -48,6 +50,7 @@ def _checked_dataset(argument, dataset, models, loss, output):
     if dataset.cardinality() == 0:
         raise ValueError(f"`{argument}` is an empty data set. Expected at least one batch.")
     x, y, _ = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)
+    x, _ = cached_batches.unpack(x)
     for spec in keras.tree.flatten(x):
         _check_images(models, argument, spec)
     classes = _num_classes(loss, output, y)

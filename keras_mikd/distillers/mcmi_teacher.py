@@ -10,6 +10,7 @@ from keras_mikd.distillation_loss import checked_weight
 from keras_mikd.distillers import data_checks, mcmi_checks
 from keras_mikd.distillers.mcmi_epochs import MCMIEpochs, first
 from keras_mikd.distillers.teacher_copy import copied
+from keras_mikd.distributed_model import DistributedModel
 from keras_mikd.estimators.cmi_regularizer import CMIRegularizer
 from keras_mikd.estimators.conditional_mutual_information import (
     ConditionalMutualInformation,
@@ -18,7 +19,7 @@ from keras_mikd.estimators.conditional_mutual_information import (
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
-class MCMITeacher(keras.Model):
+class MCMITeacher(DistributedModel):
     """Fine-tunes a copy of a trained classifier for more conditional mutual information.
 
     `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation

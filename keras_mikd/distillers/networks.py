@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 from keras import ops
 
+from keras_mikd import cached_batches
 from keras_mikd.distillation_loss import DistillationLoss
 from keras_mikd.distillers import network_checks, pair_checks
 from keras_mikd.feature_taps import FeatureTaps
@@ -61,9 +63,19 @@ class Networks:
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
             pair_checks.build_loss(term.loss, teacher, student)
 
-    def read_fixed(self, x):
-        """Runs the fixed networks: `{name: {place: tensor}}`."""
+    def read_fixed(self, x, cached=None):
+        """Runs the fixed networks: `{name: {place: tensor}}`, or takes what a cache has of them."""
+        if cached is not None:
+            return dict.fromkeys(self.fixed, cached)
         return {name: self.taps[name](x, training=False) for name in self.fixed}
+
+    def check_cache(self, data):
+        """Refuses the batches of a `TeacherCache` that is not of the fixed network here."""
+        if isinstance(data, tf.data.Dataset):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
+            fixed = next(iter(self.fixed), None)
+            places = self.taps[fixed].places if fixed else ()
+            cached_batches.check_teacher(x, self.models.get(fixed), places)
 
     def read_trained(self, x, training):
         """Runs the other networks, likewise."""

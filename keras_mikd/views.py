@@ -1,0 +1,84 @@
+"""Augmented views of examples that can be made again: stateless, by example and view."""
+
+import tensorflow as tf
+
+MIXES = ("mixup", "cutmix")
+
+
+class Views:
+    """The rows `0 ... views * n - 1` of a data set of `n` examples in `views` views each.
+
+    Row `r` is the example `r % n` in the view `r // n`. What is drawn for it depends on the seed
+    and on `r` alone, so that the same row is the same tensor in every epoch, process and batch.
+
+    Args:
+        images: Array of shape `(n, ...)`.
+        labels: Integer labels, shape `(n,)`.
+        augment: Function `(image, seed) -> image` of stateless operations for one image, `seed` an
+            int32 tensor of shape `(2,)`, such as `tf.image.stateless_random_flip_left_right`; or
+            `None`.
+        mix: `"mixup"`, `"cutmix"` or `None`: mixes every row with another example. Labels become
+            distributions over `num_classes`.
+        mix_alpha: Both parameters of the beta distribution of the share, positive.
+        num_classes: Number of classes, for `mix`.
+        views: Views of every example.
+        seed: Integer.
+    """
+
+    def __init__(self, images, labels, *, augment, mix, mix_alpha, num_classes, views, seed):
+        with tf.device("CPU"):
+            self.images, self.labels = tf.constant(images), tf.constant(labels)
+        self.augment, self.mix, self.mix_alpha = augment, mix, mix_alpha
+        self.num_classes, self.seed = num_classes, seed
+        self.examples = len(images)
+        self.rows = views * self.examples
+
+    def __call__(self, rows):
+        """Returns the images and labels of rows, an int64 tensor of shape `(batch,)`."""
+        if self.augment is None and self.mix is None:
+            chosen = rows % self.examples
+            return tf.gather(self.images, chosen), tf.gather(self.labels, chosen)
+        image = tf.TensorSpec(self.images.shape[1:], self.images.dtype)
+        label = tf.TensorSpec((), self.labels.dtype)
+        if self.mix is not None:
+            label = tf.TensorSpec((self.num_classes,), tf.float32)
+        return tf.map_fn(self._row, rows, fn_output_signature=(image, label))
+
+    def _row(self, row):
+        image, label = self._augmented(row, 0)
+        if self.mix is None:
+            return image, label
+        draws = self._uniform(row, 1, (4,))
+        partner = tf.cast(draws[0] * self.examples, tf.int64)
+        other, other_label = self._augmented(row - row % self.examples + partner, 2)
+        gammas = tf.random.stateless_gamma((2,), self._seed(row, 3), [self.mix_alpha] * 2)
+        share = gammas[0] / tf.reduce_sum(gammas)
+        if self.mix == "mixup":
+            image = share * image + (1.0 - share) * other
+        else:
+            inside = _box(image.shape[:2], tf.sqrt(1.0 - share), draws[1:3])
+            image = tf.where(inside[..., None], other, image)
+            share = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32))
+        first, second = (tf.one_hot(each, self.num_classes) for each in (label, other_label))
+        return image, share * first + (1.0 - share) * second
+
+    def _augmented(self, row, purpose):
+        image, label = self.images[row % self.examples], self.labels[row % self.examples]
+        if self.augment is not None:
+            image = tf.ensure_shape(self.augment(image, self._seed(row, purpose)), image.shape)
+        return image, label
+
+    def _uniform(self, row, purpose, shape):
+        return tf.random.stateless_uniform(shape, self._seed(row, purpose))
+
+    def _seed(self, row, purpose):
+        return tf.stack([tf.constant(self.seed * 4 + purpose, tf.int32), tf.cast(row, tf.int32)])
+
+
+def _box(shape, side, centre):
+    """Mask of a box with sides of `side` times those of the image, cut off at its edges."""
+    inside = []
+    for size, middle in zip(shape, tf.unstack(centre), strict=True):
+        pixel = tf.range(size, dtype=tf.float32) + 0.5
+        inside.append(tf.abs(pixel - middle * size) < side * size / 2)
+    return inside[0][:, None] & inside[1][None, :]

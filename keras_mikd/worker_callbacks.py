@@ -1,0 +1,40 @@
+"""Callbacks of a worker that is not the chief: those that write files are left to the chief."""
+
+import keras
+
+_WRITERS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.TensorBoard,
+)
+
+
+def without_writers(callbacks):
+    """Returns what a worker that is not the chief runs of the callbacks of `fit`.
+
+    `CSVLogger`, `ModelCheckpoint` and `TensorBoard` only write, and are left out. A
+    `BackupAndRestore` is replaced by one that restores the chief's backup and writes none. All
+    others, those of the caller's own making too, run on every worker.
+
+    Args:
+        callbacks: A callback, a list of them, or `None`.
+
+    Returns:
+        A list of callbacks.
+    """
+    callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
+    return [
+        _Restore(each.backup_dir) if isinstance(each, keras.callbacks.BackupAndRestore) else each
+        for each in callbacks
+        if not isinstance(each, _WRITERS)
+    ]
+
+
+class _Restore(keras.callbacks.BackupAndRestore):
+    """Starts from a backup that another process writes."""
+
+    def __init__(self, backup_dir):
+        super().__init__(backup_dir, delete_checkpoint=False)
+
+    def _save_model(self):
+        pass

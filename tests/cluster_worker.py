@@ -1,0 +1,91 @@
+"""One worker of a cluster: trains every case of `RUNS` and saves what came out.
+
+No test by itself: multi_worker_test.py starts it once for every worker, with `TF_CONFIG`.
+
+    python tests/cluster_worker.py <devices> <folder to write to> [names of runs]
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cases
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_mikd as mikd
+
+BATCH = 16
+EXAMPLES = 48
+
+
+def _with(*losses, **kwargs):
+    return mikd.Distiller(cases.teacher(), cases.student(), losses, xla_critics=False, **kwargs)
+
+
+# Three steps of one device, two replicas, or two workers shall give the same weights.
+RUNS = {
+    "kd": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
+    "vid": lambda: cases.DISTILLERS["vid"](cases.teacher(), cases.student()),
+    "mimkd": lambda: mikd.MIMKDDistiller(cases.teacher(), cases.student(), xla_critics=False),
+    "info_nce_in_batch": lambda: cases.distiller_with(cases.LOSSES["info_nce_critic"]()),
+    "muse": lambda: cases.DISTILLERS["muse"](None, cases.student()),
+    "mutual": lambda: cases.DISTILLERS["mutual"](cases.teacher(), cases.student()),
+    "mcmi": lambda: mikd.MCMITeacher(cases.teacher(), centroids="epoch", separation_weight=0.01),
+}
+
+
+def data():
+    x, y = cases.data(EXAMPLES)
+    y[: cases.NUM_CLASSES] = np.arange(cases.NUM_CLASSES)
+    return x, y
+
+
+def order_of_workers(workers):
+    """Positions of the examples in the order of the replicas: workers take turns in a batch."""
+    batches = np.arange(EXAMPLES).reshape(-1, BATCH)
+    return np.concatenate([batch[k::workers] for batch in batches for k in range(workers)])
+
+
+def run(name, scope, x, y):
+    """Returns everything that a run of one epoch leaves, as arrays by name."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    with scope:
+        model = RUNS[name]()
+        optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+        own_loss = isinstance(model, mikd.MCMITeacher)
+        model.compile(optimizer, None if own_loss else cases.cross_entropy(), metrics=["accuracy"])
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    history = model.fit(
+        batches, validation_data=batches, epochs=1, shuffle=False, verbose=0
+    ).history
+    evaluated = model.evaluate(batches, verbose=0, return_dict=True)
+    return {
+        **{f"weights/{i}": v.numpy() for i, v in enumerate(model.trainable_variables)},
+        **{f"history/{name}": np.array(values[-1]) for name, values in history.items()},
+        **{f"evaluate/{name}": np.array(value) for name, value in evaluated.items()},
+        "predict": model.predict(data()[0][:11], batch_size=4, verbose=0),
+    }
+
+
+def main(devices, folder, *names):
+    physical = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        physical, [tf.config.LogicalDeviceConfiguration()] * int(devices)
+    )
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    x, y = data()
+    results = {}
+    for name in names or RUNS:
+        for key, value in run(name, strategy.scope(), x, y).items():
+            results[f"{name}/{key}"] = value
+        print(name, "done", flush=True)
+    index = strategy.cluster_resolver.task_id
+    np.savez(f"{folder}/worker{index}.npz", replicas=strategy.num_replicas_in_sync, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

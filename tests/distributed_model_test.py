@@ -1,0 +1,78 @@
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+def _distiller():
+    distiller = cases.distiller_with(cases.LOSSES["soft_targets"]())
+    distiller.compile("sgd", cases.cross_entropy(), metrics=["accuracy"])
+    return distiller
+
+
+def _counted(reads):
+    """Batches that write down how often they are read."""
+
+    def count(x, y):
+        reads.append(len(x))
+        return x, y
+
+    x, y = cases.data()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    return data.map(
+        lambda x, y: tf.numpy_function(count, (x, y), (tf.float32, tf.int64)),
+        num_parallel_calls=1,
+        deterministic=True,
+    ).map(
+        lambda x, y: (tf.ensure_shape(x, (None, *cases.IMAGE_SHAPE)), tf.ensure_shape(y, (None,)))
+    )
+
+
+def test_no_batch_is_read_before_the_first_step(two_replicas):
+    """Keras reads one to build from, which moves the order of a seeded shuffle."""
+    with two_replicas.scope():
+        distiller = _distiller()
+    reads = []
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    distiller.fit(_counted(reads).with_options(options), epochs=1, shuffle=False, verbose=0)
+    assert sum(reads) == 16
+
+
+def test_logs_of_one_host_are_scalars(two_replicas):
+    with two_replicas.scope():
+        distiller = _distiller()
+    history = distiller.fit(*cases.data(), batch_size=8, verbose=0).history
+    assert all(np.shape(values) == (1,) for values in history.values())
+
+
+@pytest.mark.parametrize("as_data_set", [False, True])
+def test_a_batch_smaller_than_the_replicas_is_refused(two_replicas, as_data_set):
+    with two_replicas.scope():
+        distiller = _distiller()
+    x, y = cases.data(4)
+    with pytest.raises(ValueError, match="at least 2 examples.*Received: batches of 1. The batch"):
+        if as_data_set:
+            batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(1, drop_remainder=True)
+            distiller.fit(batches, shuffle=False, verbose=0)
+        else:
+            distiller.fit(x, y, batch_size=1, verbose=0)
+
+
+def test_on_one_host_a_batch_of_one_is_trained():
+    history = _distiller().fit(*cases.data(2), batch_size=1, verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+def test_errors_of_one_host_are_tensorflows_own():
+    class Unavailable(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise tf.errors.UnavailableError(None, None, "the disk is gone")
+
+    with pytest.raises(tf.errors.UnavailableError, match="the disk is gone"):
+        _distiller().fit(*cases.data(), verbose=0, callbacks=[Unavailable()])
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])

@@ -1,0 +1,123 @@
+"""Two processes as two hosts, which train as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cluster_worker
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = Path(__file__).parents[1]
+LAUNCHER = ROOT / "examples" / "launch_workers.py"
+
+
+def launch(*script, workers=2, env=None, flags=()):
+    return subprocess.run(
+        [sys.executable, LAUNCHER, f"--workers={workers}", *flags, "--", *map(str, script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(
+    scope="module",
+    params=[1, pytest.param(2, marks=pytest.mark.slow)],
+    ids=["one device each", "two devices each"],
+)
+def cluster(request, tmp_path_factory):
+    """What two workers leave, and what one device leaves that sees the examples in their order."""
+    folder = tmp_path_factory.mktemp("cluster")
+    names = list(cluster_worker.RUNS) if request.param == 1 else ["info_nce_in_batch", "mutual"]
+    done = launch(
+        ROOT / "tests" / "cluster_worker.py",
+        request.param,
+        folder,
+        *names,
+        flags=[f"--output_dir={folder}"],
+    )
+    assert not done.returncode, done.stdout + done.stderr
+    results = [dict(np.load(folder / f"worker{k}.npz")) for k in range(2)]
+    assert results[0].pop("replicas") == results[1].pop("replicas") == 2 * request.param
+    return results, names
+
+
+def _of(results, name):
+    return {
+        key.removeprefix(f"{name}/"): value
+        for key, value in results.items()
+        if key.startswith(f"{name}/")
+    }
+
+
+def test_workers_agree_with_each_other(cluster):
+    (first, second), _ = cluster
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(second[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("name", cluster_worker.RUNS)
+def test_workers_do_what_one_device_does(cluster, name):
+    (chief, _), names = cluster
+    if name not in names:
+        pytest.skip("run with one device for each worker")
+    x, y = cluster_worker.data()
+    order = cluster_worker.order_of_workers(2)
+    alone = cluster_worker.run(name, tf.distribute.get_strategy().scope(), x[order], y[order])
+    together = _of(chief, name)
+    assert together.keys() == alone.keys()
+    for key, value in alone.items():
+        tolerance = {"rtol": 1e-3, "atol": 1e-4}
+        if key.startswith(("weights", "predict")):
+            tolerance = {"rtol": 0, "atol": 1e-5}
+        np.testing.assert_allclose(together[key], value, err_msg=key, **tolerance)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A cluster of which a worker is killed, then started again; and one that is left in peace."""
+    script, folder = ROOT / "tests" / "killed_worker.py", tmp_path_factory.mktemp("killed")
+    peaceful = tmp_path_factory.mktemp("peaceful")
+    first = launch(script, folder, 1, flags=[f"--output_dir={folder}/first"])
+    epochs_backed_up = json.loads((folder / "backup" / "training_metadata.json").read_text())
+    files = {path.name for path in folder.iterdir()}
+    again = launch(script, folder, -1, flags=[f"--output_dir={folder}/again"])
+    launch(script, peaceful, -1, flags=[f"--output_dir={peaceful}/only"])
+    return first, epochs_backed_up["epoch"], files, again, folder, peaceful
+
+
+def test_a_killed_worker_ends_the_others_with_a_message(killed):
+    first, *_ = killed
+    assert first.returncode == 1
+    assert "RuntimeError: Another worker stopped answering" in first.stdout
+    assert "Start them all again: with a keras.callbacks.BackupAndRestore" in first.stdout
+    assert "worker 1 with SIGKILL" in first.stderr
+
+
+def test_a_cluster_started_again_reaches_the_weights_of_an_undisturbed_one(killed):
+    _, epoch, _, again, folder, peaceful = killed
+    assert not again.returncode, again.stdout + again.stderr
+    assert epoch == 2
+    for k in range(2):
+        resumed, straight = (dict(np.load(f / f"worker{k}.npz")) for f in (folder, peaceful))
+        assert (resumed.pop("epochs"), straight.pop("epochs")) == (2, 4)
+        for key, value in straight.items():
+            np.testing.assert_allclose(resumed[key], value, rtol=0, atol=1e-6, err_msg=key)
+
+
+def test_files_are_written_by_the_chief_alone(killed):
+    *_, files, _, folder, _ = killed
+    assert files == {"first", "backup", "checkpoint.weights.h5", "log.csv", "logs"}
+    # One header, and a row for every epoch of both runs.
+    assert len((folder / "log.csv").read_text().splitlines()) == 1 + 2 + 2
+    assert len(list((folder / "logs" / "train").glob("*.tfevents*"))) == 2
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])

@@ -1,0 +1,301 @@
+import json
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mikd as mikd
+
+PLACES = ["stage1", "stage2", "output"]
+
+
+def _flip(image, seed):
+    return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+def _cache(examples=16, teacher=None, **kwargs):
+    x, y = cases.data(examples)
+    options = {"places": PLACES, "batch_size": 8, **kwargs}
+    return mikd.TeacherCache(teacher or cases.teacher(normalize=True), x, y, **options)
+
+
+def _fit(teacher, data, loss=None, epochs=2):
+    distiller = cases.DISTILLERS["vid"](teacher, cases.student())
+    distiller.compile(keras.optimizers.SGD(0.05), loss or cases.cross_entropy(), metrics=["acc"])
+    history = distiller.fit(data, epochs=epochs, shuffle=False, verbose=0).history
+    return [v.numpy() for v in distiller.trainable_variables], history
+
+
+def _assert_same(first, second, atol):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def _batches(cache, **kwargs):
+    return list(cache.batches(8, **kwargs).as_numpy_iterator())
+
+
+# The same training as without
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"augment": _flip, "views": 3},
+        {"mix": "mixup", "views": 2},
+        {"mix": "cutmix", "augment": _flip, "views": 2},
+    ],
+    ids=["plain", "augmented", "mixup", "cutmix"],
+)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_training_from_a_cache_is_training_on_the_same_views(
+    options, on_disk, tmp_path, deterministic_ops
+):
+    teacher = cases.teacher(normalize=True)
+    directory = tmp_path / "cache" if on_disk else None
+    cache = _cache(teacher=teacher, directory=directory, **options).build(verbose=0)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True) if "mix" in options else None
+    runs = []
+    for with_teacher in (True, False):
+        keras.utils.set_random_seed(0)
+        runs.append(_fit(teacher, cache.batches(8, with_teacher=with_teacher), loss))
+    _assert_same(runs[0][0], runs[1][0], 0)
+    assert runs[0][1] == runs[1][1]
+
+
+def test_float16_stays_within_its_rounding():
+    teacher = cases.teacher(normalize=True)
+    cache = _cache(teacher=teacher, dtype="float16").build(verbose=0)
+    cached, _ = _fit(teacher, cache.batches(8))
+    keras.utils.set_random_seed(0)
+    plain, _ = _fit(teacher, cache.batches(8, with_teacher=False))
+    _assert_same(cached, plain, 1e-3)
+    assert cache.nbytes * 2 == _cache().nbytes
+
+
+def test_the_teacher_does_not_run():
+    teacher = cases.teacher(normalize=True)
+    cache = _cache(teacher=teacher).build(verbose=0)
+    calls = []
+
+    def features(model, x, training):
+        calls.append(1)
+        return {"output": model(x, training=training)}
+
+    loss = mikd.SoftTargets()
+    distiller = cases.distiller_with(loss, teacher_model=teacher, teacher_features=features)
+    distiller.compile("sgd", cases.cross_entropy())
+    before = len(calls)
+    distiller.fit(cache.batches(8), shuffle=False, verbose=0)
+    distiller.evaluate(cache.batches(8), verbose=0)
+    assert len(calls) == before
+
+
+def test_two_replicas_train_from_a_cache_like_one(two_replicas):
+    teacher = cases.teacher(normalize=True)
+    cache = _cache(teacher=teacher).build(verbose=0)
+    one, one_history = _fit(teacher, cache.batches(8, shuffle=False))
+    with two_replicas.scope():
+        copy = cases.teacher(normalize=True)
+        two, two_history = _fit(copy, cache.batches(8, shuffle=False))
+    _assert_same(one, two, 1e-5)
+    for name, values in one_history.items():
+        np.testing.assert_allclose(two_history[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+# Views
+
+
+@pytest.mark.parametrize("mix", [None, "mixup", "cutmix"])
+def test_views_are_replayed_and_differ_from_one_another(mix):
+    caches = [_cache(augment=_flip, mix=mix, views=4, seed=3) for _ in range(2)]
+    first, second = (_batches(c, with_teacher=False, shuffle=False) for c in caches)
+    for (x, y), (x2, y2) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(x, x2)
+        np.testing.assert_array_equal(y, y2)
+    data = caches[0].batches(8, with_teacher=False)
+    epochs = [np.concatenate([x for x, _ in data.as_numpy_iterator()]) for _ in "ab"]
+    assert np.any(np.sort(epochs[0], axis=0) != np.sort(epochs[1], axis=0))
+    other = _batches(_cache(augment=_flip, mix=mix, views=4, seed=4), with_teacher=False)
+    assert np.any(other[0][0] != first[0][0])
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_a_mix_has_the_labels_of_its_shares(mix):
+    """Images of ones and of zeros: the mean of a mixed image is the share of the first class."""
+    images = np.repeat([0.0, 1.0], 8)[:, None, None, None] * np.ones((1, *cases.IMAGE_SHAPE))
+    labels = np.repeat([0, 1], 8)
+    cache = mikd.TeacherCache(cases.teacher(), images.astype("float32"), labels, mix=mix, views=4)
+    (x, y), *_ = _batches(cache, with_teacher=False)
+    np.testing.assert_allclose(y.sum(axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), y[:, 1], atol=1e-5)
+    assert np.any((y[:, 1] > 0.01) & (y[:, 1] < 0.99))
+
+
+def test_an_epoch_has_every_example_once():
+    cache = _cache(views=3, augment=_flip)
+    x, _ = cases.data()
+    seen = np.concatenate([b for b, _ in _batches(cache, with_teacher=False)])
+    sums = seen.sum(axis=(1, 2, 3))  # A flip does not change them.
+    np.testing.assert_allclose(np.sort(sums), np.sort(x.sum(axis=(1, 2, 3))), rtol=1e-4)
+
+
+# What is kept
+
+
+def test_top_k_logits_keep_their_probabilities():
+    teacher = cases.teacher()
+    x, _ = cases.data()
+    logits = teacher.predict(x, verbose=0)
+    cache = _cache(teacher=teacher, places=(), top_k=2).build(verbose=0)
+    read = []
+    for batch, _ in _batches(cache, shuffle=False):
+        (features,) = (v for k, v in batch.items() if "teacher" in k)
+        read.append(features["output"])
+    read = np.concatenate(read)
+    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (logits, read))
+    top = np.argsort(logits)[:, -2:]
+    for values in (p, q):
+        assert values.shape == (16, 4)
+    np.testing.assert_allclose(
+        np.take_along_axis(q, top, 1), np.take_along_axis(p, top, 1), rtol=1e-5
+    )
+    rest = np.argsort(logits)[:, :2]
+    np.testing.assert_allclose(np.ptp(np.take_along_axis(q, rest, 1), axis=1), 0, atol=1e-6)
+    assert cache.nbytes == 16 * (2 * 4 + 2 * 4 + 4)
+
+
+def test_the_size_is_told_and_refused_before_the_teacher_runs(capsys):
+    # 8x8x6 + 4x4x8 + 4 numbers of 4 bytes.
+    assert _cache().nbytes == 16 * 4 * (384 + 128 + 4)
+    with pytest.raises(ValueError, match=r"at most 1000 B .*16 rows of 2\.016 KiB, together 32"):
+        _cache(max_bytes=1000)
+    _cache().build()
+    printed = capsys.readouterr().out
+    assert "TeacherCache: 16 rows, 32.25 KiB in memory" in printed and "16/16" in printed
+
+
+# A folder
+
+
+class _Killed(Exception):
+    pass
+
+
+def _killed_after(monkeypatch, batches):
+    advance = mikd.TeacherCache._advance
+
+    def killing(self, done):
+        advance(self, done)
+        if done == 8 * batches:
+            raise _Killed
+
+    monkeypatch.setattr(mikd.TeacherCache, "_advance", killing)
+
+
+def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        _killed_after(patch, batches=2)
+        with pytest.raises(_Killed):
+            _cache(32, directory=tmp_path / "cache").build(verbose=0)
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert manifest["done"] == 16
+    with pytest.raises(ValueError, match="16 of 32 rows"):
+        _cache(32, directory=tmp_path / "cache").batches(8)
+    seen = []
+    monkeypatch.setattr(
+        mikd.TeacherCache,
+        "_advance",
+        lambda self, done, old=mikd.TeacherCache._advance: seen.append(done) or old(self, done),
+    )
+    resumed = _cache(32, directory=tmp_path / "cache").build(verbose=0)
+    assert seen == [24, 32]
+    whole = _cache(32).build(verbose=0)
+    for (a, _), (b, _) in zip(
+        _batches(resumed, shuffle=False), _batches(whole, shuffle=False), strict=True
+    ):
+        keras.tree.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def test_a_built_folder_is_read_and_not_built_again(tmp_path, monkeypatch):
+    _cache(directory=tmp_path / "cache").build(verbose=0)
+    monkeypatch.setattr(mikd.TeacherCache, "_forward", None)
+    again = _cache(directory=tmp_path / "cache")
+    assert len(_batches(again)) == 2
+
+
+@pytest.mark.parametrize(
+    "part, options",
+    [
+        ("teacher", {"teacher": cases.network((6, 8), seed=5)}),
+        ("data", {"examples": 24}),
+        ("views", {"views": 2}),
+        ("views", {"seed": 1}),
+        ("views", {"augment": lambda image, seed: image + 1.0}),
+        ("columns", {"dtype": "float16"}),
+        ("columns", {"places": ["stage1"]}),
+        ("columns", {"top_k": 2}),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_kept(tmp_path, part, options):
+    _cache(directory=tmp_path / "cache").build(verbose=0)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    with pytest.raises(ValueError, match=f"Received: one with other .*{part}.*remove this one"):
+        _cache(**{**options, "directory": tmp_path / "cache"})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
+
+
+# Bad input
+
+
+def test_a_cache_of_another_teacher_is_refused_before_a_step():
+    cache = _cache().build(verbose=0)
+    with pytest.raises(ValueError, match="TeacherCache of this distiller's teacher"):
+        _fit(cases.network((6, 8), seed=5), cache.batches(8))
+    teacher = cases.teacher(normalize=True)
+    teacher.get_layer("logits").bias.assign_add(np.ones(4))
+    with pytest.raises(ValueError, match="with the weights that it has now"):
+        _fit(teacher, cache.batches(8))
+
+
+def test_missing_places_and_distillers_without_a_teacher_are_refused():
+    teacher = cases.teacher(normalize=True)
+    cache = _cache(teacher=teacher, places=["stage1"]).build(verbose=0)
+    with pytest.raises(ValueError, match=r"lacks \['stage2'\].*places=\['output', 'stage1', 'st"):
+        _fit(teacher, cache.batches(8))
+    distiller = cases.DISTILLERS["muse"](None, cases.student())
+    distiller.compile("sgd", cases.cross_entropy())
+    with pytest.raises(ValueError, match="this distiller has no teacher"):
+        distiller.fit(cache.batches(8), shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mix": "blend"}, "Expected `mix`"),
+        ({"mix_alpha": 0}, "`mix_alpha` to be positive"),
+        ({"views": 0}, "`views` to be positive"),
+        ({"dtype": "bfloat16"}, 'Expected `dtype` "float32" or "float16"'),
+        ({"top_k": 4}, "`top_k` from 1 to 3"),
+        ({"places": ["stage9"]}, "stage9"),
+        ({"examples": 0}, "Expected `images` of shape"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        _cache(**options)
+
+
+def test_batches_need_a_built_cache_and_fit_the_data():
+    cache = _cache()
+    with pytest.raises(ValueError, match="call `build\\(\\)` first. Received: 0 of 16 rows"):
+        cache.batches(8)
+    with pytest.raises(ValueError, match="`batch_size` from 1 to 16"):
+        cache.batches(17, with_teacher=False)
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
