@@ -43,12 +43,6 @@ def data():
     return x, y
 
 
-def order_of_workers(workers):
-    """Positions of the examples in the order of the replicas: workers take turns in a batch."""
-    batches = np.arange(EXAMPLES).reshape(-1, BATCH)
-    return np.concatenate([batch[k::workers] for batch in batches for k in range(workers)])
-
-
 def run(name, scope, x, y):
     """Returns everything that a run of one epoch leaves, as arrays by name."""
     keras.utils.clear_session(free_memory=False)
@@ -62,13 +56,16 @@ def run(name, scope, x, y):
     history = model.fit(
         batches, validation_data=batches, epochs=1, shuffle=False, verbose=0
     ).history
-    evaluated = model.evaluate(batches, verbose=0, return_dict=True)
-    return {
+    results = {
         **{f"weights/{i}": v.numpy() for i, v in enumerate(model.trainable_variables)},
-        **{f"history/{name}": np.array(values[-1]) for name, values in history.items()},
-        **{f"evaluate/{name}": np.array(value) for name, value in evaluated.items()},
-        "predict": model.predict(data()[0][:11], batch_size=4, verbose=0),
+        **{f"history/{key}": np.array(values[-1]) for key, values in history.items()},
     }
+    if name in ("vid", "mutual"):  # The others go through the same code.
+        evaluated = model.evaluate(batches, verbose=0, return_dict=True)
+        results |= {f"evaluate/{key}": np.array(value) for key, value in evaluated.items()}
+        predicted = model.predict(data()[0][:11], batch_size=4, verbose=0)
+        results["predict"] = np.concatenate(keras.tree.flatten(predicted))
+    return results
 
 
 def main(devices, folder, *names):

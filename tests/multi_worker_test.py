@@ -31,7 +31,7 @@ def launch(*script, workers=2, env=None, flags=()):
     ids=["one device each", "two devices each"],
 )
 def cluster(request, tmp_path_factory):
-    """What two workers leave, and what one device leaves that sees the examples in their order."""
+    """What two workers leave."""
     folder = tmp_path_factory.mktemp("cluster")
     names = list(cluster_worker.RUNS) if request.param == 1 else ["info_nce_in_batch", "mutual"]
     done = launch(
@@ -67,9 +67,7 @@ def test_workers_do_what_one_device_does(cluster, name):
     (chief, _), names = cluster
     if name not in names:
         pytest.skip("run with one device for each worker")
-    x, y = cluster_worker.data()
-    order = cluster_worker.order_of_workers(2)
-    alone = cluster_worker.run(name, tf.distribute.get_strategy().scope(), x[order], y[order])
+    alone = cluster_worker.run(name, tf.distribute.get_strategy().scope(), *cluster_worker.data())
     together = _of(chief, name)
     assert together.keys() == alone.keys()
     for key, value in alone.items():
