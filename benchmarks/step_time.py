@@ -69,6 +69,16 @@ def keras_logits():
     return keras.distillation.LogitsDistillation(temperature=4.0, loss=keras.losses.KLDivergence())
 
 
+def info_nce():
+    return mikd.JSDCritic(
+        teacher_layer="pooled",
+        student_layer="pooled",
+        critic=mikd.SeparableCritic(),
+        bound=mikd.bounds.info_nce,
+        negatives="all",
+    )
+
+
 METHODS = {
     "student alone": lambda t, s: s,
     "KD": lambda t, s: mikd.Distiller(t, s, [mikd.SoftTargets(weight=0.9)]),
@@ -76,6 +86,8 @@ METHODS = {
     "VID + logits": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=1.0),
     "MIMKD": lambda t, s: mikd.MIMKDDistiller(t, s, xla_critics=True),
     "MIMKD, no XLA": lambda t, s: mikd.MIMKDDistiller(t, s, xla_critics=False),
+    "InfoNCE in the batch": lambda t, s: mikd.Distiller(t, s, [info_nce()]),
+    "MUSE, self": lambda _, s: mikd.MUSEDistiller(s),
     "Keras, logits": lambda t, s: keras.distillation.Distiller(t, s, keras_logits()),
 }
 # Keras compares features of equal shape only, which the digits pair does not have.

@@ -36,6 +36,8 @@ def test_quick_run_prints_and_writes_every_variant(tmp_path):
         "VID + logits",
         "MIMKD",
         "MIMKD, no XLA",
+        "InfoNCE in the batch",
+        "MUSE, self",
         "Keras, logits",
     ]
     assert (rows[0]["median_ms_ratio"], rows[0]["min_ms_ratio"]) == (1.0, 1.0)
