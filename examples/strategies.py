@@ -35,7 +35,7 @@ def check_flags():
     """Refuses what can be told before any device is looked at."""
     if FLAGS["tpu"].present and FLAGS.strategy != "tpu":
         raise SystemExit("--tpu is given and --strategy is not tpu")
-    if FLAGS.logical_cpus > 1 and FLAGS.strategy in ("none", "tpu"):
+    if FLAGS.logical_cpus > 1 and FLAGS.strategy != "mirrored":
         raise SystemExit(f"--logical_cpus is given and --strategy is {FLAGS.strategy}")
     if FLAGS.strategy == "multi_worker":
         cluster(os.environ.get("TF_CONFIG"))

@@ -2,7 +2,7 @@
 
 No test by itself: multi_worker_test.py starts it once for every worker, with `TF_CONFIG`.
 
-    python tests/cluster_worker.py <devices> <folder to write to> [names of runs]
+    python tests/cluster_worker.py <folder to write to> [names of runs]
 """
 
 import os
@@ -68,11 +68,7 @@ def run(name, scope, x, y):
     return results
 
 
-def main(devices, folder, *names):
-    physical = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        physical, [tf.config.LogicalDeviceConfiguration()] * int(devices)
-    )
+def main(folder, *names):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     x, y = data()
     results = {}
