@@ -48,7 +48,7 @@ class Views:
         image, label = self._augmented(row, 0)
         if self.mix is None:
             return image, label
-        draws = self._uniform(row, 1, (4,))
+        draws = self._uniform(row, 1, (3,))
         partner = tf.cast(draws[0] * self.examples, tf.int64)
         other, other_label = self._augmented(row - row % self.examples + partner, 2)
         gammas = tf.random.stateless_gamma((2,), self._seed(row, 3), [self.mix_alpha] * 2)
@@ -56,7 +56,7 @@ class Views:
         if self.mix == "mixup":
             image = share * image + (1.0 - share) * other
         else:
-            inside = _box(image.shape[:2], tf.sqrt(1.0 - share), draws[1:3])
+            inside = _box(image.shape[:2], tf.sqrt(1.0 - share), draws[1:])
             image = tf.where(inside[..., None], other, image)
             share = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32))
         first, second = (tf.one_hot(each, self.num_classes) for each in (label, other_label))

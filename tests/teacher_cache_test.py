@@ -255,6 +255,10 @@ def test_a_cache_of_another_teacher_is_refused_before_a_step():
     cache = _cache().build(verbose=0)
     with pytest.raises(ValueError, match="TeacherCache of this distiller's teacher"):
         _fit(cases.network((6, 8), seed=5), cache.batches(8))
+    distiller = cases.DISTILLERS["vid"](cases.network((6, 8), seed=5), cases.student())
+    distiller.compile("sgd", cases.cross_entropy())
+    with pytest.raises(ValueError, match="TeacherCache of this distiller's teacher"):
+        distiller.evaluate(cache.batches(8), verbose=0)
     teacher = cases.teacher(normalize=True)
     teacher.get_layer("logits").bias.assign_add(np.ones(4))
     with pytest.raises(ValueError, match="with the weights that it has now"):

@@ -93,6 +93,16 @@ class BaseDistiller(DistributedModel):
         except tf.errors.InvalidArgumentError as error:
             raise data_checks.labels_error(error) or error from None
 
+    def evaluate(self, x=None, *args, **kwargs):
+        """Evaluates like `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: If the batches are those of another teacher's `TeacherCache`.
+        """
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has looked at its own.
+            self._networks.check_cache(x)
+        return super().evaluate(x, *args, **kwargs)
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x, cached = cached_batches.unpack(x)
