@@ -4,7 +4,8 @@ The floor (1.00) is one hand-written graph: the teacher's forward pass with its 
 the student's plain training step (forward, cross-entropy, gradients, SGD with momentum). Every step
 is one compiled function called with the same batch in memory. The variants take turns in every
 round, so that a machine that slows down slows all of them, and the floor takes part twice: how far
-`floor, again` is from 1.00 shows the noise of the run.
+`floor, again` is from 1.00 shows the noise of the run. A method without a teacher is also compared
+with the plain step of what it trains: one student, two, or the teacher itself (methods.py).
 
     python benchmarks/step_time.py                          # both pairs, every method
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
@@ -28,6 +29,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import keras_mikd as mikd
+from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, Method, compiled
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -39,8 +41,7 @@ flags.DEFINE_integer("rounds", 15, "Rounds, in each of which every variant takes
 flags.DEFINE_bool("quick", False, "One round of one step, to see that everything runs.")
 flags.DEFINE_string("output", None, "JSON file to write the results to; it must not exist.")
 
-FLOOR, CONTROL = "floor", "floor, again"
-STAGES = ("stage1_output", "stage2_output", "stage3_output")
+CONTROL = "floor, again"
 
 
 class Pair(NamedTuple):
@@ -60,45 +61,9 @@ PAIRS = {
 }
 
 
-def keras_features():
-    loss = keras.distillation.FeatureDistillation
-    return [loss("mse", teacher_layer_name=name, student_layer_name=name) for name in STAGES]
-
-
-def keras_logits():
-    return keras.distillation.LogitsDistillation(temperature=4.0, loss=keras.losses.KLDivergence())
-
-
-def info_nce():
-    return mikd.JSDCritic(
-        teacher_layer="pooled",
-        student_layer="pooled",
-        critic=mikd.SeparableCritic(),
-        bound=mikd.bounds.info_nce,
-        negatives="all",
-    )
-
-
-METHODS = {
-    "student alone": lambda t, s: s,
-    "KD": lambda t, s: mikd.Distiller(t, s, [mikd.SoftTargets(weight=0.9)]),
-    "VID": lambda t, s: mikd.VIDDistiller(t, s),
-    "VID + logits": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=1.0),
-    "MIMKD": lambda t, s: mikd.MIMKDDistiller(t, s, xla_critics=True),
-    "MIMKD, no XLA": lambda t, s: mikd.MIMKDDistiller(t, s, xla_critics=False),
-    "InfoNCE in the batch": lambda t, s: mikd.Distiller(t, s, [info_nce()]),
-    "MUSE, self": lambda _, s: mikd.MUSEDistiller(s),
-    "Keras, logits": lambda t, s: keras.distillation.Distiller(t, s, keras_logits()),
-}
-# Keras compares features of equal shape only, which the digits pair does not have.
-FEATURES = {
-    "Keras, 3 features": lambda t, s: keras.distillation.Distiller(t, s, keras_features()),
-    "same, mikd.Distiller": lambda t, s: mikd.Distiller(t, s, keras_features()),
-}
-
-
 def feature_critics(critic, width, grid, xla):
-    def build(teacher, student):
+    def build(new_teacher, new_student):
+        teacher, student = new_teacher(), new_student()
         losses = [
             mikd.JSDCritic(
                 teacher_layer=place,
@@ -111,12 +76,12 @@ def feature_critics(critic, width, grid, xla):
         ]
         return mikd.Distiller(teacher, student, losses, xla_critics=xla)
 
-    return build
+    return Method(build, FLOOR)
 
 
 def mimkd_levels(**weights):
     off = {"global_weight": 0.0, "local_weight": 0.0, "feature_weight": 0.0}
-    return lambda t, s: mikd.MIMKDDistiller(t, s, **{**off, **weights})
+    return Method(lambda t, s: mikd.MIMKDDistiller(t(), s(), **{**off, **weights}), FLOOR)
 
 
 def critic_designs():
@@ -134,15 +99,6 @@ def critic_designs():
             label = f"feature: {name}, width {width}, grid {grid}{'' if xla else ', no XLA'}"
             variants[label] = feature_critics(critic, width, grid, xla)
     return variants
-
-
-def compiled(model):
-    # A rate of 0 costs the same arithmetic, and no variant drifts into other numbers.
-    model.compile(
-        keras.optimizers.SGD(0.0, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
 
 
 def keras_step(model):
@@ -174,14 +130,16 @@ def floor_step(teacher, student):
 
 def build_steps(pair, variants):
     """Returns `{name: function of an iterator that trains one step}`."""
-    teacher = getattr(mikd.models, pair.teacher)(pair.classes, pair.image_shape)
+
+    def teacher():
+        return getattr(mikd.models, pair.teacher)(pair.classes, pair.image_shape)
 
     def student():
         return getattr(mikd.models, pair.student)(pair.classes, pair.image_shape)
 
-    steps = {name: floor_step(teacher, student()) for name in (FLOOR, CONTROL)}
-    for name, build in variants.items():
-        steps[name] = keras_step(build(teacher, student()))
+    steps = {name: floor_step(teacher(), student()) for name in (FLOOR, CONTROL)}
+    for name, method in variants.items():
+        steps[name] = keras_step(method.build(teacher, student))
     return steps
 
 
@@ -208,16 +166,21 @@ def measure(steps, batches, rounds, steps_per_turn):
     return times
 
 
-def summarize(times):
-    """Returns a row for each variant: milliseconds, and their ratios to the floor's."""
-    rows = []
+def summarize(times, variants):
+    """Returns a row for each variant: milliseconds, their ratios to the floor's and its own."""
+    rows, medians = [], {}
     for name, pairs in times.items():
         wall, cpu = ([1000 * seconds for seconds in kind] for kind in zip(*pairs, strict=True))
         row = {"median_ms": statistics.median(wall), "min_ms": min(wall)}
         row["cpu_ms"] = statistics.median(cpu)
         floor = rows[0] if rows else row
         ratios = {f"{key}_ratio": value / floor[key] for key, value in row.items()}
+        medians[name] = row["median_ms"]
         rows.append({"variant": name, "steps": len(wall), **row, **ratios})
+    for row in rows:
+        name = row["variant"]
+        reference = variants[name].reference if name in variants else FLOOR
+        row["reference"], row["reference_ratio"] = reference, medians[name] / medians[reference]
     return rows
 
 
@@ -232,7 +195,7 @@ def run_pair(pair, variants):
     for _ in range(1 if FLAGS.quick else 3):
         for step in steps.values():
             step(batches)
-    rows = summarize(measure(steps, batches, rounds, steps_per_turn))
+    rows = summarize(measure(steps, batches, rounds, steps_per_turn), variants)
     print_table(rows)
     return {**pair._asdict(), "rounds": rounds, "steps_per_turn": steps_per_turn, "rows": rows}
 
@@ -242,11 +205,12 @@ def print_table(rows):
     print(f"\n{'':{width}} {'milliseconds':>28} {'in floors':>25}")
     names = ("median", "min", "CPU")
     print(f"{'variant':{width}} " + "".join(f"{n:>9}" for n in names) + "  ", end="")
-    print("".join(f"{n:>8}" for n in names))
+    print("".join(f"{n:>8}" for n in names) + "  median, in its reference")
     for row in rows:
         keys = ("median_ms", "min_ms", "cpu_ms")
         print(f"{row['variant']:{width}} " + "".join(f"{row[key]:9.2f}" for key in keys), end="  ")
-        print("".join(f"{row[f'{key}_ratio']:8.3f}" for key in keys))
+        print("".join(f"{row[f'{key}_ratio']:8.3f}" for key in keys), end="  ")
+        print(f"{row['reference_ratio']:6.3f}  {row['reference']}")
 
 
 def machine():
@@ -271,12 +235,12 @@ def main(argv):
     keras.utils.set_random_seed(0)
     results = {"machine": machine(), "pairs": {}}
     for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:
-        methods = METHODS if name == "digits" else {**METHODS, **FEATURES}
+        methods = METHODS if name == "digits" else {**METHODS, **EQUAL_SHAPES}
         variants = critic_designs() if FLAGS.critics else methods
         results["pairs"][name] = run_pair(PAIRS[name], variants)
     print(
         "\nmedian, min: wall time of a step. CPU: median of the processor time of all threads, "
-        "which other\nprograms disturb less. What a method adds is its ratio to the floor minus 1."
+        "which other\nprograms disturb less. A method adds its ratio to its reference less 1."
     )
     if FLAGS.output:
         Path(FLAGS.output).write_text(json.dumps(results, indent=1))
