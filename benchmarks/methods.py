@@ -39,14 +39,12 @@ class SideBySide(keras.Model):
         return sum(self.loss(y, output) for output in y_pred)
 
 
-def offline(*losses):
-    """A `Distiller` with losses that are made for a teacher and a student."""
+def offline(losses):
+    """A `Distiller` with the losses that `losses` makes for a teacher and a student."""
 
     def build(new_teacher, new_student):
         teacher, student = new_teacher(), new_student()
-        return mikd.Distiller(
-            teacher, student, [x for loss in losses for x in loss(teacher, student)]
-        )
+        return mikd.Distiller(teacher, student, losses(teacher, student))
 
     return Method(build, FLOOR)
 
