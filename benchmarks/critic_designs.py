@@ -9,11 +9,9 @@ The students (resnet8, 10 labelled images per class) are trained as in examples/
 validation split is looked at; the seeds are not those of the published results.
 """
 
-import json
 import os
 import statistics
 import time
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -21,13 +19,14 @@ import keras
 from absl import app, flags, logging
 
 import keras_mikd as mikd
+import reports
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("teacher", None, "Saved teacher of train_teacher.py.", required=True)
 flags.DEFINE_integer("seeds", 2, "Students per design: seeds 100, 101, ...", 1)
 flags.DEFINE_integer("epochs", 150, "Epochs of a student.", 1)
 flags.DEFINE_list("designs", [], "Names of designs, such as 'default'; all of them if not given.")
-flags.DEFINE_string("output", None, "JSON file to write; it must not exist.")
+reports.define_output()
 
 FEATURES_ONLY = {"global_weight": 0.0, "local_weight": 0.0}
 
@@ -96,8 +95,7 @@ def main(argv):
     unknown = [name for name in FLAGS.designs if name not in DESIGNS]
     if unknown:
         raise SystemExit(f"--designs: expected some of {list(DESIGNS)}; got {unknown}")
-    if FLAGS.output and Path(FLAGS.output).exists():
-        raise SystemExit(f"--output: {FLAGS.output} exists and is kept; name another file")
+    reports.check_output()
     teacher = keras.saving.load_model(FLAGS.teacher)
     rows = []
     print(f"{'design':34} {'validation %':>13} {'ms/step':>8}")
@@ -111,8 +109,7 @@ def main(argv):
             f"   ({values})",
             flush=True,
         )
-    if FLAGS.output:
-        Path(FLAGS.output).write_text(json.dumps(rows, indent=1))
+    reports.write({"designs": rows})
 
 
 if __name__ == "__main__":

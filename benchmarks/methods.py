@@ -60,9 +60,9 @@ def at_stages(loss):
     ]
 
 
-def info_nce(teacher, student):
-    critic = mikd.SeparableCritic()
-    return [mikd.JSDCritic(critic=critic, bound=mikd.bounds.info_nce, negatives="all")]
+def info_nce(**options):
+    options = {"bound": mikd.bounds.info_nce, "negatives": "all", **options}
+    return lambda teacher, student: [mikd.JSDCritic(critic=mikd.SeparableCritic(), **options)]
 
 
 def _assembled(distiller, **options):
@@ -134,20 +134,20 @@ METHODS = {
     "VID": _assembled(mikd.VIDDistiller),
     "VID + logits": _assembled(mikd.VIDDistiller, logits_weight=1.0),
     "MIMKD": _assembled(mikd.MIMKDDistiller, xla_critics=True),
-    "MIMKD, no XLA": _assembled(mikd.MIMKDDistiller, xla_critics=False),
-    "InfoNCE in the batch": offline(info_nce),
-    "Keras, logits": _keras(keras_logits),
-    "BYOT, self": Method(_be_your_own_teacher, STUDENT),
-    "MUSE, self": _muse(),
-    "MUSE additive, self": _muse(combine="additive"),
-    "DML, two peers": _mutual(muse=False),
-    "DML + MUSE, two peers": _mutual(muse=True),
+    "MIMKD (no XLA)": _assembled(mikd.MIMKDDistiller, xla_critics=False),
+    "InfoNCE in the batch": offline(info_nce()),
+    "Keras (logits)": _keras(keras_logits),
+    "BYOT (self)": Method(_be_your_own_teacher, STUDENT),
+    "MUSE (self)": _muse(),
+    "MUSE additive (self)": _muse(combine="additive"),
+    "DML (two peers)": _mutual(muse=False),
+    "DML + MUSE (two peers)": _mutual(muse=True),
     "MCMI": Method(_mcmi, TEACHER),
 }
 # Keras compares features of equal shape only, which few pairs of networks have.
 EQUAL_SHAPES = {
-    "Keras, 3 features": _keras(keras_features),
-    "same, mikd.Distiller": offline(lambda teacher, student: keras_features()),
+    "Keras (3 features)": _keras(keras_features),
+    "same in mikd.Distiller": offline(lambda teacher, student: keras_features()),
 }
 
 

@@ -13,13 +13,10 @@ with the plain step of what it trains: one student, two, or the teacher itself (
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
 
-import json
 import os
-import platform
 import random
 import statistics
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,6 +26,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import keras_mikd as mikd
+import reports
 from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, Method, compiled
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
@@ -39,7 +37,7 @@ flags.DEFINE_enum("pair", "both", ["digits", "cifar", "both"], "Teacher and stud
 flags.DEFINE_bool("critics", False, "Measure designs of MIMKD's critics instead of methods.")
 flags.DEFINE_integer("rounds", 15, "Rounds, in each of which every variant takes its turn.", 1)
 flags.DEFINE_bool("quick", False, "One round of one step, to see that everything runs.")
-flags.DEFINE_string("output", None, "JSON file to write the results to; it must not exist.")
+reports.define_output()
 
 CONTROL = "floor, again"
 
@@ -213,37 +211,20 @@ def print_table(rows):
         print(f"{row['reference_ratio']:6.3f}  {row['reference']}")
 
 
-def machine():
-    gpus = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    return {
-        "cpus": os.cpu_count(),
-        "architecture": platform.machine(),
-        "system": platform.system(),
-        "gpus": [detail.get("device_name") for detail in details],
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "keras_mikd": mikd.__version__,
-    }
-
-
 def main(argv):
     del argv
-    if FLAGS.output and Path(FLAGS.output).exists():
-        raise SystemExit(f"--output: {FLAGS.output} exists; name another file")
+    reports.check_output()
     keras.utils.set_random_seed(0)
-    results = {"machine": machine(), "pairs": {}}
+    results = {}
     for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:
         methods = METHODS if name == "digits" else {**METHODS, **EQUAL_SHAPES}
         variants = critic_designs() if FLAGS.critics else methods
-        results["pairs"][name] = run_pair(PAIRS[name], variants)
+        results[name] = run_pair(PAIRS[name], variants)
     print(
         "\nmedian, min: wall time of a step. CPU: median of the processor time of all threads, "
         "which other\nprograms disturb less. A method adds its ratio to its reference less 1."
     )
-    if FLAGS.output:
-        Path(FLAGS.output).write_text(json.dumps(results, indent=1))
+    reports.write({"pairs": results})
 
 
 if __name__ == "__main__":

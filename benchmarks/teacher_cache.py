@@ -10,7 +10,6 @@ twice.
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
 
-import json
 import os
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import keras_mikd as mikd
+import reports
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -35,7 +35,7 @@ flags.DEFINE_string("student", "resnet8x4", "Network of keras_mikd.models.")
 flags.DEFINE_integer("examples", 512, "Images of 32 x 32 in an epoch.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_integer("rounds", 5, "Epochs of every variant, in turns.", 1)
-flags.DEFINE_string("output", None, "JSON file to write the results to; it must not exist.")
+reports.define_output()
 
 FLOOR = "student alone"
 CLASSES = 100
@@ -125,15 +125,13 @@ def print_table(results):
 
 def main(argv):
     del argv
-    if FLAGS.output and Path(FLAGS.output).exists():
-        raise SystemExit(f"--output: {FLAGS.output} exists; name another file")
+    reports.check_output()
     if FLAGS.batch_size > FLAGS.examples:
         raise SystemExit(f"--batch_size: expected at most {FLAGS.examples}; got {FLAGS.batch_size}")
     keras.utils.set_random_seed(0)
     results = {name: measure(name) for name in FLAGS.teachers}
     print_table(results)
-    if FLAGS.output:
-        Path(FLAGS.output).write_text(json.dumps(results, indent=1))
+    reports.write(results)
 
 
 if __name__ == "__main__":

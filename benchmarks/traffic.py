@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-REDUCE, GATHER, COPY = "CollectiveReduceV2", "CollectiveGatherV2", "copy"
+KINDS = REDUCE, GATHER, COPY = "CollectiveReduceV2", "CollectiveGatherV2", "copy"
 _SCOPE = "traffic/"
 
 

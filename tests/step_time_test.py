@@ -29,7 +29,7 @@ def test_quick_run_prints_and_writes_every_variant(tmp_path):
     rows = results["pairs"]["digits"]["rows"]
     names = [row["variant"] for row in rows]
     assert names[:4] == ["floor", "floor, again", "student alone", "two students alone"]
-    assert {"KD", "VID", "MIMKD", "BYOT, self", "DML + MUSE, two peers", "MCMI"} < set(names)
+    assert {"KD", "VID", "MIMKD", "BYOT (self)", "DML + MUSE (two peers)", "MCMI"} < set(names)
     assert (rows[0]["median_ms_ratio"], rows[0]["min_ms_ratio"]) == (1.0, 1.0)
     for row in rows:
         assert row["steps"] == 1
@@ -37,8 +37,8 @@ def test_quick_run_prints_and_writes_every_variant(tmp_path):
         assert f"\n{row['variant']} " in process.stdout
     references = {row["variant"]: row["reference"] for row in rows}
     assert set(references.values()) < set(names)
-    assert (references["KD"], references["MUSE, self"]) == ("floor", "student alone")
-    assert (references["DML, two peers"], references["MCMI"]) == (
+    assert (references["KD"], references["MUSE (self)"]) == ("floor", "student alone")
+    assert (references["DML (two peers)"], references["MCMI"]) == (
         "two students alone",
         "teacher alone",
     )
