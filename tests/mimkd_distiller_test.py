@@ -48,13 +48,15 @@ def test_three_levels_by_default():
     assert all(type(loss.critic) is mikd.SeparableCritic for loss in losses)
     assert len({id(loss.critic) for loss in losses}) == 4
     assert all(loss.bound is mikd.bounds.jsd and loss.negatives == 1 for loss in losses)
+    assert all(loss.gather for loss in losses)
 
 
 def test_critics_negatives_and_grid_of_the_callers_choice():
-    distiller = _mimkd(critic=lambda: mikd.ConcatCritic(width=6), negatives=3, grid=2)
+    options = {"negatives": 3, "grid": 2, "gather": False}
+    distiller = _mimkd(critic=lambda: mikd.ConcatCritic(width=6), **options)
     for loss in distiller.distillation_losses:
         assert (type(loss.critic), loss.critic.width) == (mikd.ConcatCritic, 6)
-        assert (loss.negatives, loss.grid) == (3, 2)
+        assert (loss.negatives, loss.grid, loss.gather) == (3, 2, False)
 
 
 def test_one_critic_for_all_levels_is_refused():

@@ -17,6 +17,7 @@ def test_all_stages_against_the_pooled_vector():
     (muse,) = distiller.distillation_losses
     assert (muse.teacher_layer, muse.student_layer) == ("pooled", ["stage1", "stage2"])
     assert (muse.weight, muse.combine, muse.negatives_from) == (0.3, "additive", "other_classes")
+    assert muse.gather
     history = _step(distiller)
     assert history["loss"] == pytest.approx(
         [history["task_loss"][0] + 0.3 * history["muse"][0]], rel=1e-5
@@ -24,7 +25,8 @@ def test_all_stages_against_the_pooled_vector():
 
 
 def test_without_labels():
-    distiller = mikd.MUSEDistiller(cases.student(), negatives_from="batch")
+    distiller = mikd.MUSEDistiller(cases.student(), negatives_from="batch", gather=False)
+    assert not distiller.distillation_losses[0].gather
     distiller.compile("sgd", None)
     seen = distiller.evaluate(cases.data()[0], verbose=0, return_dict=True)
     assert seen["loss"] == seen["muse"]

@@ -31,6 +31,7 @@ class MIMKDDistiller(Distiller):
         critic: Function of no arguments that makes the score network of a level.
         negatives: Negatives for every positive, see `JSDCritic`.
         grid: Most rows and columns on which maps are compared, see `JSDCritic`.
+        gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
         **kwargs: Arguments of `Distiller`.
 
     Raises:
@@ -54,6 +55,7 @@ class MIMKDDistiller(Distiller):
         critic=SeparableCritic,
         negatives=1,
         grid=8,
+        gather=True,
         **kwargs,
     ):
         if isinstance(critic, keras.layers.Layer):
@@ -80,6 +82,7 @@ class MIMKDDistiller(Distiller):
                     critic=critic(),
                     negatives=negatives,
                     grid=grid,
+                    gather=gather,
                     name=name,
                 )
                 for name, teacher_place, student_place, weight in levels

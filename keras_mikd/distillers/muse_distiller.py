@@ -24,6 +24,7 @@ class MUSEDistiller(SelfDistiller):
         muse_weight: Factor of the loss, a float or a schedule.
         combine: `"additive"` or `"multiplicative"`, see `MUSE`.
         negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.
+        gather: Whether the batch is that of all replicas, see `MUSE`.
         deep_supervision: A `BeYourOwnTeacher` to add, or `None`.
         **kwargs: Arguments of `SelfDistiller`.
 
@@ -43,6 +44,7 @@ class MUSEDistiller(SelfDistiller):
         muse_weight=1.0,
         combine="multiplicative",
         negatives_from="other_classes",
+        gather=True,
         deep_supervision=None,
         **kwargs,
     ):
@@ -53,6 +55,7 @@ class MUSEDistiller(SelfDistiller):
                 weight=muse_weight,
                 combine=combine,
                 negatives_from=negatives_from,
+                gather=gather,
                 name="muse",
             )
             distillation_losses = [muse] if deep_supervision is None else [muse, deep_supervision]
