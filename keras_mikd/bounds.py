@@ -253,11 +253,19 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
             f"broadcasts to it. Received: target.shape={tuple(target.shape)}, "
             f"mean.shape={tuple(mean.shape)}, variance.shape={tuple(variance.shape)}"
         )
-    value = -0.5 * (ops.square(target - mean) / variance + ops.log(variance))
+    error = ops.square(target - mean)
+    positions, inner = 1, tuple(range(1, len(target.shape) - 1))
+    if all(size == 1 for size in variance.shape[:-1]):
+        # Positions first: what follows then costs nothing, and a feature map is passed once.
+        positions = ops.prod(ops.shape(target)[1:-1])
+        error, variance = ops.mean(error, axis=inner), ops.reshape(variance, variance.shape[-1:])
+    value = -0.5 * (error / variance + ops.log(variance))
     if normalized:
         value = value - 0.5 * math.log(2.0 * math.pi)
-    reduce = ops.sum if reduction == "sum" else ops.mean
-    return reduce(value, axis=tuple(range(1, len(target.shape))))
+    axes = tuple(range(1, len(value.shape)))
+    if reduction == "mean":
+        return ops.mean(value, axis=axes)
+    return ops.sum(value, axis=axes) * ops.cast(positions, "float32")
 
 
 def gaussian_mutual_information(correlation, dimension):
