@@ -11,11 +11,10 @@ split is reported on the test split:
     python examples/distill.py --output_dir=runs/sweep --teacher=runs/digits/teacher.keras \
         --methods=student,vid --vid_weight=1,3,10 --seeds=5
 
-On several devices or hosts (launch_workers.py starts local ones), the student alone left out, since
-Keras itself cannot train it on several hosts:
+On several devices or hosts (launch_workers.py starts local ones):
 
     python examples/launch_workers.py --workers=2 -- examples/distill.py --strategy=multi_worker \
-        --output_dir=runs/workers --teacher=runs/digits/teacher.keras --methods=kd,vid
+        --output_dir=runs/workers --teacher=runs/digits/teacher.keras
 
 Writes to `<output_dir>`: `results.json`, `comparison.png`, TensorBoard logs under `logs/`, and
 `student.keras`, the student that is best on the validation split.
@@ -67,7 +66,7 @@ strategies.define_flags()
 def build(method, weight, teacher, student):
     """Returns the model to fit: the student itself, or a distiller around it."""
     if method == "student":
-        return student
+        return strategies.fits_everywhere(student)
     options = {
         "kd": {"temperature": FLAGS.kd_temperature},
         "vid": {"initial_variance": FLAGS.vid_initial_variance},
@@ -184,8 +183,6 @@ def check_flags():
         if FLAGS[flag].present and method not in FLAGS.methods:
             raise SystemExit(f"--{flag} is given and {method} is not among --methods")
         scripts.numbers_above_zero(flag)
-    if FLAGS.strategy == "multi_worker" and "student" in FLAGS.methods:
-        raise SystemExit("--methods: Keras cannot train the student alone on several hosts")
     strategies.check_flags()
     output_dir = Path(FLAGS.output_dir)
     teacher = Path(FLAGS.teacher or output_dir / "teacher.keras")

@@ -12,6 +12,8 @@ import sys
 import tensorflow as tf
 from absl import flags
 
+import keras_mikd as mikd
+
 STRATEGIES = ["none", "mirrored", "multi_worker", "tpu"]
 
 # The flags that are defined below belong to the script that asks for them, and show in its help.
@@ -19,16 +21,15 @@ flags.disclaim_key_flags()
 FLAGS = flags.FLAGS
 
 
-def define_flags(strategies=STRATEGIES):
+def define_flags():
     flags.DEFINE_enum(
-        "strategy", "none", strategies, "One device, all of this host, several hosts, or a TPU."
+        "strategy", "none", STRATEGIES, "One device, all of this host, several hosts, or a TPU."
     )
     flags.DEFINE_integer(
         "logical_cpus", 1, "Devices to divide the CPU into, to try a strategy without GPUs.", 1
     )
     flags.DEFINE_string("tpu", "", "Address or name of the TPU; the local one if not given.")
-    if "multi_worker" in strategies:
-        flags.DEFINE_float("worker_timeout", 300.0, "Seconds to wait for the other workers.", 1.0)
+    flags.DEFINE_float("worker_timeout", 300.0, "Seconds to wait for the other workers.", 1.0)
 
 
 def check_flags():
@@ -62,6 +63,11 @@ def chosen():
             raise SystemExit(f"--strategy=tpu: found no TPU; {error}") from error
         return _checked(tf.distribute.TPUStrategy(resolver))
     return tf.distribute.get_strategy()
+
+
+def fits_everywhere(model):
+    """Returns what trains a network alone: on several hosts Keras itself cannot."""
+    return mikd.SelfDistiller(model, []) if FLAGS.strategy == "multi_worker" else model
 
 
 def is_chief():

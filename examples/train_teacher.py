@@ -38,8 +38,7 @@ flags.DEFINE_float("weight_decay", 0.0, "Factor of the L2 penalty on every kerne
 flags.DEFINE_integer("epochs", 40, "Epochs.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
-# Keras itself cannot train a network on several hosts.
-strategies.define_flags(["none", "mirrored", "tpu"])
+strategies.define_flags()
 
 
 def load_data():
@@ -56,10 +55,15 @@ def load_data():
     )
 
 
-def build_teacher(data):
+def new_teacher(data):
     penalty = keras.regularizers.L2(FLAGS.weight_decay) if FLAGS.weight_decay else None
     network = getattr(mikd.models, FLAGS.model)
-    teacher = network(data.num_classes, data.image_shape, kernel_regularizer=penalty)
+    return network(data.num_classes, data.image_shape, kernel_regularizer=penalty)
+
+
+def compiled(teacher, data):
+    """Returns what trains the teacher."""
+    model = strategies.fits_everywhere(teacher)
     rate = keras.optimizers.schedules.CosineDecay(
         FLAGS.learning_rate, FLAGS.epochs * len(data.train)
     )
@@ -67,12 +71,12 @@ def build_teacher(data):
         "adam": lambda: keras.optimizers.Adam(rate),
         "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9),
     }
-    teacher.compile(
+    model.compile(
         optimizers[FLAGS.optimizer](),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    return teacher
+    return model
 
 
 def check_flags():
@@ -96,12 +100,13 @@ def main(argv):
 def run(path):
     keras.utils.set_random_seed(FLAGS.seed)
     data = load_data()
-    teacher = build_teacher(data)
+    teacher = new_teacher(data)
     print(
         f"Teacher {FLAGS.model} ({teacher.count_params():,} weights), "
         f"{data.num_train} training images, {FLAGS.epochs} epochs"
     )
-    teacher.fit(
+    model = compiled(teacher, data)
+    model.fit(
         data.train,
         validation_data=data.validation,
         epochs=FLAGS.epochs,
@@ -109,9 +114,10 @@ def run(path):
         verbose=2,
         callbacks=[keras.callbacks.TensorBoard(path.parent / "logs" / "teacher")],
     )
-    accuracy = teacher.evaluate(data.test, verbose=0, return_dict=True)["accuracy"]
-    teacher.save(path)
-    print(f"Teacher: {100 * accuracy:.2f} % of the test split, saved as {path}")
+    accuracy = model.evaluate(data.test, verbose=0, return_dict=True)["accuracy"]
+    if strategies.is_chief():
+        teacher.save(path)
+        print(f"Teacher: {100 * accuracy:.2f} % of the test split, saved as {path}")
 
 
 if __name__ == "__main__":

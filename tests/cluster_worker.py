@@ -27,6 +27,7 @@ def _with(*losses, **kwargs):
 
 # Three steps of one device, two replicas, or two workers shall give the same weights.
 RUNS = {
+    "task_alone": lambda: mikd.SelfDistiller(cases.student(), []),
     "kd": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
     "vid": lambda: cases.DISTILLERS["vid"](cases.teacher(), cases.student()),
     "mimkd": lambda: mikd.MIMKDDistiller(cases.teacher(), cases.student(), xla_critics=False),

@@ -93,6 +93,14 @@ def test_an_auxiliary_classifier_learns_from_the_last_one():
     assert history["soft"][-1] < history["soft"][0]
 
 
+def test_without_losses_it_trains_as_the_network_alone_does(deterministic_ops):
+    alone, wrapped = cases.student(normalize=True), cases.student(normalize=True)
+    history = _fit(_compiled(alone))
+    assert _fit(_compiled(mikd.SelfDistiller(wrapped, [])))["loss"] == history["loss"]
+    for one, other in zip(alone.variables, wrapped.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_step_runs_the_network_once():
     model = cases.student(normalize=True)
     norm = model.get_layer("bn1")

@@ -10,11 +10,13 @@ from keras_mikd.layer_graph import has_graph
 _RESERVED_NAMES = ("loss", "task_loss")
 
 
-def checked_losses(losses):
+def checked_losses(losses, *, optional=False):
     """Returns the list of distillation losses, those of `keras.distillation` adapted."""
-    if isinstance(losses, DistillationLoss) or not isinstance(losses, (list, tuple)) or not losses:
+    is_list = isinstance(losses, (list, tuple)) and not isinstance(losses, DistillationLoss)
+    if not is_list or not (losses or optional):
+        number = "" if optional else "at least one "
         raise ValueError(
-            "Expected `distillation_losses` to be a list of at least one DistillationLoss. "
+            f"Expected `distillation_losses` to be a list of {number}DistillationLoss. "
             f"Received: distillation_losses={losses!r}"
         )
     losses = [

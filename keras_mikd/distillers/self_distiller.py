@@ -21,7 +21,9 @@ class SelfDistiller(BaseDistiller):
 
     Args:
         model: Keras model to train; a subclassed one needs `features`.
-        distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
+        distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted. An
+            empty one trains the network on its task alone, and on several hosts too, where Keras
+            itself cannot.
         stop_gradient: Whether the tensors at `teacher_layer` are targets, into which no gradient
             flows, as the literature has it. `False` lets both ends of a loss move: of a loss that
             is least when its target is constant (`Hint`, `GaussianVIDHead`, `AttentionTransfer`)
@@ -33,8 +35,8 @@ class SelfDistiller(BaseDistiller):
 
     Raises:
         ValueError: Before any training, if a place is unknown, a loss would compare a tensor with
-            itself, probabilities stand where logits are expected, there are no losses, two share a
-            name, or a weight is not a finite number of at least 0.
+            itself, probabilities stand where logits are expected, two losses share
+            a name, or a weight is not a finite number of at least 0.
 
     Example:
         ```python
@@ -57,7 +59,7 @@ class SelfDistiller(BaseDistiller):
         features=None,
         **kwargs,
     ):
-        losses = pair_checks.checked_losses(distillation_losses)
+        losses = pair_checks.checked_losses(distillation_losses, optional=True)
         network_checks.check_networks({"model": model})
         for loss in losses:
             pair_checks.check_different_places(loss)
