@@ -35,7 +35,7 @@ tf.get_logger().setLevel("ERROR")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
-    "methods", [STUDENT, "KD", "VID", "MIMKD, no XLA", "MUSE, self"], "Some of methods.py."
+    "methods", [STUDENT, "KD", "VID", "MIMKD (no XLA)", "MUSE (self)"], "Some of methods.py."
 )
 flags.DEFINE_integer("steps_per_execution", 9, "Steps that Keras runs in one call.", 2)
 flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
@@ -67,20 +67,12 @@ def read(data):
         pass
 
 
-def by_executions(name):
-    """Returns the model of a method whose steps run several at a time."""
-    model = METHODS[name].build(teacher, student)
-    model.compile(
-        keras.optimizers.SGD(0.0, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        steps_per_execution=FLAGS.steps_per_execution,
-    )
-    return model
-
-
 def measure(name, data, batch):
     """Returns the row of a method."""
-    model, several = compiled(METHODS[name].build(teacher, student)), by_executions(name)
+    model, several = (
+        compiled(METHODS[name].build(teacher, student), steps)
+        for steps in (1, FLAGS.steps_per_execution)
+    )
     kinds = {
         "input": lambda: read(data),
         "step": lambda: steps_in_memory(model, data, batch),

@@ -9,6 +9,10 @@ with the plain step of what it trains: one student, two, or the teacher itself (
 
     python benchmarks/step_time.py                          # both pairs, every method
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
+    python benchmarks/step_time.py --dtype_policy=mixed_bfloat16 --steps_per_execution=8
+
+The last one computes everything, the floor too, in mixed precision, and runs eight steps in one
+call of every method; the floor takes its steps one by one.
 
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
@@ -35,6 +39,14 @@ tf.get_logger().setLevel("ERROR")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("pair", "both", ["digits", "cifar", "both"], "Teacher and student to measure.")
 flags.DEFINE_bool("critics", False, "Measure designs of MIMKD's critics instead of methods.")
+flags.DEFINE_list("methods", [], "Some of methods.py; all of them if not given.")
+flags.DEFINE_enum(
+    "dtype_policy",
+    "float32",
+    ["float32", "mixed_float16", "mixed_bfloat16"],
+    "Precision of all networks, that of the floor too.",
+)
+flags.DEFINE_integer("steps_per_execution", 1, "Steps in one call of every method.", 1)
 flags.DEFINE_integer("rounds", 15, "Rounds, in each of which every variant takes its turn.", 1)
 flags.DEFINE_bool("quick", False, "One round of one step, to see that everything runs.")
 reports.define_output()
@@ -100,7 +112,7 @@ def critic_designs():
 
 
 def keras_step(model):
-    compiled(model).make_train_function()
+    compiled(model, FLAGS.steps_per_execution).make_train_function()
     return model.train_function
 
 
@@ -114,7 +126,7 @@ def floor_step(teacher, student):
     def train(x, y):
         features = teacher(x, training=False)
         with tf.GradientTape() as tape:
-            loss = student.loss(y, student(x, training=True))
+            loss = student.optimizer.scale_loss(student.loss(y, student(x, training=True)))
         gradients = tape.gradient(loss, student.trainable_variables)
         student.optimizer.apply(gradients, student.trainable_variables)
         return loss, features  # What is returned cannot be pruned from the graph.
@@ -141,6 +153,13 @@ def build_steps(pair, variants):
     return steps
 
 
+def chosen(methods):
+    """Returns the methods of `--methods` and what they are compared with."""
+    names = [name for name in methods if name in FLAGS.methods or not FLAGS.methods]
+    wanted = {*names, *(methods[name].reference for name in names)}
+    return {name: method for name, method in methods.items() if name in wanted}
+
+
 def endless_batch(pair):
     generator = tf.random.Generator.from_seed(0)
     x = generator.normal((pair.batch_size, *pair.image_shape))
@@ -149,7 +168,10 @@ def endless_batch(pair):
 
 
 def measure(steps, batches, rounds, steps_per_turn):
-    """Returns `{name: (wall, CPU) seconds of each step}`, in a new order of turns every round."""
+    """Returns `{name: (wall, CPU) seconds of each step}`, in a new order of turns every round.
+
+    Where a call takes several steps, they share its time.
+    """
     times = {name: [] for name in steps}
     turns = list(steps)
     order = random.Random(0)
@@ -160,7 +182,9 @@ def measure(steps, batches, rounds, steps_per_turn):
                 wall, cpu = time.perf_counter(), time.process_time()
                 steps[name](batches)
                 tf.test.experimental.sync_devices()
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+                seconds = time.perf_counter() - wall, time.process_time() - cpu
+                taken = 1 if name in (FLOOR, CONTROL) else FLAGS.steps_per_execution
+                times[name].append(tuple(each / taken for each in seconds))
     return times
 
 
@@ -214,17 +238,25 @@ def print_table(rows):
 def main(argv):
     del argv
     reports.check_output()
+    known = {**METHODS, **EQUAL_SHAPES}
+    unknown = sorted(set(FLAGS.methods) - set(known))
+    if unknown:
+        raise SystemExit(f"--methods: expected some of {', '.join(known)}; got {unknown}")
+    if FLAGS.critics and FLAGS.methods:
+        raise SystemExit("--critics and --methods are given; expected one of them")
+    keras.config.set_dtype_policy(FLAGS.dtype_policy)
     keras.utils.set_random_seed(0)
     results = {}
     for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:
         methods = METHODS if name == "digits" else {**METHODS, **EQUAL_SHAPES}
-        variants = critic_designs() if FLAGS.critics else methods
+        variants = critic_designs() if FLAGS.critics else chosen(methods)
         results[name] = run_pair(PAIRS[name], variants)
     print(
         "\nmedian, min: wall time of a step. CPU: median of the processor time of all threads, "
         "which other\nprograms disturb less. A method adds its ratio to its reference less 1."
     )
-    reports.write({"pairs": results})
+    settings = {name: FLAGS[name].value for name in ("dtype_policy", "steps_per_execution")}
+    reports.write({**settings, "pairs": results})
 
 
 if __name__ == "__main__":

@@ -49,6 +49,24 @@ def test_quick_run_prints_and_writes_every_variant(tmp_path):
     assert results["machine"]["cpus"] == os.cpu_count()
 
 
+@pytest.mark.slow
+def test_some_methods_in_mixed_precision_several_steps_at_a_time(tmp_path):
+    output = tmp_path / "times.json"
+    flags = ["--quick", "--pair=digits", "--methods=KD,MUSE (self)", f"--output={output}"]
+    process = run(*flags, "--steps_per_execution=2", "--dtype_policy=mixed_bfloat16")
+    assert process.returncode == 0, process.stderr
+    results = json.loads(output.read_text())
+    assert (results["steps_per_execution"], results["dtype_policy"]) == (2, "mixed_bfloat16")
+    names = [row["variant"] for row in results["pairs"]["digits"]["rows"]]
+    # What MUSE is compared with comes along.
+    assert names == ["floor", "floor, again", "student alone", "KD", "MUSE (self)"]
+
+
+def test_methods_that_there_are_not_are_refused():
+    assert "--methods: expected some of student alone" in run("--methods=magic").stderr
+    assert "expected one of them" in run("--methods=KD", "--critics").stderr
+
+
 def test_an_existing_output_is_refused(tmp_path):
     output = tmp_path / "times.json"
     output.write_text("kept")
