@@ -182,14 +182,14 @@ def print_row(row):
     )
 
 
-def put_in(method_weights, channels, batch_size, devices, negatives):
+def put_in(method_weights, channels, batch_size, devices, scores):
     """Bytes that a device puts into all-reduces and into all-gathers, on paper.
 
-    Negatives of the global batch are features of the student, and scores of every image with them;
-    both are gathered, and the gradients of all that was gathered are reduced.
+    Negatives of the global batch are features of the student, however many of them an image is
+    compared with; for a bound that couples examples, the scores are sent as well. All of that is
+    gathered, and the gradients of all that was gathered are reduced.
     """
-    row = 0 if negatives is None else channels + 1
-    row += devices * batch_size - 1 if negatives == "all" else negatives or 0
+    row = {None: 0, "own": channels, "all": channels + devices * batch_size}[scores]
     reduced = 4 * (method_weights + devices * batch_size * row)
     return reduced, 4 * batch_size * row
 
@@ -226,8 +226,8 @@ def on_paper():
     kinds = {
         "gradients of the student": (own, None),
         "critic, local negatives": (with_critic, None),
-        "critic, one global negative": (with_critic, 1),
-        "critic, all global negatives": (with_critic, "all"),
+        "critic, global negatives": (with_critic, "own"),
+        "the same, all scores sent": (with_critic, "all"),
     }
     size = FLAGS.batch_size
     print(
@@ -239,10 +239,10 @@ def on_paper():
     )
     rows = []
     for devices in map(int, FLAGS.devices):
-        for name, (count, negatives) in kinds.items():
+        for name, (count, scores) in kinds.items():
 
-            def sent(batch_size, count=count, negatives=negatives, devices=devices):
-                both = put_in(count, channels, batch_size, devices, negatives)
+            def sent(batch_size, count=count, scores=scores, devices=devices):
+                both = put_in(count, channels, batch_size, devices, scores)
                 return in_a_ring(*both, devices)
 
             row = {"devices": devices, "method": name, "bytes": sent(size)}

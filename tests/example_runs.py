@@ -11,8 +11,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run_example(script, *arguments):
+    return _run(f"examples/{script}.py", *arguments)
+
+
+def run_benchmark(script, *arguments):
+    return _run(f"benchmarks/{script}.py", *arguments)
+
+
+def _run(path, *arguments):
     return subprocess.run(
-        [sys.executable, f"examples/{script}.py", *map(str, arguments)],
+        [sys.executable, path, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -1,23 +1,16 @@
-"""The step-time benchmark runs; its times are not looked at."""
+"""The step-time benchmark runs; its times are not looked at.
 
+All benchmarks refuse an existing output in the same way, so it is tried here only.
+"""
+
+import functools
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from example_runs import run_benchmark
 
-ROOT = Path(__file__).parents[1]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "step_time.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+run = functools.partial(run_benchmark, "step_time")
 
 
 @pytest.mark.slow

@@ -59,11 +59,14 @@ def test_the_weights_of_a_teacher_that_is_trained_are_seen(sent):
     assert sorted(gradients.parts) == _sizes(model.teacher.trainable_variables)
 
 
-@pytest.mark.parametrize("gather", [True, False])
-def test_global_negatives_are_sent_and_local_ones_are_not(sent, gather):
+@pytest.mark.parametrize(
+    ("gather", "bound"),
+    [(True, mikd.bounds.info_nce), (True, mikd.bounds.donsker_varadhan), (False, mikd.bounds.jsd)],
+)
+def test_global_negatives_are_sent_and_local_ones_are_not(sent, gather, bound):
     def build():
         critic = mikd.SeparableCritic(width=8)
-        loss = mikd.JSDCritic(critic=critic, negatives="all", gather=gather)
+        loss = mikd.JSDCritic(critic=critic, bound=bound, negatives="all", gather=gather)
         return cases.distiller_with(loss)
 
     model, first, second = sent(build)
@@ -73,10 +76,11 @@ def test_global_negatives_are_sent_and_local_ones_are_not(sent, gather):
     gathered = [row.bytes for row in first if row.kind == traffic.GATHER and row.bytes > 100]
     channels, local = 5, BATCH // 2
     if gather:
-        # Features of the student, and scores with every student of the batch; what comes back is
-        # the gradient of what was gathered.
-        assert gathered == [4 * local * channels, 4 * local * BATCH]
-        assert [row.bytes for row in others] == [4 * BATCH * BATCH, 4 * BATCH * channels]
+        # Features of the student, and for a bound that couples examples the scores with every
+        # student of the batch; what comes back is the gradient of what was gathered.
+        rows = [channels] if bound is mikd.bounds.info_nce else [channels, BATCH]
+        assert gathered == [4 * local * row for row in rows]
+        assert [row.bytes for row in others] == [4 * BATCH * row for row in reversed(rows)]
     else:
         assert gathered == [] and others == []
         assert max(row.bytes for row in [*first, *second] if row.kind == traffic.COPY) == 8

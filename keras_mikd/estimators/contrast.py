@@ -4,11 +4,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd import replicas
+from keras_mikd import bounds, replicas
 
 ALL = "all"
 BATCH = "batch"
 OTHER_CLASSES = "other_classes"
+# Bounds whose value for an example takes the scores of that example alone.
+_BY_EXAMPLE = {bounds.jsd, bounds.nwj, bounds.info_nce}
 
 
 class Contrast:
@@ -78,15 +80,17 @@ class Contrast:
         return compare(teacher, student, None, classes)
 
     def _compare_globally(self, compare, teacher, student, classes):
-        """Compares with the students of all replicas, and bounds the scores of all replicas.
+        """Compares with the students of all replicas.
 
-        Some bounds couple the examples of a batch.
+        Some bounds couple the examples of a batch: these get the scores of all replicas.
         """
         size, first = ops.shape(teacher)[0], replicas.first_index(teacher)
         pool = replicas.gather(student)
         classes = None if classes is None else replicas.gather(classes)
-        _, joint, product = compare(replicas.at_least_one(teacher), pool, first, classes)
+        bound, joint, product = compare(replicas.at_least_one(teacher), pool, first, classes)
         joint, product = joint[:size], product[:size]
+        if getattr(self.bound, "func", self.bound) in _BY_EXAMPLE:  # A partial one has `func`.
+            return bound[:size], joint, product
         # Together, because a collective does not survive the scores of no negatives.
         scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
         bound = self.bound(scores[:, 0], scores[:, 1:])
