@@ -52,9 +52,11 @@ class MCMITeacher(DistributedModel):
         teacher: Trained classifier: a `keras.Model` with one output of logits, `(batch, C)`. It is
             copied, and stays as it is.
         weight: Weight of the divergence, any finite number. The papers use 0.1 to 0.8.
-        centroids: `"frozen"`: measured once, as the released code does; `"epoch"`: measured again
-            at the beginning of every epoch, which takes a pass over the data; `"running"`: moved
-            towards the outputs of every batch.
+        centroids: `"frozen"`: measured once, as the released code does, which rewards a class that
+            drifts away from its old mean; `"epoch"`: measured again at the beginning of every
+            epoch, which takes a pass over the data and leaves little room for drift (students
+            learnt more of classes they never saw, docs/results.md); `"running"`: moved towards the
+            outputs of every batch.
         momentum: For `"running"`, how much of a centroid a batch leaves, in [0, 1).
         temperature: Temperature of `P_x`, positive. The papers have 1.
         separation_weight: Weight, at least 0, of the mean cross entropy between the outputs of
