@@ -8,7 +8,7 @@ chosen on the validation split of the digits: centroids that are measured every 
 budget, and soft targets of a high temperature, where the paper has 4:
 
     python examples/tune_teacher.py --teacher=runs/digits/teacher.keras --output_dir=runs/mcmi \
-        --centroids=epoch --weight=4 --log_likelihood_budget=0.5
+        --centroids=epoch --weight=4 --log_likelihood_budget=0.5 --accuracy_drop=10
     python examples/zero_shot.py --teacher=runs/digits/teacher.keras --output_dir=runs/zero_shot \
         --mcmi_teacher=runs/mcmi/weight4.keras --seeds=5
 

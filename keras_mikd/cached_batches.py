@@ -1,21 +1,18 @@
 """How a batch carries what a teacher said about it, from a `TeacherCache` to a distiller."""
 
-import hashlib
-import json
-
-import keras
+from keras_mikd import fingerprints
 
 _INPUTS = "keras_mikd_inputs"
 _TEACHER = "keras_mikd_teacher_"
 
 
 def pack(x, features, key):
-    """Returns a batch for a distiller whose teacher has `teacher_key` `key`.
+    """Returns a batch for a distiller whose teacher is called `key`.
 
     Args:
         x: Inputs of the student.
         features: `{place: tensor}`.
-        key: Name of the teacher.
+        key: What `fingerprints.of_model` calls the teacher.
     """
     return {_INPUTS: x, _TEACHER + key: features}
 
@@ -48,7 +45,7 @@ def check_teacher(x, teacher, places):
             "TeacherCache. `cache.batches(..., with_teacher=False)` are plain ones."
         )
     (key,) = (name.removeprefix(_TEACHER) for name in x if name != _INPUTS)
-    own = teacher_key(teacher)
+    own = fingerprints.of_model(teacher)
     if key != own:
         raise ValueError(
             "Expected a TeacherCache of this distiller's teacher, with the weights that it has "
@@ -62,23 +59,3 @@ def check_teacher(x, teacher, places):
             f"Received: places={sorted(features)}. Build one with "
             f"TeacherCache(..., places={sorted(set(places) | set(features))})."
         )
-
-
-def teacher_key(teacher):
-    """Returns a name of a model and the weights that it has: 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for layer in teacher._flatten_layers(include_self=False):
-        # Automatic names differ from one process to the next.
-        inner = list(layer._flatten_layers(include_self=False))
-        config = {} if inner else {k: v for k, v in layer.get_config().items() if k != "name"}
-        kind = type(layer).__name__
-        digest.update(json.dumps([kind, config], sort_keys=True, default=_kind).encode())
-    for weight in teacher.weights:
-        value = keras.ops.convert_to_numpy(weight)
-        digest.update(repr((value.shape, str(value.dtype))).encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _kind(value):
-    return type(value).__name__

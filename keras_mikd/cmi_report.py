@@ -26,6 +26,7 @@ class CMIReport:
         cmi_per_class: Mean of `KL(P_x || Q^y)` within each class, shape `(C,)`; `nan` for a class
             without examples, here and below.
         separation_per_class: Mean `H(P_x, P_u)` over x of this class and u of another, `(C,)`.
+        ncmi_per_class: `cmi_per_class / separation_per_class`, `(C,)`.
         accuracy_per_class: Accuracy within each class, shape `(C,)`.
         centroids: `Q^y`, the mean of `P_x` over the examples of class y, in row y, `(C, C)`.
         temperature: Temperature of `P_x`.
@@ -44,25 +45,35 @@ class CMIReport:
     temperature: float
 
     @property
+    def ncmi_per_class(self):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.cmi_per_class / self.separation_per_class
+
+    @property
     def examples(self):
         """Number of examples."""
         return int(self.counts.sum())
 
     def as_dict(self):
         """Returns everything as plain numbers and lists, ready for JSON but for `nan` and `inf`."""
-        values = {"examples": self.examples, **dataclasses.asdict(self)}
+        values = {
+            "examples": self.examples,
+            **dataclasses.asdict(self),
+            "ncmi_per_class": self.ncmi_per_class,
+        }
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
 
     def __str__(self):
         rows = [
-            ("class", "examples", "CMI", "separation", "accuracy"),
+            ("class", "examples", "CMI", "separation", "NCMI", "accuracy"),
             *(
-                (str(y), str(n), f"{cmi:.4f}", f"{separation:.3f}", f"{accuracy:.2%}")
-                for y, (n, cmi, separation, accuracy) in enumerate(
+                (str(y), str(n), f"{cmi:.4f}", f"{gap:.3f}", f"{ncmi:.5f}", f"{accuracy:.2%}")
+                for y, (n, cmi, gap, ncmi, accuracy) in enumerate(
                     zip(
                         self.counts,
                         self.cmi_per_class,
                         self.separation_per_class,
+                        self.ncmi_per_class,
                         self.accuracy_per_class,
                         strict=True,
                     )
@@ -73,6 +84,7 @@ class CMIReport:
                 str(self.examples),
                 f"{self.cmi:.4f}",
                 f"{self.separation:.3f}",
+                f"{self.ncmi:.5f}",
                 f"{self.accuracy:.2%}",
             ),
         ]
@@ -81,8 +93,8 @@ class CMIReport:
         return "\n".join(
             [
                 *lines,
-                f"NCMI {self.ncmi:.5f}, log-likelihood {self.log_likelihood:.4f} "
-                f"(nats, temperature {self.temperature:g})",
+                f"log-likelihood {self.log_likelihood:.4f} (nats, temperature "
+                f"{self.temperature:g})",
             ]
         )
 

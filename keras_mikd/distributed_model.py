@@ -1,5 +1,7 @@
 """What `fit` needs to run on several hosts, which Keras 3 itself does not do."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -33,16 +35,49 @@ class DistributedModel(keras.Model):
         `BackupAndRestore` needs a folder that all of them see.
 
         Raises:
-            ValueError: If a batch has fewer examples than there are replicas.
+            ValueError: If batches are known to have fewer examples than there are replicas.
             RuntimeError: If another host stopped answering.
         """
         with self.distribute_strategy.scope():
-            alone, chief = not replicas.on_several_hosts(), replicas.is_chief()
+            chief = replicas.is_chief()
             _check_batch(x, batch_size)
         if not chief:
             callbacks = without_writers(callbacks)
-        try:
+        with self._watching():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Returns the metrics of a step; on several hosts, with a leading axis of 1.
+
+        Keras takes the mean over that axis and all replicas.
+        """
+        return as_logs(super().compute_metrics(x, y, y_pred, sample_weight))
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluates like `keras.Model.evaluate`.
+
+        Raises:
+            RuntimeError: If another host stopped answering.
+        """
+        with self._watching():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """Predicts like `keras.Model.predict`.
+
+        Raises:
+            RuntimeError: If another host stopped answering.
+        """
+        with self._watching():
+            return super().predict(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _watching(self):
+        """Says of a host that stopped answering what it is."""
+        with self.distribute_strategy.scope():
+            alone = not replicas.on_several_hosts()
+        try:
+            yield
         except (tf.errors.AbortedError, tf.errors.UnavailableError) as error:
             if alone:
                 raise
@@ -52,16 +87,6 @@ class DistributedModel(keras.Model):
                 "keras.callbacks.BackupAndRestore, training goes on from its last backup. "
                 f"Received: {error.message}"
             ) from error
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Returns the metrics of a step; on several hosts, with a leading axis of 1.
-
-        Keras takes the mean over that axis and all replicas.
-        """
-        logs = super().compute_metrics(x, y, y_pred, sample_weight)
-        if replicas.on_several_hosts():
-            logs = {name: ops.expand_dims(value, 0) for name, value in logs.items()}
-        return logs
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Builds what `compile` made, from the shapes of a batch alone.
@@ -76,6 +101,13 @@ class DistributedModel(keras.Model):
             specs = (cached_batches.unpack(specs[0])[0], *specs[1:])
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=specs)
+
+
+def as_logs(values):
+    """Gives what a step logs the axis that Keras reduces on several hosts."""
+    if not replicas.on_several_hosts():
+        return values
+    return {name: ops.expand_dims(value, 0) for name, value in values.items()}
 
 
 def _check_batch(x, batch_size):

@@ -1,6 +1,5 @@
 """A teacher that runs once: what it says about every example, kept for any number of epochs."""
 
-import hashlib
 import json
 import pathlib
 
@@ -8,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd import cached_batches
+from keras_mikd import cached_batches, fingerprints
 from keras_mikd.atomic_files import write_whole
 from keras_mikd.feature_taps import OUTPUT, FeatureTaps
 from keras_mikd.views import MIXES, Views
@@ -38,6 +37,8 @@ class TeacherCache:
     The cache is kept in memory, or in a folder as one memory-mapped `.npy` file for each place; a
     build that was interrupted goes on there. A folder belongs to the weights of its teacher, the
     data, the views, the places and the precision that it was built with: anything else is refused.
+    Of `augment` and `features`, code, constants and enclosed functions are compared, not what they
+    read from elsewhere.
 
     Training with float32 gives the weights of training without a cache on the same views and
     batches, up to the rounding of batches of another composition; float16 keeps 11 bits of every
@@ -55,7 +56,7 @@ class TeacherCache:
         mix_alpha: Both parameters of the beta distribution that the share of an image is drawn
             from, positive.
         views: Views of every example, at least 1.
-        seed: Seed of the views, an integer of at least 0.
+        seed: Seed of the views, an integer from 0 to 2**29 - 1.
         dtype: `"float32"` or `"float16"`: what numbers are kept as.
         top_k: Number of largest logits to keep of `"output"`, or `None` for all. The others are
             read back as equal to one another, with the probability that they had together at
@@ -90,7 +91,7 @@ class TeacherCache:
         features=None,
     ):
         images, labels = np.asarray(images), np.asarray(labels)
-        _check(images, labels, mix, mix_alpha, views, dtype, batch_size)
+        _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size)
         self.batch_size, self._dtype = batch_size, dtype
         symbolic = keras.KerasTensor((None, *images.shape[1:]), dtype=str(images.dtype))
         inputs = None if features is None else symbolic
@@ -125,9 +126,11 @@ class TeacherCache:
                 f"{_readable(self.nbytes)}. Keep fewer places or views, float16, top_k logits, or "
                 "raise `max_bytes`."
             )
-        self._key = cached_batches.teacher_key(teacher)
+        self._key = fingerprints.of_model(teacher)
         self._directory = None if directory is None else pathlib.Path(directory)
-        self._fingerprint = None if directory is None else self._identity(seed, mix, mix_alpha)
+        self._fingerprint = (
+            None if directory is None else self._identity(features, seed, mix, mix_alpha)
+        )
         self._arrays, self._done = None, 0
         self._check_directory()
 
@@ -260,20 +263,21 @@ class TeacherCache:
             }
         return columns
 
-    def _identity(self, seed, mix, mix_alpha):
+    def _identity(self, features, seed, mix, mix_alpha):
         """Everything that a row depends on, so that a folder can be compared with it."""
         views = self._views
         probes = np.linspace(0, views.rows - 1, min(_PROBES, views.rows)).astype("int64")
-        shown = b"".join(np.asarray(part).tobytes() for part in views(tf.constant(probes)))
+        shown = [part.numpy() for part in views(tf.constant(probes))]
         return {
-            "teacher": self._key,
-            "data": _hash(views.images.numpy().tobytes() + views.labels.numpy().tobytes()),
-            # An augmentation is known by what it makes of some of the images.
+            "teacher": [self._key, fingerprints.of_function(features)],
+            "data": fingerprints.of_bytes(views.images.numpy(), views.labels.numpy()),
+            # An augmentation is known by its code and by what it makes of some of the images.
             "views": {
                 "views": self.views,
                 "seed": seed,
                 "mix": mix and [mix, mix_alpha],
-                "augmented": _hash(shown),
+                "augment": fingerprints.of_function(views.augment),
+                "augmented": fingerprints.of_bytes(*shown),
             },
             "columns": {name: [list(s), str(t)] for name, (s, t) in self._columns.items()},
         }
@@ -290,8 +294,8 @@ class TeacherCache:
                 f"{str(self._directory)!r}. Received: one with other {', '.join(differ)}. Name "
                 "another `directory`, or remove this one."
             )
-        self._open()
         self._done = manifest["done"]
+        self._open()
 
     def _open(self):
         rows = self._views.rows
@@ -299,11 +303,12 @@ class TeacherCache:
             self._arrays = {n: np.empty((rows, *s), t) for n, (s, t) in self._columns.items()}
             return
         exists = (self._directory / _MANIFEST).exists()
+        mode = ("r" if self._done == rows else "r+") if exists else "w+"
         self._directory.mkdir(parents=True, exist_ok=True)
         self._arrays = {
             name: np.lib.format.open_memmap(
                 self._directory / f"column{number}.npy",
-                mode="r+" if exists else "w+",
+                mode=mode,
                 **({} if exists else {"dtype": dtype, "shape": (rows, *shape)}),
             )
             for number, (name, (shape, dtype)) in enumerate(self._columns.items())
@@ -328,7 +333,7 @@ def _fixed(place, spec):
     return spec
 
 
-def _check(images, labels, mix, mix_alpha, views, dtype, batch_size):
+def _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size):
     if not len(images) or images.ndim < 2 or labels.shape != (len(images),):
         raise ValueError(
             "Expected `images` of shape (n, ...) and `labels` of shape (n,). Received: images of "
@@ -340,15 +345,13 @@ def _check(images, labels, mix, mix_alpha, views, dtype, batch_size):
             f"(n, height, width, channels). Received: mix={mix!r}, images of shape {images.shape} "
             f"and dtype {images.dtype}"
         )
+    if not isinstance(seed, int) or not 0 <= seed < 2**29:
+        raise ValueError(f"Expected `seed` to be an int from 0 to 2**29 - 1. Received: seed={seed}")
     for name, value in (("mix_alpha", mix_alpha), ("views", views), ("batch_size", batch_size)):
         if not value > 0:
             raise ValueError(f"Expected `{name}` to be positive. Received: {name}={value}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f'Expected `dtype` "float32" or "float16". Received: dtype={dtype!r}')
-
-
-def _hash(content):
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _readable(nbytes):

@@ -19,6 +19,7 @@ MODULES = {
 # Every module imports only from the rows above its own. Modules of a folder are one row.
 ROWS = [
     {"atomic_files", "bounds", "callbacks", "replicas", "grids", "shape_checks", "layer_graph"},
+    {"fingerprints"},
     {"cached_batches", "views", "worker_callbacks"},
     {"distributed_model"},
     {"coco_metrics", "datasets", "models", "stages", "tflite"},

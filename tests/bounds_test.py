@@ -311,10 +311,11 @@ def test_smile_refuses_a_clip_that_is_not_positive(clip):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 2, 2, 3)])
 @pytest.mark.parametrize(("reduction", "normalized"), [("sum", True), ("mean", False)])
-def test_barber_agakov_equals_numpy(shape, reduction, normalized):
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_barber_agakov_equals_numpy(shape, reduction, normalized, per_channel):
     rng = np.random.default_rng(0)
     target, mean = rng.normal(size=(2, *shape))
-    variance = rng.uniform(0.1, 2.0, size=shape[1:][-1:])
+    variance = rng.uniform(0.1, 2.0, size=shape[1:][-1:] if per_channel else shape)
     density = np.exp(-((target - mean) ** 2) / (2 * variance)) / np.sqrt(variance)
     density = density / np.sqrt(2 * np.pi) if normalized else density
     expected = getattr(np, reduction)(np.log(density).reshape(4, -1), axis=1)

@@ -11,6 +11,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cases
+import detectors
 import keras
 import numpy as np
 import tensorflow as tf
@@ -34,8 +35,13 @@ RUNS = {
     "info_nce_in_batch": lambda: cases.distiller_with(cases.LOSSES["info_nce_critic"]()),
     "muse": lambda: cases.DISTILLERS["muse"](None, cases.student()),
     "mutual": lambda: cases.DISTILLERS["mutual"](cases.teacher(), cases.student()),
+    "kd_cached": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
     "mcmi": lambda: mikd.MCMITeacher(cases.teacher(), centroids="epoch", separation_weight=0.01),
 }
+
+
+# Those that take long, with data of their own.
+SLOW_RUNS = {"detector": lambda: detectors.alone()}
 
 
 def data():
@@ -44,16 +50,29 @@ def data():
     return x, y
 
 
+def _batches(name, x, y):
+    if name == "kd_cached":
+        return mikd.TeacherCache(cases.teacher(), x, y).build(verbose=0).batches(BATCH)
+    if name == "detector":
+        # The same boxes for both workers: each divides by the boxes that it has.
+        scenes = detectors.scenes(BATCH // 2)
+        x, y = tf.nest.map_structure(lambda array: np.concatenate([array, array]), scenes)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+
+
 def run(name, scope, x, y):
     """Returns everything that a run of one epoch leaves, as arrays by name."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     with scope:
-        model = RUNS[name]()
+        model = {**RUNS, **SLOW_RUNS}[name]()
         optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
-        own_loss = isinstance(model, mikd.MCMITeacher)
-        model.compile(optimizer, None if own_loss else cases.cross_entropy(), metrics=["accuracy"])
-    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+        if name == "detector":
+            detectors.compiled(model)
+        else:
+            own = isinstance(model, mikd.MCMITeacher)
+            model.compile(optimizer, None if own else cases.cross_entropy(), metrics=["accuracy"])
+    batches = _batches(name, x, y)
     history = model.fit(
         batches, validation_data=batches, epochs=1, shuffle=False, verbose=0
     ).history

@@ -36,6 +36,8 @@ def test_logits_and_probabilities_are_told_apart_and_give_the_definitions():
         np.testing.assert_allclose(report.cmi, twins.cmi(p, labels), atol=1e-6)
         np.testing.assert_allclose(report.separation, twins.separation(p, labels), atol=1e-5)
         np.testing.assert_allclose(report.ncmi, report.cmi / report.separation)
+        ratios = report.cmi_per_class / report.separation_per_class
+        np.testing.assert_allclose(report.ncmi_per_class, ratios)
         np.testing.assert_allclose(report.centroids, twins.centroids(p, labels), atol=1e-6)
         right = p.argmax(axis=1) == labels
         assert report.accuracy == right.mean() and report.examples == 51
@@ -127,7 +129,7 @@ def test_the_table_and_the_dict():
     features, labels = _data()
     report = _measured(_linear(), (features, labels))
     lines = str(report).splitlines()
-    assert lines[0].split() == ["class", "examples", "CMI", "separation", "accuracy"]
+    assert lines[0].split() == ["class", "examples", "CMI", "separation", "NCMI", "accuracy"]
     assert [line.split()[0] for line in lines[1:6]] == ["0", "1", "2", "3", "all"]
     assert f"{report.cmi:.4f}" in lines[5] and "nats" in lines[6]
     values = json.loads(json.dumps(report.as_dict()))

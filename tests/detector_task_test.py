@@ -132,7 +132,7 @@ def test_two_replicas_give_the_update_of_one(two_replicas):
     two, two_history = trained(two_replicas.scope())
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    for name in ("loss", "task_loss", "hint"):
+    for name in ("loss", "task_loss", "hint", "box_loss", "classification_loss"):
         np.testing.assert_allclose(two_history[name], one_history[name], rtol=1e-4, err_msg=name)
 
 

@@ -65,6 +65,15 @@ def test_workers_do_what_one_device_does(cluster, name):
         np.testing.assert_allclose(together[key], value, err_msg=key, **tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cluster_worker.SLOW_RUNS)
+def test_slow_runs_on_workers_do_what_one_device_does(name, tmp_path):
+    script = ROOT / "tests" / "cluster_worker.py"
+    done = launch(script, tmp_path, name, flags=[f"--output_dir={tmp_path}/logs"])
+    assert not done.returncode, done.stdout + done.stderr
+    test_workers_do_what_one_device_does([dict(np.load(tmp_path / "worker0.npz")), None], name)
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A cluster of which a worker is killed, then started again; and one that is left in peace."""

@@ -235,6 +235,8 @@ def test_a_built_folder_is_read_and_not_built_again(tmp_path, monkeypatch):
         ("views", {"views": 2}),
         ("views", {"seed": 1}),
         ("views", {"augment": lambda image, seed: image + 1.0}),
+        # What it makes is the same.
+        ("views", {"augment": lambda image, seed: image + 0.0}),
         ("columns", {"dtype": "float16"}),
         ("columns", {"places": ["stage1"]}),
         ("columns", {"top_k": 2}),
@@ -282,6 +284,7 @@ def test_missing_places_and_distillers_without_a_teacher_are_refused():
         ({"mix": "blend"}, "Expected `mix`"),
         ({"mix_alpha": 0}, "`mix_alpha` to be positive"),
         ({"views": 0}, "`views` to be positive"),
+        ({"seed": -1}, r"`seed` to be an int from 0 to 2\*\*29 - 1. Received: seed=-1"),
         ({"dtype": "bfloat16"}, 'Expected `dtype` "float32" or "float16"'),
         ({"top_k": 4}, "`top_k` from 1 to 3"),
         ({"places": ["stage9"]}, "stage9"),

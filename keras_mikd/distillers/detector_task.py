@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import replicas
+from keras_mikd.distributed_model import as_logs
 from keras_mikd.feature_taps import OUTPUT
 from keras_mikd.layer_graph import as_called
 
@@ -112,6 +113,11 @@ class DetectorTask:
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logs = self.student.compute_metrics(x, y, y_pred, sample_weight)
+        if self._sums:
+            # Keras multiplies what it shows of a loss by the replicas, as if it had divided it.
+            shown = {metric.name for metric in self.student._compile_loss.metrics}
+            logs = {k: v / replicas.count() if k in shown else v for k, v in logs.items()}
+        logs = as_logs(logs)
         # The detector's `loss` is that of no step of its own.
         return {**logs, **super().compute_metrics(x, y, y_pred, sample_weight)}
 

@@ -1,5 +1,7 @@
 """The scores of a critic for true pairs and for pairs by chance, and a bound on them."""
 
+import functools
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -10,7 +12,7 @@ ALL = "all"
 BATCH = "batch"
 OTHER_CLASSES = "other_classes"
 # Bounds whose value for an example takes the scores of that example alone.
-_BY_EXAMPLE = {bounds.jsd, bounds.nwj, bounds.info_nce}
+_BY_EXAMPLE = (bounds.jsd, bounds.nwj, bounds.info_nce)
 
 
 class Contrast:
@@ -89,7 +91,7 @@ class Contrast:
         classes = None if classes is None else replicas.gather(classes)
         bound, joint, product = compare(replicas.at_least_one(teacher), pool, first, classes)
         joint, product = joint[:size], product[:size]
-        if getattr(self.bound, "func", self.bound) in _BY_EXAMPLE:  # A partial one has `func`.
+        if _takes_every_example_by_itself(self.bound):
             return bound[:size], joint, product
         # Together, because a collective does not survive the scores of no negatives.
         scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
@@ -101,6 +103,11 @@ class Contrast:
             teacher, student, first=first, negatives=self.negatives, classes=classes
         )
         return self.bound(joint, product), joint, product
+
+
+def _takes_every_example_by_itself(bound):
+    function = bound.func if isinstance(bound, functools.partial) else bound
+    return any(function is each for each in _BY_EXAMPLE)
 
 
 def _classes(labels):

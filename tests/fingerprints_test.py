@@ -1,0 +1,73 @@
+import functools
+
+import cases
+import keras
+import numpy as np
+import pytest
+
+from keras_mikd import fingerprints
+
+
+def _joined(partner, seed=0):
+    """Two branches whose outputs are added to a third; every wiring has the same weights."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((4,))
+    branches = [keras.layers.Dense(3, name=f"branch{i}")(inputs) for i in range(3)]
+    added = keras.layers.Add()([branches[0], branches[partner]])
+    # Both branches stay in the model.
+    return keras.Model(inputs, [added, *branches])
+
+
+def test_a_model_is_called_the_same_in_another_session():
+    first = fingerprints.of_model(cases.teacher())
+    keras.layers.Dense(1)  # Moves automatic names on.
+    assert fingerprints.of_model(cases.teacher()) == first
+
+
+def test_models_of_other_weights_layers_or_wiring_have_other_names():
+    one = _joined(1)
+    others = [_joined(1, seed=1), _joined(2), cases.teacher(), cases.teacher(dropout=0.5)]
+    names = [fingerprints.of_model(model) for model in (one, *others)]
+    assert len(set(names)) == len(names)
+    np.testing.assert_array_equal(one.get_weights()[0], _joined(2).get_weights()[0])
+
+
+def _scaled(factor, shift=0.0):
+    return lambda image, seed: image * factor + shift
+
+
+def _other(image, seed):
+    return image * 2.0 if seed is None else image
+
+
+FUNCTIONS = {
+    "none": None,
+    "closure": _scaled(2.0),
+    "other closure": _scaled(3.0),
+    "other default": _scaled(2.0, 1.0),
+    "code": _other,
+    "partial": functools.partial(_other, seed=None),
+    "other partial": functools.partial(_other, seed=1),
+    "nested": lambda image, seed: _scaled(2.0)(image, seed),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_that_differ_have_other_names(name):
+    own = fingerprints.of_function(FUNCTIONS[name])
+    others = [fingerprints.of_function(f) for key, f in FUNCTIONS.items() if key != name]
+    assert own not in others
+
+
+def test_the_same_function_made_again_has_the_same_name():
+    assert fingerprints.of_function(_scaled(2.0)) == fingerprints.of_function(_scaled(2.0))
+
+
+def test_bytes_that_differ_have_other_names():
+    x = np.arange(6.0)
+    assert fingerprints.of_bytes(x, x) == fingerprints.of_bytes(x, x)
+    assert fingerprints.of_bytes(x) != fingerprints.of_bytes(x + 1)
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
