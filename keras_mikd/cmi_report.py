@@ -155,18 +155,27 @@ def measure_cmi(
         )
     from_logits = found_from_logits(model, from_logits)
     num_classes = found_num_classes(model) if num_classes is None else num_classes
-    with model.distribute_strategy.scope():
-        meter = _Meter(
-            model,
-            ConditionalMutualInformation(
-                num_classes, from_logits=from_logits, temperature=temperature
-            ),
-            training,
-        )
-        meter.compile(run_eagerly=model.run_eagerly, jit_compile=False)
+    meter = new_meter(
+        model,
+        num_classes,
+        from_logits=from_logits,
+        temperature=temperature,
+        training=training,
+    )
     x, y = data if isinstance(data, tuple) else (data, None)
     meter.evaluate(x, y, batch_size=batch_size, steps=steps, verbose=verbose)
     return meter.report(empty_classes)
+
+
+def new_meter(model, num_classes, *, from_logits, temperature, training=False):
+    """Returns what `evaluate` reads data with, any number of times, and then gives a `report`."""
+    with model.distribute_strategy.scope():
+        cmi = ConditionalMutualInformation(
+            num_classes, from_logits=from_logits, temperature=temperature
+        )
+        meter = _Meter(model, cmi, training)
+        meter.compile(run_eagerly=model.run_eagerly, jit_compile=False)
+    return meter
 
 
 def found_from_logits(model, from_logits=None):
@@ -230,7 +239,7 @@ class _Meter(DistributedModel):
         self._tally.update_state(y, outputs)
         return self.compute_metrics(x, y, outputs)
 
-    def report(self, empty_classes):
+    def report(self, empty_classes="error"):
         self._tally.check()
         readout = self._cmi.readout()
         empty = np.flatnonzero(readout["counts"] == 0)

@@ -95,6 +95,14 @@ def test_a_killed_worker_ends_the_others_with_a_message(killed):
     assert "worker 1 with SIGKILL" in first.stderr
 
 
+def test_a_killed_chief_ends_the_others_with_a_message_too(tmp_path):
+    script = ROOT / "tests" / "killed_worker.py"
+    done = launch(script, tmp_path, 0, flags=[f"--output_dir={tmp_path}/logs"])
+    assert "worker 0 with SIGKILL, worker 1 with 1" in done.stderr
+    output = (tmp_path / "logs" / "worker1.log").read_text()
+    assert "RuntimeError: Another worker stopped answering" in output
+
+
 def test_a_cluster_started_again_reaches_the_weights_of_an_undisturbed_one(killed):
     _, epoch, _, again, folder, peaceful = killed
     assert not again.returncode, again.stdout + again.stderr

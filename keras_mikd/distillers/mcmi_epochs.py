@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mikd.cmi_report import new_meter
 from keras_mikd.distillers import mcmi_checks
 
 
@@ -13,18 +14,31 @@ class MCMIEpochs(keras.callbacks.Callback):
         self._mcmi = mcmi
         self._data = data
         self._options = options
+        self._meter = None  # One for all epochs, whose graph is traced once.
         self._fresh = False
 
     def start(self):
         """Measures the centroids, if they were not measured before."""
         if not self._mcmi.regularizer.has_centroids:
-            self._mcmi.fit_centroids(*self._data, **self._options)
+            self._fit_centroids()
             self._fresh = True
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._mcmi.centroids == "epoch" and not self._fresh:
-            self._mcmi.fit_centroids(*self._data, **self._options)
+            self._fit_centroids()
         self._fresh = False
+
+    def _fit_centroids(self):
+        regularizer = self._mcmi.regularizer
+        if self._meter is None:
+            self._meter = new_meter(
+                self._mcmi.teacher,
+                regularizer.num_classes,
+                from_logits=True,
+                temperature=regularizer.temperature,
+            )
+        self._meter.evaluate(*self._data, **self._options)
+        regularizer.set_centroids(self._meter.report().centroids)
 
     def on_epoch_end(self, epoch, logs=None):
         mcmi_checks.check_history(logs or {})
