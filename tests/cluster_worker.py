@@ -3,6 +3,7 @@
 No test by itself: multi_worker_test.py starts it once for every worker, with `TF_CONFIG`.
 
     python tests/cluster_worker.py <folder to write to> [names of runs]
+    python tests/cluster_worker.py <folder to write to> two_devices [names of runs]
 """
 
 import os
@@ -15,6 +16,7 @@ import detectors
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute import collective_all_reduce_strategy
 
 import keras_mikd as mikd
 
@@ -28,20 +30,21 @@ def _with(*losses, **kwargs):
 
 # Three steps of one device, two replicas, or two workers shall give the same weights.
 RUNS = {
-    "task_alone": lambda: mikd.SelfDistiller(cases.student(), []),
     "kd": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
     "vid": lambda: cases.DISTILLERS["vid"](cases.teacher(), cases.student()),
     "mimkd": lambda: mikd.MIMKDDistiller(cases.teacher(), cases.student(), xla_critics=False),
     "info_nce_in_batch": lambda: cases.distiller_with(cases.LOSSES["info_nce_critic"]()),
     "muse": lambda: cases.DISTILLERS["muse"](None, cases.student()),
     "mutual": lambda: cases.DISTILLERS["mutual"](cases.teacher(), cases.student()),
-    "kd_cached": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
     "mcmi": lambda: mikd.MCMITeacher(cases.teacher(), centroids="epoch", separation_weight=0.01),
 }
 
 
-# Those that take long, with data of their own.
-SLOW_RUNS = {"detector": lambda: detectors.alone()}
+SLOW_RUNS = {
+    "task_alone": lambda: mikd.SelfDistiller(cases.student(), []),
+    "kd_cached": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
+    "detector": lambda: detectors.alone(),
+}
 
 
 def data():
@@ -88,7 +91,23 @@ def run(name, scope, x, y):
     return results
 
 
+def take_two_devices():
+    """Lets a worker have two CPU devices; of GPUs the strategy takes all, of CPUs only one."""
+    device = tf.config.LogicalDeviceConfiguration()
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [device, device])
+
+    def local_devices(self, cluster_resolver, worker_device):
+        return tuple(f"{worker_device}/device:CPU:{i}" for i in range(2)), "CPU"
+
+    strategy = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    strategy._initialize_local_devices = local_devices
+
+
 def main(folder, *names):
+    if names[:1] == ("two_devices",):
+        names = names[1:]
+        take_two_devices()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     x, y = data()
     results = {}

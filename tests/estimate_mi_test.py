@@ -68,6 +68,7 @@ def test_quick_run_prints_and_writes_estimates_below_the_truth(script, tmp_path,
     assert "against the truth: " in printed[-1]
 
 
+@pytest.mark.slow
 def test_table_has_every_row_and_nothing_is_written_without_output(
     script, tmp_path, monkeypatch, capsys
 ):

@@ -35,7 +35,10 @@ def _count(depth, widths, num_classes, channels):
     return total + (widths[-1] + 1) * num_classes
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "resnet110" else n for n in NETWORKS],
+)
 def test_published_weights_on_cifar100(name):
     depth, widths, published = NETWORKS[name]
     network = getattr(models, name)

@@ -65,13 +65,37 @@ def test_workers_do_what_one_device_does(cluster, name):
         np.testing.assert_allclose(together[key], value, err_msg=key, **tolerance)
 
 
+@pytest.fixture(scope="module")
+def slow_cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slow")
+    script = ROOT / "tests" / "cluster_worker.py"
+    done = launch(script, folder, *cluster_worker.SLOW_RUNS, flags=[f"--output_dir={folder}"])
+    assert not done.returncode, done.stdout + done.stderr
+    return dict(np.load(folder / "worker0.npz")), None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", cluster_worker.SLOW_RUNS)
-def test_slow_runs_on_workers_do_what_one_device_does(name, tmp_path):
+def test_slow_runs_on_workers_do_what_one_device_does(slow_cluster, name):
+    test_workers_do_what_one_device_does(slow_cluster, name)
+
+
+@pytest.fixture(scope="module")
+def devices_of_workers(tmp_path_factory):
+    """What two workers of two devices each leave."""
+    folder = tmp_path_factory.mktemp("devices")
     script = ROOT / "tests" / "cluster_worker.py"
-    done = launch(script, tmp_path, name, flags=[f"--output_dir={tmp_path}/logs"])
+    done = launch(script, folder, "two_devices", flags=[f"--output_dir={folder}"])
     assert not done.returncode, done.stdout + done.stderr
-    test_workers_do_what_one_device_does([dict(np.load(tmp_path / "worker0.npz")), None], name)
+    results = dict(np.load(folder / "worker0.npz"))
+    assert results["replicas"] == 4
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cluster_worker.RUNS)
+def test_two_workers_of_two_devices_do_what_one_device_does(devices_of_workers, name):
+    test_workers_do_what_one_device_does([devices_of_workers, None], name)
 
 
 @pytest.fixture(scope="module")
