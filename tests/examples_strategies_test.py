@@ -161,5 +161,14 @@ def test_the_launcher_ends_with_the_status_of_the_first_that_failed(tmp_path):
     assert "Ended: worker 0 with SIGKILL, worker 1 with 7." in done.stderr
 
 
+def test_too_few_free_ports_are_a_message(tmp_path):
+    # Each port takes one of the files that a process may open.
+    launcher = f"{sys.executable} {ROOT}/examples/launch_workers.py --workers=500"
+    command = f"ulimit -n 200; {launcher} --output_dir={tmp_path} -- {__file__}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--workers: expected 500 free ports on localhost; [Errno 24]" in done.stderr
+
+
 if __name__ == "__main__":
     pytest.main([__file__])
