@@ -52,27 +52,28 @@ def of_function(function):
     return of_bytes(json.dumps(_described(function)).encode())
 
 
-def _described(value):
+def _described(value, around=()):
+    """What JSON can hold of a value that the values `around` enclose."""
     if isinstance(value, _SIMPLE):
         return repr(value)
+    if any(value is each for each in around):  # A function can enclose itself.
+        return _kind(value)
+    around = (*around, value)
+    parts = None
     if isinstance(value, (list, tuple)):
-        return [_described(each) for each in value]
-    if isinstance(value, functools.partial):
-        return [_described(value.func), _described(value.args), _described_dict(value.keywords)]
-    if isinstance(value, types.MethodType):
-        return _described(value.__func__)
-    if isinstance(value, types.CodeType):
-        constants = [_described(each) for each in value.co_consts]
-        return [value.co_code.hex(), constants, list(value.co_names)]
-    if isinstance(value, types.FunctionType):
-        enclosed = [_described(cell.cell_contents) for cell in value.__closure__ or ()]
-        defaults = [_described(value.__defaults__), _described_dict(value.__kwdefaults__)]
-        return [_described(value.__code__), defaults, enclosed]
-    return _kind(value)
-
-
-def _described_dict(values):
-    return {name: _described(value) for name, value in (values or {}).items()}
+        parts = value
+    elif isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__func__]
+    elif isinstance(value, types.CodeType):
+        parts = [value.co_code, value.co_consts, value.co_names]
+    elif isinstance(value, types.FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, enclosed]
+    return [_kind(value), *(_described(each, around) for each in parts or ())]
 
 
 def _kind(value):

@@ -63,6 +63,17 @@ def test_the_same_function_made_again_has_the_same_name():
     assert fingerprints.of_function(_scaled(2.0)) == fingerprints.of_function(_scaled(2.0))
 
 
+def test_a_function_that_encloses_itself_has_a_name():
+    def again(factor):
+        def halved(image, seed):
+            return image if seed is None else halved(image * factor, None)
+
+        return halved
+
+    assert fingerprints.of_function(again(0.5)) == fingerprints.of_function(again(0.5))
+    assert fingerprints.of_function(again(0.5)) != fingerprints.of_function(again(0.25))
+
+
 def test_bytes_that_differ_have_other_names():
     x = np.arange(6.0)
     assert fingerprints.of_bytes(x, x) == fingerprints.of_bytes(x, x)
