@@ -50,6 +50,8 @@ def gather(tensor):
     replica = _replica()
     if replica is None:
         return tensor
+    if tensor.shape[0]:  # Known, so that no replica is without: a TPU knows every shape.
+        return replica.all_gather(tensor, axis=0)
     size = tf.shape(tensor)[0]
     is_example = tf.cast(tf.range(tf.maximum(size, 1)) < size, tf.int32)
     rows = replica.all_gather(at_least_one(tensor), axis=0)
@@ -65,13 +67,41 @@ def at_least_one(tensor):
     return tf.pad(tensor, [[0, missing]] + [[0, 0]] * (len(tensor.shape) - 1))
 
 
+def following(tensor, count):
+    """Returns the examples of the global batch that come after this replica's last one.
+
+    After the last example of all comes the first one. Only the first examples of every replica are
+    sent, however large the batch is.
+
+    Args:
+        tensor: Tensor of shape `(local batch, ...)`.
+        count: How many to return, an int of at least 1.
+
+    Returns:
+        Tensor of shape `(count, ...)`, or less where the global batch has not so many examples
+        beside one.
+    """
+    sizes, own = _sizes(tensor)
+    first_ones = tensor[:count]
+    up_to_own = tf.reduce_sum(tf.minimum(sizes[: own + 1], count))
+    rows = tf.roll(gather(first_ones), -up_to_own, axis=0)
+    if first_ones.shape[0] == count:  # Known, see `gather`: the other replicas have so many.
+        return rows[:count]
+    return rows[: tf.minimum(count, tf.reduce_sum(sizes) - 1)]
+
+
 def first_index(tensor):
     """Returns the index in the global batch of this replica's first example, an int32 scalar."""
-    replica = _replica()
+    sizes, own = _sizes(tensor)
+    return tf.reduce_sum(sizes[:own])
+
+
+def _sizes(tensor):
+    """The batch sizes of all replicas, an int32 vector, and the index of this replica."""
+    size, replica = tf.shape(tensor)[:1], _replica()
     if replica is None:
-        return ops.zeros((), "int32")
-    sizes = replica.all_gather(tf.shape(tensor)[:1], axis=0)
-    return tf.reduce_sum(sizes[: replica.replica_id_in_sync_group])
+        return size, 0
+    return replica.all_gather(size, axis=0), replica.replica_id_in_sync_group
 
 
 def _replica():

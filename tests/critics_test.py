@@ -89,6 +89,20 @@ def test_a_replica_pairs_its_part_with_the_global_batch(first):
         assert sorted(others) == [j for j in range(6) if j != first + i]
 
 
+@pytest.mark.parametrize("available", [1, 2, 3])
+def test_a_replica_pairs_its_part_with_the_examples_that_follow(available):
+    joint, product = NamesThePair()(
+        _numbered(2),
+        _numbered(2),
+        first=None,
+        negatives=3,
+        following=_numbered(available, start=50),
+    )
+    np.testing.assert_array_equal(np.ravel(joint), [0, 101])
+    expected = np.array([[1, 50, 51], [150, 151, 152]])[:, :available]
+    np.testing.assert_array_equal(np.asarray(product)[..., 0], expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("negatives", [1, 3, None])
 def test_a_batch_of_one_has_no_negatives(kind, negatives):

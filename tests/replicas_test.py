@@ -9,10 +9,10 @@ from keras_mikd import replicas
 BATCHES = np.float32([[1, 2], [3, 4]]), np.float32([[5, 6], [7, 8]])
 
 
-def _on_each(strategy, function):
+def _on_each(strategy, function, batches=BATCHES):
     """What `function` returns on each replica; it is given that replica's batch."""
     batches = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(BATCHES[context.replica_id_in_sync_group])
+        lambda context: tf.constant(batches[context.replica_id_in_sync_group])
     )
     run = tf.function(lambda: strategy.run(function, args=(batches,)))
     return [value.numpy() for value in strategy.experimental_local_results(run())]
@@ -38,6 +38,32 @@ def test_every_replica_sees_the_batches_in_the_order_of_the_replicas(two_replica
     for seen in gathered:
         np.testing.assert_array_equal(seen, np.concatenate(BATCHES))
     assert _on_each(two_replicas, replicas.first_index) == [0, 2]
+
+
+SAME_SIZES = [((3, 3), 1), ((3, 3), 2), ((2, 2), 9), ((1, 1), 1)]
+SIZES = [*SAME_SIZES, ((3, 1), 2), ((1, 3), 3), ((3, 0), 2)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "known"),
+    [(*case, False) for case in SIZES] + [(*case, True) for case in SAME_SIZES],
+)
+def test_what_follows_is_the_next_examples_around_the_global_batch(
+    two_replicas, sizes, count, known
+):
+    numbers = np.arange(sum(sizes), dtype="float32")[:, None]
+    batches = numbers[: sizes[0]], numbers[sizes[0] :]
+
+    def follow(x):
+        x = x if known else tf.boolean_mask(x, tf.ones_like(x[:, 0], "bool"))
+        assert (x.shape[0] is not None) is known
+        return replicas.following(x, count)
+
+    seen = _on_each(two_replicas, follow, batches)
+    number = min(count, sum(sizes) - 1)
+    for end, rows in zip(np.cumsum(sizes), seen, strict=True):
+        expected = (end + np.arange(number)) % sum(sizes)
+        np.testing.assert_array_equal(rows, expected[:, None])
 
 
 def test_the_gradient_of_an_example_is_the_sum_over_the_replicas_that_used_it(two_replicas):

@@ -21,7 +21,7 @@ class Contrast:
     This is not a Keras layer: the critic belongs to the loss that holds both.
 
     Args:
-        critic: `Critic`, called as `critic(teacher, student, first=, negatives=)`.
+        critic: `Critic`, see its call arguments.
         bound: Function `(joint, product) -> (batch,)`, see `bounds`.
         negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
             example of the batch.
@@ -86,21 +86,33 @@ class Contrast:
 
         Some bounds couple the examples of a batch: these get the scores of all replicas.
         """
-        size, first = ops.shape(teacher)[0], replicas.first_index(teacher)
-        pool = replicas.gather(student)
-        classes = None if classes is None else replicas.gather(classes)
-        bound, joint, product = compare(replicas.at_least_one(teacher), pool, first, classes)
+        size, first, following = ops.shape(teacher)[0], None, None
+        if self.negatives is None or classes is not None:
+            first, student = replicas.first_index(teacher), replicas.gather(student)
+            classes = None if classes is None else replicas.gather(classes)
+        else:  # Negatives are the next examples, which is all that the others have to send.
+            following = replicas.following(student, self.negatives)
+            student = replicas.at_least_one(student)
+        bound, joint, product = compare(
+            replicas.at_least_one(teacher), student, first, classes, following
+        )
         joint, product = joint[:size], product[:size]
         if _takes_every_example_by_itself(self.bound):
             return bound[:size], joint, product
         # Together, because a collective does not survive the scores of no negatives.
         scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
         bound = self.bound(scores[:, 0], scores[:, 1:])
+        first = replicas.first_index(teacher) if first is None else first
         return bound[first : first + size], joint, product
 
-    def _compare(self, teacher, student, first, classes):
+    def _compare(self, teacher, student, first, classes, following=None):
         joint, product = self.critic(
-            teacher, student, first=first, negatives=self.negatives, classes=classes
+            teacher,
+            student,
+            first=first,
+            negatives=self.negatives,
+            classes=classes,
+            following=following,
         )
         return self.bound(joint, product), joint, product
 

@@ -31,6 +31,9 @@ class Critic(keras.layers.Layer):
         classes: Class of every student of the pool, an integer tensor of shape `(pool,)`: examples
             of other classes come first as negatives then, and those of the same class only where
             there are not enough others. `None` to ignore classes.
+        following: Students of the examples that come after the last one of `student` in the global
+            batch, of shape `(at most negatives, locations or 1, student channels)`; as many
+            negatives are used. `None` if the first one comes after the last one.
 
     Returns:
         `(joint, product)`: scores of shapes `(batch, locations)` and `(batch, negatives,
@@ -59,14 +62,18 @@ class Critic(keras.layers.Layer):
         """Scores every teacher embedding with every student's: `(batch, pool, locations)`."""
         return self.score(teacher[:, None], student[None])
 
-    def call(self, teacher, student, first, negatives, classes=None):
+    def call(self, teacher, student, first, negatives, classes=None, following=None):
+        available = ops.shape(student)[0] - 1
+        if following is not None:
+            available = ops.shape(following)[0]
+            student = ops.concatenate([student, following], axis=0)
         teacher, student = self.embed_teacher(teacher), self.embed_student(student)
         if first is not None:
             student = ops.roll(student, -first, axis=0)
             classes = None if classes is None else ops.roll(classes, -first, axis=0)
         if negatives is None:
             return _diagonal_and_rest(self.score_all(teacher, student))
-        batch, pool = ops.shape(teacher)[0], ops.shape(student)[0]
+        batch = ops.shape(teacher)[0]
         if classes is not None:
             others = ops.take(student, _others_first(classes, batch)[:, :negatives], axis=0)
             joint = self.score(teacher, student[:batch])
@@ -74,7 +81,7 @@ class Critic(keras.layers.Layer):
         offsets = range(1, negatives + 1)
         partners = [student[:batch]] + [ops.roll(student, -k, axis=0)[:batch] for k in offsets]
         scores = self.score(teacher[:, None], ops.stack(partners, axis=1))
-        return scores[:, 0], scores[:, 1 : ops.minimum(negatives + 1, pool)]
+        return scores[:, 0], scores[:, 1 : ops.minimum(negatives, available) + 1]
 
     def get_config(self):
         return {**super().get_config(), "width": self.width}
