@@ -115,6 +115,34 @@ def test_two_replicas_give_the_update_of_one(make, two_replicas):
     _assert_same_histories(one_history, two_history)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t, s: mikd.MIMKDDistiller(
+            t, s, critic=mikd.SeparableCritic, gather=False, xla_critics=False
+        ),
+        lambda _, s: mikd.MUSEDistiller(s, gather=False, xla_critics=False),
+    ],
+    ids=["mimkd", "muse"],
+)
+def test_local_negatives_give_the_mean_of_the_updates_of_the_replicas(make, two_replicas):
+    x, y = cases.data(8)
+
+    def trained(scope, part):
+        with scope:
+            distiller = make(cases.teacher(), cases.student())
+            distiller.compile(keras.optimizers.SGD(0.05), cases.cross_entropy())
+        distiller.fit(x[part], y[part], batch_size=8, shuffle=False, verbose=0)
+        return _weights(distiller)
+
+    alone = tf.distribute.get_strategy()
+    first, second = (trained(alone.scope(), part) for part in (slice(4), slice(4, 8)))
+    both = trained(two_replicas.scope(), slice(8))
+    _assert_same([(a + b) / 2 for a, b in zip(first, second, strict=True)], both, atol=1e-6)
+    with_global_negatives = trained(alone.scope(), slice(8))
+    assert any(np.any(abs(a - b) > 1e-5) for a, b in zip(both, with_global_negatives, strict=True))
+
+
 @LOSSES
 def test_a_replica_without_examples_is_harmless(make, two_replicas):
     def network(width):
