@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 import keras_mikd as mikd
 import scripts
+import strategies
 import students
 
 FLAGS = flags.FLAGS
@@ -110,6 +111,7 @@ def draw(rows):
 
 def check_flags():
     scripts.check_file("teacher", FLAGS.teacher, "train_teacher.py")
+    strategies.check_flags()
     scripts.check_outputs(["results.json", "cmi_temperature.png", "logs"])
     return sorted(set(scripts.numbers_above_zero("temperature")))
 
@@ -119,6 +121,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     temperatures = check_flags()
     protocol = scripts.protocol()
+    with strategies.chosen().scope():
+        run(protocol, temperatures)
+
+
+def run(protocol, temperatures):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
     teacher = keras.saving.load_model(FLAGS.teacher)
     print(

@@ -37,6 +37,7 @@ from absl import app, flags, logging
 import keras_mikd as mikd
 import retinanets
 import scripts
+import strategies
 import students
 
 FLAGS = flags.FLAGS
@@ -53,6 +54,7 @@ flags.DEFINE_float("learning_rate", 2e-3, "First learning rate; it falls to 0 as
 flags.DEFINE_float("muse_weight", 0.03, "Weight of MUSE, in the backbone and in the pyramid.", 0.0)
 flags.DEFINE_enum("combine", "multiplicative", ["additive", "multiplicative"], "Kind of MUSE.")
 flags.DEFINE_integer("seeds", 1, "Detectors per row: seeds 0, 1, ... of weights and order.", 1)
+strategies.define_flags()
 
 UNTRAINED = "untrained"
 SHOWN = ("AP", "AP50", "AP75", "AR_100")
@@ -109,7 +111,7 @@ def muse(levels):
 
 
 def plain(detector, _):
-    return detector
+    return strategies.fits_everywhere(detector, mikd.SelfDetectorDistiller)
 
 
 def self_distilled(detector, _):
@@ -144,13 +146,14 @@ def train(method, seed, teacher):
     data = load_data(seed)
     detector = new_detector(data)
     numbers = {"weights": detector.count_params(), "seconds": 0.0}
+    model = METHODS.get(method, plain)(detector, teacher)
     if method != UNTRAINED:
         start = time.perf_counter()
-        fit(METHODS[method](detector, teacher), data, f"{method}-seed{seed}")
+        fit(model, data, f"{method}-seed{seed}")
         numbers["seconds"] = time.perf_counter() - start
     if data.validation is not None:
-        numbers["validation"] = mikd.coco_metrics(detector, data.validation)
-    numbers["test"] = mikd.coco_metrics(detector, data.test)
+        numbers["validation"] = mikd.coco_metrics(model, data.validation)
+    numbers["test"] = mikd.coco_metrics(model, data.test)
     return detector, numbers
 
 
@@ -198,6 +201,7 @@ def check_flags():
         scripts.check_file("teacher", FLAGS.teacher, "distill_detector.py")
     if FLAGS.num_scenes is not None and FLAGS.dataset != "digit_scenes":
         raise SystemExit(f"--num_scenes is for digit_scenes; got --dataset={FLAGS.dataset}")
+    strategies.check_flags()
     scripts.check_outputs(["results.json", "student.keras", "logs"])
 
 
@@ -207,6 +211,11 @@ def main(argv):
     # KerasCV calls its detectors with an image where Keras 3.15 wants the dict of one.
     warnings.filterwarnings("ignore", "The structure of `inputs` doesn't match")
     check_flags()
+    with strategies.chosen().scope():
+        run()
+
+
+def run():
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
     teacher = FLAGS.teacher and keras.saving.load_model(FLAGS.teacher, compile=False)
     rows, best = [], -1.0
@@ -221,7 +230,8 @@ def main(argv):
             scripts.save_results(rows)
             if reached > best:
                 best = reached
-                detector.save(Path(FLAGS.output_dir) / "student.keras")
+                if strategies.is_chief():
+                    detector.save(Path(FLAGS.output_dir) / "student.keras")
     print_table(rows)
     print(
         f"\nBest on the validation split: {FLAGS.output_dir}/student.keras\n"

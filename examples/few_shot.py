@@ -33,6 +33,7 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 
 import scripts
+import strategies
 import students
 
 FLAGS = flags.FLAGS
@@ -71,8 +72,10 @@ def train_student(protocol, method, teacher, seed, arguments, logs):
         data_dir=FLAGS.data_dir,
         **arguments,
     )
-    model = student = students.new_student(protocol, data)
-    if method != ALONE:
+    student = students.new_student(protocol, data)
+    if method == ALONE:
+        model = strategies.fits_everywhere(student)
+    else:
         weight = scripts.given(f"{method}_weight", protocol.weights[method])
         options = {"task_weight": protocol.kd_task_weight} if method == "kd" else {}
         model = students.METHODS[method](teacher, student, weight, **options)
@@ -195,6 +198,7 @@ def check_flags():
             raise SystemExit(f"--labels_per_class: expected integers above 0; got {count!r}")
     scripts.check_file("teacher", FLAGS.teacher, "train_teacher.py")
     scripts.mcmi_teacher_files()
+    strategies.check_flags()
     scripts.check_outputs(["results.json", "few_shot.png", "logs"])
 
 
@@ -203,6 +207,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     check_flags()
     protocol = scripts.protocol()
+    with strategies.chosen().scope():
+        run(protocol)
+
+
+def run(protocol):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
     teachers = {"MLL": keras.saving.load_model(FLAGS.teacher)}
     for name, path in scripts.mcmi_teacher_files().items():

@@ -33,6 +33,7 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import scripts
+import strategies
 import students
 
 WEIGHTS = {"dml": [0.3, 1.0, 3.0], "dml_muse": [0.3, 1.0, 3.0]}
@@ -69,7 +70,11 @@ def train(protocol, method, weight, seed, logs):
     data = scripts.few_labels(protocol, seed)
     peers = new_peers(protocol, data)
     alone = method == "alone"
-    models = peers if alone else [together(method, weight, peers)]
+    models = (
+        [strategies.fits_everywhere(peer) for peer in peers]
+        if alone
+        else [together(method, weight, peers)]
+    )
     step_times = [students.StepTime() for _ in models]
     for i, (model, step_time) in enumerate(zip(models, step_times, strict=True), start=1):
         steps = protocol.epochs * len(data.train)
@@ -112,6 +117,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     check_flags()
     protocol = scripts.protocol()
+    with strategies.chosen().scope():
+        run(protocol)
+
+
+def run(protocol):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{protocol}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True)
     print(f"trained with {', '.join(FLAGS.peer or ['another of its kind'])}", flush=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 import keras_mikd as mikd
+import strategies
 import students
 
 # The flags that are defined below belong to the script that asks for them, and show in its help.
@@ -28,6 +29,7 @@ def define_flags():
     flags.DEFINE_integer("batch_size", None, "Images in a batch; the protocol's if not given.", 1)
     flags.DEFINE_float("learning_rate", None, "First rate; the protocol's if not given.", 0.0)
     flags.DEFINE_integer("seeds", 1, "Students per row: seeds 0, 1, ... of weights and order.", 1)
+    strategies.define_flags()
 
 
 def define_teacher():
@@ -54,6 +56,7 @@ def check_comparison(methods, weights):
         numbers_above_zero("weights")
         if not set(FLAGS.methods) & set(weights):
             raise SystemExit("--weights is given and no method of --methods has a weight")
+    strategies.check_flags()
     check_outputs(["results.json", "logs"])
 
 
@@ -173,6 +176,8 @@ def numbers_above_zero(flag):
 
 def save_figure(figure, name):
     """Saves a figure as `<output_dir>/<name>.png` and shows it in TensorBoard."""
+    if not strategies.is_chief():
+        return
     mikd.figures.save_png(figure, Path(FLAGS.output_dir) / f"{name}.png")
     logs = Path(FLAGS.output_dir) / "logs" / "figures"
     mikd.figures.log_to_tensorboard(figure, logs, name)
@@ -180,5 +185,6 @@ def save_figure(figure, name):
 
 def save_results(results):
     """Writes `<output_dir>/results.json`, over that of the row before."""
-    path = Path(FLAGS.output_dir) / "results.json"
-    path.write_text(json.dumps(results, indent=1))
+    if strategies.is_chief():
+        path = Path(FLAGS.output_dir) / "results.json"
+        path.write_text(json.dumps(results, indent=1))

@@ -31,11 +31,12 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import scripts
+import strategies
 import students
 
 
 def plain(network, weight):
-    return network
+    return strategies.fits_everywhere(network)
 
 
 def byot(network, weight):
@@ -129,6 +130,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     check_flags()
     protocol = scripts.protocol()
+    with strategies.chosen().scope():
+        run(protocol)
+
+
+def run(protocol):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{protocol}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True)
     rows = scripts.compare(functools.partial(train, protocol), WEIGHTS)

@@ -33,6 +33,7 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import scripts
+import strategies
 import students
 
 FLAGS = flags.FLAGS
@@ -60,6 +61,7 @@ flags.DEFINE_string(
     "cam_place", None, "Place that Eigen-CAM shows; stage2 for digits, the last stage for CIFAR."
 )
 flags.DEFINE_integer("cam_class", None, "Class of its images; one of each of 10 if not given.", 0)
+strategies.define_flags()
 
 NUM_CAM_IMAGES = 10
 
@@ -188,6 +190,7 @@ def check_flags():
     weights = scripts.numbers_above_zero("weight")
     if len(set(weights)) < len(weights):
         raise SystemExit(f"--weight: expected different weights; got {FLAGS.weight}")
+    strategies.check_flags()
     teachers = [f"weight{weight:g}.keras" for weight in weights]
     scripts.check_outputs(["results.json", "trajectory.png", "eigen_cam.png", "logs", *teachers])
     return weights
@@ -197,6 +200,11 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     weights = check_flags()
+    with strategies.chosen().scope():
+        run(weights)
+
+
+def run(weights):
     data = load_data()
     if FLAGS.cam_class is not None and FLAGS.cam_class >= data.num_classes:
         raise SystemExit(
@@ -208,7 +216,8 @@ def main(argv):
     rows, tuned = [], {}
     for weight in weights:
         tuned[weight], curve = tune(teacher, weight, before)
-        tuned[weight].save(teacher_file(weight))
+        if strategies.is_chief():
+            tuned[weight].save(teacher_file(weight))
         after = measure(tuned[weight], data)
         rows.append({"weight": weight, "after": after, "curve": curve})
         print(

@@ -40,6 +40,7 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import scripts
+import strategies
 import students
 
 FLAGS = flags.FLAGS
@@ -71,8 +72,9 @@ def train_student(protocol, teacher, dropped, seed, logs):
     )
     steps = protocol.epochs * len(data.train)
     student = students.new_student(protocol, data)
-    model = student
-    if teacher is not None:
+    if teacher is None:
+        model = strategies.fits_everywhere(student)
+    else:
         model = students.kd(
             teacher,
             student,
@@ -87,7 +89,7 @@ def train_student(protocol, teacher, dropped, seed, logs):
         epochs=protocol.epochs,
         logs=logs,
     )
-    return students.outputs(student, data.test)
+    return students.outputs(model, data.test)
 
 
 def numbers(logits, labels, dropped):
@@ -190,6 +192,7 @@ def check_flags():
         raise SystemExit(f"--mcmi_teacher: no file can be called {LABELS_ONLY!r} here")
     sets = dropped_sets(100 if FLAGS.dataset == "cifar100" else 10)
     names = ["+".join(map(str, each)) for each in sets]
+    strategies.check_flags()
     figures = [f"{kind}_{name}.png" for name in names for kind in ("confusion", "tsne")]
     scripts.check_outputs(["results.json", "logs", *figures])
     return sets, files
@@ -200,6 +203,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     sets, files = check_flags()
     protocol = scripts.protocol(**({"epochs": DIGITS_EPOCHS} if FLAGS.dataset == "digits" else {}))
+    with strategies.chosen().scope():
+        run(protocol, sets, files)
+
+
+def run(protocol, sets, files):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
     teachers = {LABELS_ONLY: None, "MLL": keras.saving.load_model(FLAGS.teacher)}
     teachers |= {name: keras.saving.load_model(path) for name, path in files.items()}
