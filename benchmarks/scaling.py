@@ -182,16 +182,21 @@ def print_row(row):
     )
 
 
-def put_in(method_weights, channels, batch_size, devices, scores):
+def put_in(method_weights, channels, batch_size, devices, negatives):
     """Bytes that a device puts into all-reduces and into all-gathers, on paper.
 
-    Negatives of the global batch are features of the student, however many of them an image is
-    compared with; for a bound that couples examples, the scores are sent as well. All of that is
-    gathered, and the gradients of all that was gathered are reduced.
+    Negatives of other devices are features of the student: of one image if every image is compared
+    with the next one, of all of them, however many each is compared with. For a bound that couples
+    examples, the scores are sent as well. All of that is gathered, and the gradients of all that
+    was gathered are reduced.
     """
-    row = {None: 0, "own": channels, "all": channels + devices * batch_size}[scores]
-    reduced = 4 * (method_weights + devices * batch_size * row)
-    return reduced, 4 * batch_size * row
+    numbers = {
+        None: 0,
+        "one": channels,
+        "all": batch_size * channels,
+        "scores": batch_size * (channels + devices * batch_size),
+    }[negatives]
+    return 4 * (method_weights + devices * numbers), 4 * numbers
 
 
 def in_a_ring(reduced, gathered, devices):
@@ -226,8 +231,9 @@ def on_paper():
     kinds = {
         "gradients of the student": (own, None),
         "critic, local negatives": (with_critic, None),
-        "critic, global negatives": (with_critic, "own"),
-        "the same, all scores sent": (with_critic, "all"),
+        "critic, a global negative": (with_critic, "one"),
+        "critic, global negatives": (with_critic, "all"),
+        "the same, all scores sent": (with_critic, "scores"),
     }
     size = FLAGS.batch_size
     print(
@@ -239,10 +245,10 @@ def on_paper():
     )
     rows = []
     for devices in map(int, FLAGS.devices):
-        for name, (count, scores) in kinds.items():
+        for name, (count, negatives) in kinds.items():
 
-            def sent(batch_size, count=count, scores=scores, devices=devices):
-                both = put_in(count, channels, batch_size, devices, scores)
+            def sent(batch_size, count=count, negatives=negatives, devices=devices):
+                both = put_in(count, channels, batch_size, devices, negatives)
                 return in_a_ring(*both, devices)
 
             row = {"devices": devices, "method": name, "bytes": sent(size)}

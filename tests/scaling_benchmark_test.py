@@ -18,16 +18,16 @@ run = functools.partial(run_benchmark, "scaling", *NETWORKS)
 def test_what_is_counted_is_what_is_on_paper(tmp_path):
     output = tmp_path / "scaling.json"
     short = ["--replicas=1,2", "--workers=", "--steps=1", "--rounds=1"]
-    names = ["KD", "InfoNCE (global)", "InfoNCE (local)"]
+    names = ["KD", "MIMKD", "InfoNCE (global)", "InfoNCE (local)"]
     process = run(*short, f"--methods={','.join(names)}", f"--output={output}")
     assert process.returncode == 0, process.stderr
     results = json.loads(output.read_text())
-    one, two = results["measured"][:3], results["measured"][3:]
+    one, two = results["measured"][:4], results["measured"][4:]
     for rows in (one, two):
         assert [row["method"] for row in rows] == names
     for row in one:
         assert row["CollectiveReduceV2"] == row["CollectiveGatherV2"] == row["copy"] == 0
-    kd, all_images, own_images = two
+    kd, one_image, all_images, own_images = two
     assert kd["weights"] == STUDENT
     critic = own_images["weights"]
     assert kd["CollectiveReduceV2"] == 4 * STUDENT
@@ -37,6 +37,9 @@ def test_what_is_counted_is_what_is_on_paper(tmp_path):
     gathered = 4 * 8 * CHANNELS
     assert gathered <= all_images["CollectiveGatherV2"] < gathered + 100
     assert all_images["CollectiveReduceV2"] == 4 * critic + 2 * gathered
+    # The stages, the last one twice, and the pooled vector of one image of each replica.
+    maps = 8 * 8 * 8 + 4 * 4 * 16 + 2 * (2 * 2 * CHANNELS) + CHANNELS
+    assert one_image["CollectiveReduceV2"] == 4 * (one_image["weights"] + 2 * maps)
     assert results["machine"]["cpus"] == os.cpu_count()
 
 
@@ -47,18 +50,19 @@ def test_on_paper(tmp_path):
     results = json.loads(output.read_text())
     assert results["measured"] == [] and results["settings"]["bandwidth"] == 1
     rows = {(row["devices"], row["method"]): row for row in results["on_paper"]}
-    assert {devices for devices, _ in rows} == {8, 256} and len(rows) == 8
+    assert {devices for devices, _ in rows} == {8, 256} and len(rows) == 10
     ring = rows[8, "gradients of the student"]
     assert ring["bytes"] == 2 * 7 / 8 * 4 * STUDENT
     assert ring["milliseconds"] == pytest.approx(ring["bytes"] / 1e6)
     local = rows[8, "critic, local negatives"]["bytes"]
-    # Vectors of 16 images, and their scores with all 128. Gathered, they go to 7 others; their
-    # gradients, of all images, go twice around the ring.
+    # The vector of an image, those of 16, and their scores with all 128. Gathered, they go to 7
+    # others; their gradients, of all images, go twice around the ring.
     for name, numbers in (
-        ("critic, global negatives", CHANNELS),
-        ("the same, all scores sent", CHANNELS + 128),
+        ("critic, a global negative", CHANNELS),
+        ("critic, global negatives", 16 * CHANNELS),
+        ("the same, all scores sent", 16 * (CHANNELS + 128)),
     ):
-        own = 4 * 16 * numbers
+        own = 4 * numbers
         assert rows[8, name]["bytes"] - local == pytest.approx(7 * own + 2 * 7 / 8 * 8 * own)
     assert "256 devices: critic, global negatives" in process.stdout
 
