@@ -52,8 +52,15 @@ def chosen():
     if FLAGS.strategy == "mirrored":
         return _checked(tf.distribute.MirroredStrategy(_devices()))
     if FLAGS.strategy == "multi_worker":
-        with _time_out(cluster(os.environ["TF_CONFIG"])[0]):
-            return _checked(tf.distribute.MultiWorkerMirroredStrategy())
+        workers, index = cluster(os.environ["TF_CONFIG"])
+        try:
+            with _time_out(workers):
+                return _checked(tf.distribute.MultiWorkerMirroredStrategy())
+        except tf.errors.OpError as error:
+            raise SystemExit(
+                f"TF_CONFIG: expected that worker {index} can listen at {workers[index]}, a free "
+                f"port of its own host; {error.message}"
+            ) from error
     if FLAGS.strategy == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=FLAGS.tpu)

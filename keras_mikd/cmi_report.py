@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_mikd import replicas
 from keras_mikd.distributed_model import DistributedModel
 from keras_mikd.estimators.conditional_mutual_information import ConditionalMutualInformation
 from keras_mikd.feature_taps import output_is_probability
@@ -234,7 +235,7 @@ class _Meter(DistributedModel):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise ValueError("Expected data with labels: (images, labels). Received: images alone.")
-        outputs = self._classifier(x)
+        outputs = replicas.run_network(self._classifier, x)
         self._cmi.update_state(y, outputs)
         self._tally.update_state(y, outputs)
         return self.compute_metrics(x, y, outputs)

@@ -53,6 +53,10 @@ class DistributedModel(keras.Model):
         """
         return as_logs(super().compute_metrics(x, y, y_pred, sample_weight))
 
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return replicas.run_network(lambda x: self(x, training=False), x)
+
     def evaluate(self, *args, **kwargs):
         """Evaluates like `keras.Model.evaluate`.
 

@@ -1,7 +1,6 @@
 """The only module that knows `tf.distribute`: the replicas of a step and the batch they share."""
 
 import tensorflow as tf
-from keras import ops
 
 
 def count():
@@ -63,8 +62,30 @@ def at_least_one(tensor):
 
     Neither collectives nor some kernels survive a tensor without rows.
     """
-    missing = tf.cast(tf.equal(tf.shape(tensor)[0], 0), tf.int32)
-    return tf.pad(tensor, [[0, missing]] + [[0, 0]] * (len(tensor.shape) - 1))
+    shape = tf.shape(tensor)
+    missing = tf.cast(tf.equal(shape[:1], 0), tf.int32)
+    # Not tf.pad: on a CPU, TensorFlow fuses it with the convolution behind it as if it were one of
+    # rows and columns.
+    return tf.concat([tensor, tf.zeros(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
+
+
+def run_network(network, x):
+    """Runs a network on the batch of a replica, also if the last batch left that without examples.
+
+    Convolutions do not survive a batch without rows. Such a replica runs on one of zeros, what
+    comes out of it is dropped, and no gradient flows back. Layers with a state of their own, such
+    as BatchNormalization, see it.
+
+    Args:
+        network: Function of `x` that returns tensors of shape `(local batch, ...)`.
+        x: Tensor of shape `(local batch, ...)`, or a structure of such tensors.
+    """
+    first, *_ = tf.nest.flatten(x)
+    if count() == 1 or first.shape[0]:
+        return network(x)
+    size = tf.shape(first)[0]
+    outputs = network(tf.nest.map_structure(at_least_one, x))
+    return tf.nest.map_structure(lambda output: output[:size], outputs)
 
 
 def following(tensor, count):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,6 +74,52 @@ def test_two_workers_train_a_teacher_and_the_chief_writes(tmp_path):
     assert "saved as" not in (tmp_path / "workers" / "worker1.log").read_text()
 
 
+FEW = ["--student=digits_cnn", "--epochs=1", "--labels_per_class=2", "--batch_size=10"]
+# What each of the other scripts that train needs to end soon.
+OTHERS = {
+    "self_distill": [*FEW, "--methods=plain,muse_multiplicative", "--weights=1"],
+    "online_distill": [*FEW, "--methods=alone,dml_muse", "--weights=1"],
+    "few_shot": [*FEW, "--methods=vid"],
+    "zero_shot": ["--student=digits_cnn", "--epochs=1", "--dropped=9"],
+    "cmi_temperature": ["--student=digits_cnn", "--epochs=1", "--temperature=4"],
+    "tune_teacher": ["--epochs=1", "--weight=0.1", "--centroids=epoch"],
+    "distill_detector": ["--num_scenes=16", "--epochs=1", "--width=2", "--methods=plain,muse"],
+}
+
+
+def _teachers(script, teacher, folder):
+    flags = []
+    if script in ("few_shot", "zero_shot", "cmi_temperature", "tune_teacher"):
+        flags.append(f"--teacher={teacher}")
+    if script in ("few_shot", "zero_shot"):
+        flags.append(f"--mcmi_teacher={shutil.copy(teacher, folder / 'tuned.keras')}")
+    return flags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", OTHERS)
+def test_every_script_that_trains_does_so_on_two_workers(teacher, tmp_path, script):
+    flags = ["--strategy=multi_worker", f"--output_dir={tmp_path}/run", *OTHERS[script]]
+    flags += _teachers(script, teacher, tmp_path)
+    path = ROOT / "examples" / f"{script}.py"
+    done = _run("launch_workers", f"--output_dir={tmp_path}/workers", "--", path, *flags)
+    assert not done.returncode, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())
+    # Only the chief's TensorBoard wrote.
+    events = list((tmp_path / "run" / "logs").rglob("events.out.tfevents.*"))
+    assert len({path.name.split(".")[-3] for path in events}) == 1, events
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", OTHERS)
+def test_every_script_that_trains_refuses_a_missing_cluster(teacher, tmp_path, script):
+    flags = [f"--output_dir={tmp_path}/run", "--strategy=multi_worker"]
+    done = _run(script, *flags, *_teachers(script, teacher, tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "expected TF_CONFIG in the environment" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 CLUSTER = {"cluster": {"worker": ["localhost:1", "localhost:2"]}}
 
 
@@ -122,6 +169,19 @@ def test_a_worker_that_never_comes_is_a_message_after_the_time_out(teacher, tmp_
     assert done.returncode == 1 and time.monotonic() - start < 200
     assert f"Waiting for the workers localhost:{ports[0]}, localhost:{ports[1]}" in done.stderr
     assert "Timeout (0:00:02)!" in done.stderr
+
+
+def test_a_port_that_is_taken_is_a_message(teacher, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        own = f"localhost:{taken.getsockname()[1]}"
+        task = {"type": "worker", "index": 0}
+        config = {"cluster": {"worker": [own, "localhost:1"]}, "task": task}
+        flags = [f"--teacher={teacher}", f"--output_dir={tmp_path}", "--strategy=multi_worker"]
+        done = _run("distill", *flags, tf_config=json.dumps(config))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"expected that worker 0 can listen at {own}" in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

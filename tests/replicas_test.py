@@ -40,6 +40,27 @@ def test_every_replica_sees_the_batches_in_the_order_of_the_replicas(two_replica
     assert _on_each(two_replicas, replicas.first_index) == [0, 2]
 
 
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 0), (0, 2)])
+def test_a_network_runs_on_the_examples_that_there_are(two_replicas, sizes):
+    kernel, images = np.ones((2, 2, 1, 3), "float32"), np.ones((sum(sizes), 4, 4, 1), "float32")
+    batches = images[: sizes[0]], images[sizes[0] :]
+
+    def outputs_and_gradient(x):
+        x = tf.boolean_mask(x, tf.ones_like(x[:, 0, 0, 0], "bool"))
+        weights = tf.constant(kernel)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outputs = replicas.run_network(lambda x: tf.nn.conv2d(x, weights, 1, "VALID"), x)
+            total = tf.reduce_sum(outputs)
+        # One tensor of both: the rows, and what the gradient is of.
+        return tf.stack(
+            [tf.shape(outputs)[0], tf.cast(tape.gradient(total, weights)[0, 0, 0, 0], tf.int32)]
+        )
+
+    seen = _on_each(two_replicas, outputs_and_gradient, batches)
+    np.testing.assert_array_equal(seen, [[size, 9 * size] for size in sizes])
+
+
 SAME_SIZES = [((3, 3), 1), ((3, 3), 2), ((2, 2), 9), ((1, 1), 1)]
 SIZES = [*SAME_SIZES, ((3, 1), 2), ((1, 3), 3), ((3, 0), 2)]
 

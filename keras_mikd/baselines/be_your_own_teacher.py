@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_mikd import replicas
 from keras_mikd.distillation_loss import DistillationLoss
 
 
@@ -102,7 +103,7 @@ class BeYourOwnTeacher(DistillationLoss):
         for feature_map, bottleneck, classifier in zip(
             student, self.bottlenecks, self.classifiers, strict=True
         ):
-            feature = ops.mean(bottleneck(feature_map, training=training), axis=(1, 2))
+            feature = ops.mean(_narrowed(feature_map, bottleneck, training), axis=(1, 2))
             head = classifier(feature)
             own = ops.log_softmax(head / self.temperature, axis=-1)
             divergence = ops.sum(ops.exp(target) * (target - own), axis=-1)
@@ -138,6 +139,16 @@ class BeYourOwnTeacher(DistillationLoss):
             "temperature": self.temperature,
             "feature_weight": self.feature_weight,
         }
+
+
+def _narrowed(feature_map, bottleneck, training):
+    """Runs the bottleneck; its statistics are of the examples that there are, on all replicas."""
+    for layer in bottleneck.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            feature_map = replicas.run_network(layer, feature_map)
+        else:
+            feature_map = layer(feature_map, training=training)
+    return feature_map
 
 
 def _cross_entropy(labels, logits):

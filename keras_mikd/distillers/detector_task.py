@@ -91,7 +91,11 @@ class DetectorTask:
 
     def predict_step(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self.student.decode_predictions(self(x, training=False), x)
+
+        def decoded(x):
+            return self.student.decode_predictions(self(x, training=False), x)
+
+        return replicas.run_network(decoded, x)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the detector's own weighted loss plus all regularizers and `add_loss` terms."""

@@ -226,7 +226,7 @@ class MCMITeacher(DistributedModel):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
-            logits = self.teacher(x, training=True)
+            logits = self._logits(x, training=True)
             total = self._total(x, y, logits, sample_weight, training=True)
             scaled = self.optimizer.scale_loss(total)
         variables = self.teacher.trainable_variables
@@ -239,9 +239,12 @@ class MCMITeacher(DistributedModel):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits = self.teacher(x, training=False)
+        logits = self._logits(x, training=False)
         self._total(x, y, logits, sample_weight, training=False)
         return self.compute_metrics(x, y, logits, sample_weight)
+
+    def _logits(self, x, training):
+        return replicas.run_network(lambda x: self.teacher(x, training=training), x)
 
     def _checked_data(self, argument, data):
         return data_checks.checked_data(

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd import cached_batches
+from keras_mikd import cached_batches, replicas
 from keras_mikd.distillation_loss import DistillationLoss
 from keras_mikd.distillers import network_checks, pair_checks
 from keras_mikd.feature_taps import FeatureTaps
@@ -67,7 +67,7 @@ class Networks:
         """Runs the fixed networks: `{name: {place: tensor}}`, or takes what a cache has of them."""
         if cached is not None:
             return dict.fromkeys(self.fixed, cached)
-        return {name: self.taps[name](x, training=False) for name in self.fixed}
+        return self._read(self.fixed, x, training=False)
 
     def check_cache(self, data):
         """Refuses the batches of a `TeacherCache` that is not of the fixed network here."""
@@ -80,7 +80,13 @@ class Networks:
     def read_trained(self, x, training):
         """Runs the other networks, likewise."""
         trained = [name for name in self.models if name not in self.fixed]
-        return {name: self.taps[name](x, training=training) for name in trained}
+        return self._read(trained, x, training)
+
+    def _read(self, names, x, training):
+        def read(x):
+            return {name: self.taps[name](x, training=training) for name in names}
+
+        return replicas.run_network(read, x)
 
     def pair(self, term, features):
         """Returns the teacher's and the student's tensors for the loss of a term."""
