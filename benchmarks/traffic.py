@@ -29,7 +29,7 @@ class Traffic:
 
     def __init__(self, model):
         self._step = model.train_step
-        self._sizes, self._traced, self._graph = {}, 0, None
+        self._sizes, self._traced, self.graph = {}, 0, None
         model.train_step = self._train_step
 
     def _train_step(self, data):
@@ -37,7 +37,7 @@ class Traffic:
         self._traced += 1
         # Replicas are traced one after another into one graph, so the last sees the ops of all.
         if self._traced % len(tf.distribute.get_strategy().extended.worker_devices) == 0:
-            self._graph = tf.compat.v1.get_default_graph()
+            self.graph = tf.compat.v1.get_default_graph()
             with tf.name_scope(_SCOPE):
                 self._note_unknown_sizes()
         return logs
@@ -66,9 +66,9 @@ class Traffic:
 
     def _sent(self):
         """Returns `(kind, tensor)` of all that leaves a device."""
-        operations = [op for op in self._graph.get_operations() if _SCOPE not in op.name]
+        operations = [op for op in self.graph.get_operations() if _SCOPE not in op.name]
         found = [(op.type, op.inputs[0]) for op in operations if op.type.startswith("Collective")]
-        functions = self._graph.as_graph_def().library.function
+        functions = self.graph.as_graph_def().library.function
         nested = {node.op for function in functions for node in function.node_def}
         missed = {kind for kind, _ in found} - {REDUCE, GATHER}
         missed |= {kind for kind in nested if kind.startswith("Collective")}

@@ -49,12 +49,15 @@ def gather(tensor):
     replica = _replica()
     if replica is None:
         return tensor
-    if tensor.shape[0]:  # Known, so that no replica is without: a TPU knows every shape.
-        return replica.all_gather(tensor, axis=0)
-    size = tf.shape(tensor)[0]
-    is_example = tf.cast(tf.range(tf.maximum(size, 1)) < size, tf.int32)
-    rows = replica.all_gather(at_least_one(tensor), axis=0)
-    return tf.boolean_mask(rows, replica.all_gather(is_example, axis=0) == 1)
+    if tensor.shape[0]:  # Known, so that no replica is without: a TPU wants to know every shape.
+        rows = replica.all_gather(tensor, axis=0)
+    else:
+        size = tf.shape(tensor)[0]
+        is_example = tf.cast(tf.range(tf.maximum(size, 1)) < size, tf.int32)
+        rows = replica.all_gather(at_least_one(tensor), axis=0)
+        rows = tf.boolean_mask(rows, replica.all_gather(is_example, axis=0) == 1)
+    rows.set_shape((None, *tensor.shape[1:]))
+    return rows
 
 
 def at_least_one(tensor):
