@@ -69,7 +69,7 @@ def _assembled(distiller, **options):
     return Method(lambda teacher, student: distiller(teacher(), student(), **options), FLOOR)
 
 
-def _muse(**options):
+def muse(**options):
     return Method(lambda _, student: mikd.MUSEDistiller(student(), **options), STUDENT)
 
 
@@ -84,11 +84,11 @@ def _be_your_own_teacher(_, new_student):
     return mikd.SelfDistiller(student, [heads])
 
 
-def _mutual(muse):
+def _mutual(with_muse):
     def build(_, new_student):
         peers = [new_student(), new_student()]
         losses = [mikd.SoftTargets(temperature=1.0, name="dml")]
-        if muse:
+        if with_muse:
             stages = _stages(peers[0])
             losses += [mikd.MUSE(teacher_layer="pooled", student_layer=stages, name="muse")]
         return mikd.MutualDistiller(peers, losses)
@@ -138,10 +138,10 @@ METHODS = {
     "InfoNCE in the batch": offline(info_nce()),
     "Keras (logits)": _keras(keras_logits),
     "BYOT (self)": Method(_be_your_own_teacher, STUDENT),
-    "MUSE (self)": _muse(),
-    "MUSE additive (self)": _muse(combine="additive"),
-    "DML (two peers)": _mutual(muse=False),
-    "DML + MUSE (two peers)": _mutual(muse=True),
+    "MUSE (self)": muse(),
+    "MUSE additive (self)": muse(combine="additive"),
+    "DML (two peers)": _mutual(with_muse=False),
+    "DML + MUSE (two peers)": _mutual(with_muse=True),
     "MCMI": Method(_mcmi, TEACHER),
 }
 # Keras compares features of equal shape only, which few pairs of networks have.

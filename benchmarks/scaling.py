@@ -34,7 +34,7 @@ from absl import app, flags
 import keras_mikd as mikd
 import reports
 import traffic
-from methods import METHODS, compiled, info_nce, offline
+from methods import METHODS, compiled, info_nce, muse, offline
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -57,13 +57,16 @@ flags.DEFINE_integer("child_replicas", 1, "Likewise.")
 flags.DEFINE_string("child_output", None, "Likewise.")
 reports.define_output()
 
-GLOBAL, LOCAL = "InfoNCE (global)", "InfoNCE (local)"
 MEASURED = {
     "KD": METHODS["KD"],
     "VID": METHODS["VID"],
     "MIMKD": METHODS["MIMKD (no XLA)"],
-    GLOBAL: METHODS["InfoNCE in the batch"],
-    LOCAL: offline(info_nce(gather=False)),
+    "InfoNCE (global)": METHODS["InfoNCE in the batch"],
+    "InfoNCE (local)": offline(info_nce(gather=False)),
+    "MUSE": METHODS["MUSE (self)"],
+    "MUSE (negatives of the batch)": muse(negatives_from="batch"),
+    "MUSE (local)": muse(gather=False),
+    "DML": METHODS["DML (two peers)"],
 }
 CLASSES = 100
 LAUNCHER = Path(__file__).parents[1] / "examples" / "launch_workers.py"
@@ -119,7 +122,7 @@ def measure(method, chosen):
     sent = next(iter(sorted(counted.by_device().items())), (None, []))[1]
     return {
         "weights": weights(model.trainable_variables),
-        "teacher": weights(model.teacher.weights),
+        "teacher": weights(model.teacher.weights) if hasattr(model, "teacher") else 0,
         "logs": len(history),
         "wall_ms": statistics.median(wall),
         "cpu_ms": statistics.median(cpu) * workers,

@@ -73,8 +73,12 @@ def chosen():
 
 
 def fits_everywhere(model, distiller=mikd.SelfDistiller):
-    """Returns what trains a network alone: on several hosts Keras itself cannot."""
-    return distiller(model, []) if FLAGS.strategy == "multi_worker" else model
+    """Returns what trains a network alone under every strategy.
+
+    Keras itself does not on several hosts, nor with batches that replicas do not divide evenly, and
+    a detector's losses, which are sums, would count once for every replica.
+    """
+    return model if FLAGS.strategy == "none" else distiller(model, [])
 
 
 def is_chief():

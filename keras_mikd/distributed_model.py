@@ -55,6 +55,7 @@ class DistributedModel(keras.Model):
 
     def predict_step(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x, _ = cached_batches.unpack(x)
         return replicas.run_network(lambda x: self(x, training=False), x)
 
     def evaluate(self, *args, **kwargs):
@@ -116,7 +117,7 @@ def as_logs(values):
 
 def _check_batch(x, batch_size):
     """Refuses batches that leave a replica without examples, where their size is known."""
-    size = batch_size
+    size = batch_size or (32 if hasattr(x, "shape") else None)  # What Keras takes for arrays.
     if isinstance(x, tf.data.Dataset):
         size = keras.tree.flatten(x.element_spec)[0].shape[0]
     if size is not None and size < replicas.count():

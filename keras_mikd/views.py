@@ -54,7 +54,8 @@ class Views:
         gammas = tf.random.stateless_gamma((2,), self._seed(row, 3), [self.mix_alpha] * 2)
         share = gammas[0] / tf.reduce_sum(gammas)
         if self.mix == "mixup":
-            image = share * image + (1.0 - share) * other
+            of_image = tf.cast(share, image.dtype)
+            image = of_image * image + (1 - of_image) * other
         else:
             inside = _box(image.shape[:2], tf.sqrt(1.0 - share), draws[1:])
             image = tf.where(inside[..., None], other, image)

@@ -17,11 +17,13 @@ def without_writers(callbacks):
     others, those of the caller's own making too, run on every worker.
 
     Args:
-        callbacks: A callback, a list of them, or `None`.
+        callbacks: A callback, a list of them, a `CallbackList`, or `None`.
 
     Returns:
         A list of callbacks.
     """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
     callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
     return [
         _Restore(each.backup_dir) if isinstance(each, keras.callbacks.BackupAndRestore) else each

@@ -112,6 +112,17 @@ def test_every_script_that_trains_does_so_on_two_workers(teacher, tmp_path, scri
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", OTHERS)
+def test_every_script_that_trains_does_so_on_two_devices(teacher, tmp_path, script):
+    # The protocol's batch of 25 images is not divided evenly.
+    flags = ["--strategy=mirrored", "--logical_cpus=2", f"--output_dir={tmp_path}/run"]
+    flags += [flag for flag in OTHERS[script] if not flag.startswith("--batch_size")]
+    done = _run(script, *flags, *_teachers(script, teacher, tmp_path))
+    assert not done.returncode, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", OTHERS)
 def test_every_script_that_trains_refuses_a_missing_cluster(teacher, tmp_path, script):
     flags = [f"--output_dir={tmp_path}/run", "--strategy=multi_worker"]
     done = _run(script, *flags, *_teachers(script, teacher, tmp_path))

@@ -91,6 +91,8 @@ def test_the_teacher_does_not_run():
     before = len(calls)
     distiller.fit(cache.batches(8), shuffle=False, verbose=0)
     distiller.evaluate(cache.batches(8), verbose=0)
+    predicted = distiller.predict(cache.batches(8, shuffle=False), verbose=0)
+    np.testing.assert_allclose(predicted, distiller.student(cases.data()[0]), atol=1e-5)
     assert len(calls) == before
 
 
@@ -123,15 +125,18 @@ def test_views_are_replayed_and_differ_from_one_another(mix):
     assert np.any(other[0][0] != first[0][0])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_a_mix_has_the_labels_of_its_shares(mix):
+def test_a_mix_has_the_labels_of_its_shares(mix, dtype):
     """Images of ones and of zeros: the mean of a mixed image is the share of the first class."""
     images = np.repeat([0.0, 1.0], 8)[:, None, None, None] * np.ones((1, *cases.IMAGE_SHAPE))
     labels = np.repeat([0, 1], 8)
-    cache = mikd.TeacherCache(cases.teacher(), images.astype("float32"), labels, mix=mix, views=4)
+    cache = mikd.TeacherCache(cases.teacher(), images.astype(dtype), labels, mix=mix, views=4)
     (x, y), *_ = _batches(cache, with_teacher=False)
+    assert x.dtype == dtype
     np.testing.assert_allclose(y.sum(axis=1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), y[:, 1], atol=1e-5)
+    shares = x.mean(axis=(1, 2, 3), dtype="float64")
+    np.testing.assert_allclose(shares, y[:, 1], atol=1e-3 if dtype == "float16" else 1e-5)
     assert np.any((y[:, 1] > 0.01) & (y[:, 1] < 0.99))
 
 

@@ -12,6 +12,8 @@ def test_what_writes_files_is_left_out_and_the_rest_stays(tmp_path):
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
     ]
     assert without_writers([own, *writers, stopping]) == [own, stopping]
+    together = keras.callbacks.CallbackList([own, *writers, stopping])
+    assert without_writers(together) == [own, stopping]
 
 
 @pytest.mark.parametrize("nothing", [None, []])

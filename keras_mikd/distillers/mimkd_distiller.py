@@ -73,8 +73,7 @@ class MIMKDDistiller(Distiller):
                     for teacher_place, place in pairs
                 ),
             ]
-            distillation_losses = [] if soft_targets is None else [soft_targets]
-            distillation_losses += [
+            distillation_losses = [
                 JSDCritic(
                     teacher_layer=teacher_place,
                     student_layer=student_place,
@@ -88,4 +87,6 @@ class MIMKDDistiller(Distiller):
                 for name, teacher_place, student_place, weight in levels
                 if weight
             ]
+        if soft_targets is not None:
+            distillation_losses = [soft_targets, *distillation_losses]
         super().__init__(teacher, student, distillation_losses, **kwargs)

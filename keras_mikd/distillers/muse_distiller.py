@@ -58,5 +58,7 @@ class MUSEDistiller(SelfDistiller):
                 gather=gather,
                 name="muse",
             )
-            distillation_losses = [muse] if deep_supervision is None else [muse, deep_supervision]
+            distillation_losses = [muse]
+        if deep_supervision is not None:
+            distillation_losses = [*distillation_losses, deep_supervision]
         super().__init__(model, distillation_losses, **kwargs)

@@ -56,7 +56,7 @@ class VIDDistiller(Distiller):
                 "initial_variance": initial_variance,
                 "reduction": reduction,
             }
-            distillation_losses = [] if soft_targets is None else [soft_targets]
+            distillation_losses = []
             if stage_weight:
                 distillation_losses += [
                     GaussianVIDHead(
@@ -78,4 +78,6 @@ class VIDDistiller(Distiller):
                         **head,
                     )
                 )
+        if soft_targets is not None:
+            distillation_losses = [soft_targets, *distillation_losses]
         super().__init__(teacher, student, distillation_losses, **kwargs)

@@ -1,6 +1,7 @@
 """The scores of a critic for true pairs and for pairs by chance, and a bound on them."""
 
 import functools
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -13,6 +14,15 @@ BATCH = "batch"
 OTHER_CLASSES = "other_classes"
 # Bounds whose value for an example takes the scores of that example alone.
 _BY_EXAMPLE = (bounds.jsd, bounds.nwj, bounds.info_nce)
+
+
+class Pool(NamedTuple):
+    """Students that a replica's examples are compared with, as a critic takes them."""
+
+    student: Any
+    first: Any = None
+    classes: Any = None
+    following: Any = None
 
 
 class Contrast:
@@ -75,37 +85,44 @@ class Contrast:
         Raises:
             ValueError: If labels are needed and there are none.
         """
-        classes = _classes(labels) if self.negatives_from == OTHER_CLASSES else None
-        compare = self._compiled_compare if xla else self._compare
-        if self.gather and replicas.count() > 1:
-            return self._compare_globally(compare, teacher, student, classes)
-        return compare(teacher, student, None, classes)
+        return self.compare(teacher, self.pool(student, labels), xla=xla)
 
-    def _compare_globally(self, compare, teacher, student, classes):
-        """Compares with the students of all replicas.
+    def pool(self, student, labels=None):
+        """Returns what `compare` compares teachers with, any number of them.
 
-        Some bounds couple the examples of a batch: these get the scores of all replicas.
+        What other replicas have of it is sent once.
         """
-        size, first, following = ops.shape(teacher)[0], None, None
+        classes = _classes(labels) if self.negatives_from == OTHER_CLASSES else None
+        if not self._globally():
+            return Pool(student, classes=classes)
         if self.negatives is None or classes is not None:
-            first, student = replicas.first_index(teacher), replicas.gather(student)
-            classes = None if classes is None else replicas.gather(classes)
-        else:  # Negatives are the next examples, which is all that the others have to send.
-            following = replicas.following(student, self.negatives)
-            student = replicas.at_least_one(student)
-        bound, joint, product = compare(
-            replicas.at_least_one(teacher), student, first, classes, following
-        )
+            first, everyone = replicas.first_index(student), replicas.gather(student)
+            return Pool(everyone, first, None if classes is None else replicas.gather(classes))
+        # Negatives are the next examples, which is all that the others have to send.
+        following = replicas.following(student, self.negatives)
+        return Pool(replicas.at_least_one(student), following=following)
+
+    def compare(self, teacher, pool, *, xla=False):
+        """Compares a feature with a `pool` of students; returns what a call returns."""
+        compare = self._compiled_compare if xla else self._compare
+        if not self._globally():
+            return compare(teacher, *pool)
+        size = ops.shape(teacher)[0]
+        bound, joint, product = compare(replicas.at_least_one(teacher), *pool)
         joint, product = joint[:size], product[:size]
         if _takes_every_example_by_itself(self.bound):
             return bound[:size], joint, product
-        # Together, because a collective does not survive the scores of no negatives.
+        # The bound couples the examples of a batch, and gets the scores of all replicas. Together,
+        # because a collective does not survive the scores of no negatives.
         scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
         bound = self.bound(scores[:, 0], scores[:, 1:])
-        first = replicas.first_index(teacher) if first is None else first
+        first = replicas.first_index(teacher)
         return bound[first : first + size], joint, product
 
-    def _compare(self, teacher, student, first, classes, following=None):
+    def _globally(self):
+        return self.gather and replicas.count() > 1
+
+    def _compare(self, teacher, student, first, classes, following):
         joint, product = self.critic(
             teacher,
             student,

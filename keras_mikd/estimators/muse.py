@@ -157,10 +157,11 @@ class MUSE(DistillationLoss):
         for i, feature in enumerate(_each(student)):
             feature = locations(feature, self._grids[i][1])
             of_target = locations(target, self._grids[i][0])
-            value, _, product = self._mutual[i](of_target, feature, labels, xla=self.xla)
+            pool = self._mutual[i].pool(feature, labels)
+            value, _, product = self._mutual[i].compare(of_target, pool, xla=self.xla)
             mutual.append(value)
             first = feature if gist is None else gist
-            own.append(self._own[i](first, feature, labels, xla=self.xla)[0])
+            own.append(self._own[i].compare(first, pool, xla=self.xla)[0])
         mutual, own = ops.stack(mutual, axis=1), ops.stack(own, axis=1)
         both = mutual + own if self.combine == "additive" else self._product(mutual, own)
         self._read_out(mutual, own, product)
