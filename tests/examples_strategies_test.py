@@ -26,7 +26,7 @@ def _run(script, *arguments, tf_config=None):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -74,7 +74,7 @@ def test_two_workers_train_a_teacher_and_the_chief_writes(tmp_path):
     assert "saved as" not in (tmp_path / "workers" / "worker1.log").read_text()
 
 
-FEW = ["--student=digits_cnn", "--epochs=1", "--labels_per_class=2", "--batch_size=10"]
+FEW = ["--student=digits_cnn", "--epochs=1", "--labels_per_class=3", "--batch_size=10"]
 # What each of the other scripts that train needs to end soon.
 OTHERS = {
     "self_distill": [*FEW, "--methods=plain,muse_multiplicative", "--weights=1"],
