@@ -86,9 +86,9 @@ def run_network(network, x):
     first, *_ = tf.nest.flatten(x)
     if count() == 1 or first.shape[0]:
         return network(x)
-    size = tf.shape(first)[0]
+    added = tf.cast(tf.equal(tf.shape(first)[0], 0), tf.int32)
     outputs = network(tf.nest.map_structure(at_least_one, x))
-    return tf.nest.map_structure(lambda output: output[:size], outputs)
+    return tf.nest.map_structure(lambda output: output[: tf.shape(output)[0] - added], outputs)
 
 
 def following(tensor, count):

@@ -121,7 +121,10 @@ def test_two_replicas_give_the_update_of_one(make, two_replicas):
         lambda t, s: mikd.MIMKDDistiller(
             t, s, critic=mikd.SeparableCritic, gather=False, xla_critics=False
         ),
-        lambda _, s: mikd.MUSEDistiller(s, gather=False, xla_critics=False),
+        pytest.param(
+            lambda _, s: mikd.MUSEDistiller(s, gather=False, xla_critics=False),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mimkd", "muse"],
 )
@@ -143,22 +146,38 @@ def test_local_negatives_give_the_mean_of_the_updates_of_the_replicas(make, two_
     assert any(np.any(abs(a - b) > 1e-5) for a, b in zip(both, with_global_negatives, strict=True))
 
 
-@LOSSES
+def _slow_but(names, cases_by_name):
+    """Parameters of a test, all slow but those that go through code of their own."""
+    return [
+        pytest.param(make, id=name, marks=() if name in names else pytest.mark.slow)
+        for name, make in cases_by_name.items()
+    ]
+
+
+OWN_CODE_FOR_NO_EXAMPLES = {
+    *("soft_targets", "hint", "attention_transfer", "be_your_own_teacher", "vid_official"),
+    *("jsd_local", "jsd_other_classes", "jsd_global_separable_all", "dv_critic"),
+    "muse_multiplicative",
+}
+
+
+@pytest.mark.parametrize("make", _slow_but(OWN_CODE_FOR_NO_EXAMPLES, cases.LOSSES))
 def test_a_replica_without_examples_is_harmless(make, two_replicas):
     with two_replicas.scope():
         distiller = _compiled(cases.distiller_with(make()))
-    x, y = cases.data(17)
-    history = distiller.fit(x, y, batch_size=8, verbose=0, validation_data=(x, y)).history
+    x, y = cases.data(9)
+    history = distiller.fit(x, y, batch_size=8, verbose=0).history
     assert all(np.all(np.isfinite(values)) for values in history.values()), history
     assert all(np.all(np.isfinite(w)) for w in _weights(distiller))
 
 
-@KINDS
+@pytest.mark.parametrize("make", _slow_but({"distiller"}, cases.KINDS))
 def test_a_replica_without_examples_is_harmless_in_every_kind_of_step(make, two_replicas):
     with two_replicas.scope():
         distiller = _compiled(make(cases.teacher(), cases.student()))
-    x, y = cases.data(17)
-    distiller.fit(x, y, batch_size=8, verbose=0, validation_data=(x, y))
+    x, y = cases.data(9)
+    history = distiller.fit(x, y, batch_size=8, verbose=0, validation_data=(x, y)).history
+    assert all(np.all(np.isfinite(values)) for values in history.values()), history
     assert all(np.all(np.isfinite(w)) for w in _weights(distiller))
     predicted = distiller.predict(x, batch_size=8, verbose=0)
     for outputs, all_at_once in zip(

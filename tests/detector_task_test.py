@@ -116,7 +116,11 @@ def test_save_load_and_go_on_equals_never_having_stopped(tmp_path, deterministic
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
-@DISTILLERS
+@pytest.mark.parametrize(
+    "make",
+    [detectors.alone, pytest.param(detectors.offline, marks=pytest.mark.slow)],
+    ids=["self", "offline"],
+)
 def test_two_replicas_give_the_update_of_one(make, two_replicas):
     """With the same boxes on both: each divides by the boxes that it has."""
     x, y = detectors.scenes(4)
