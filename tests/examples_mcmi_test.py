@@ -215,6 +215,7 @@ def short_runs(tmp_path_factory):
         return folder, dict(zip(commands, runs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_wrong_flags_end_in_one_line(short_runs, name):
     run = short_runs[1][name]
@@ -223,12 +224,14 @@ def test_wrong_flags_end_in_one_line(short_runs, name):
     assert run.stderr.strip().splitlines()[-1].endswith(REFUSED[name][-1])
 
 
+@pytest.mark.slow
 def test_wrong_flags_write_nothing(short_runs):
     folder, _ = short_runs
     files = {path.name: path.read_text() for path in folder.iterdir()}
     assert files == dict.fromkeys(("teacher.keras", "weight0.1.keras"), "old")
 
 
+@pytest.mark.slow
 def test_help_lists_shared_flags_too(short_runs):
     printed = short_runs[1]["help"].stdout
     assert printed.startswith("Trains students that never see some classes")

@@ -155,6 +155,7 @@ def short_runs(tmp_path_factory):
         return folder, dict(zip(commands, runs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_wrong_flags_end_in_one_line_and_write_nothing(short_runs, name):
     folder, runs = short_runs
@@ -165,6 +166,7 @@ def test_wrong_flags_end_in_one_line_and_write_nothing(short_runs, name):
     assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["self_distill", "online_distill"])
 def test_help_says_what_the_script_does_and_lists_its_flags(short_runs, script):
     printed = short_runs[1][script].stdout
