@@ -27,14 +27,19 @@ def launch(*script, workers=2, env=None, flags=()):
     )
 
 
+def _left_by_workers(tmp_path_factory, *arguments):
+    """What each of two workers leaves, started with these arguments."""
+    folder = tmp_path_factory.mktemp("cluster")
+    script = ROOT / "tests" / "cluster_worker.py"
+    done = launch(script, folder, *arguments, flags=[f"--output_dir={folder}"])
+    assert not done.returncode, done.stdout + done.stderr
+    return [dict(np.load(folder / f"worker{k}.npz")) for k in range(2)]
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """What two workers leave. With CPUs, the strategy takes one device of every worker."""
-    folder = tmp_path_factory.mktemp("cluster")
-    script = ROOT / "tests" / "cluster_worker.py"
-    done = launch(script, folder, *FAST_RUNS, flags=[f"--output_dir={folder}"])
-    assert not done.returncode, done.stdout + done.stderr
-    results = [dict(np.load(folder / f"worker{k}.npz")) for k in range(2)]
+    results = _left_by_workers(tmp_path_factory, *FAST_RUNS)
     assert results[0].pop("replicas") == results[1].pop("replicas") == 2
     return results
 
@@ -72,11 +77,7 @@ def _assert_one_device_does_the_same(chief, name, x, y):
 
 @pytest.fixture(scope="module")
 def slow_cluster(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slow")
-    script = ROOT / "tests" / "cluster_worker.py"
-    done = launch(script, folder, *SLOW_RUNS, flags=[f"--output_dir={folder}"])
-    assert not done.returncode, done.stdout + done.stderr
-    return dict(np.load(folder / "worker0.npz"))
+    return _left_by_workers(tmp_path_factory, *SLOW_RUNS)[0]
 
 
 @pytest.mark.slow
@@ -88,13 +89,7 @@ def test_slow_runs_on_workers_do_what_one_device_does(slow_cluster, name):
 @pytest.fixture(scope="module")
 def devices_of_workers(tmp_path_factory):
     """What two workers of two devices each leave."""
-    folder = tmp_path_factory.mktemp("devices")
-    script = ROOT / "tests" / "cluster_worker.py"
-    done = launch(
-        script, folder, "two_devices", *cluster_worker.RUNS, flags=[f"--output_dir={folder}"]
-    )
-    assert not done.returncode, done.stdout + done.stderr
-    results = dict(np.load(folder / "worker0.npz"))
+    results, _ = _left_by_workers(tmp_path_factory, "two_devices", *cluster_worker.RUNS)
     assert results["replicas"] == 4
     return results
 
