@@ -37,7 +37,8 @@ class DistillationLoss(keras.layers.Layer):
             arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If `weight` is negative, not finite or not a number.
+        ValueError: If `weight` is negative, not finite or not a number, or a place is no name, or
+            a list of them is empty or names one twice.
     """
 
     expects_logits = False
@@ -136,6 +137,11 @@ class DistillationLoss(keras.layers.Layer):
 
 def _places(argument, places):
     many = isinstance(places, (list, tuple))
+    if many and (not places or len(set(map(repr, places))) < len(places)):
+        raise ValueError(
+            f"Expected `{argument}` to name at least one place, and none twice. "
+            f"Received: {argument}={places!r}"
+        )
     for place in places if many else [places]:
         if place is not None and not isinstance(place, str):
             raise ValueError(

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+_ASSUMED_SIZE = 256
+
 
 class Call(NamedTuple):
     """One call of a layer or Keras operation: its path, its result and the calls that fed it."""
@@ -144,6 +146,15 @@ def as_called(model, x):
     if isinstance(inputs, dict) and len(inputs) == 1 and not isinstance(x, dict):
         return dict.fromkeys(inputs, x)
     return x
+
+
+def sized(tensor):
+    """Returns a symbolic image with the height and width filled in that its input leaves open."""
+    if len(tensor.shape) != 4:
+        return tensor
+    batch, *sizes, channels = tensor.shape
+    shape = (batch, *(size or _ASSUMED_SIZE for size in sizes), channels)
+    return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
 def tapped(model, paths):

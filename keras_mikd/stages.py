@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mikd.layer_graph import LayerGraph, has_graph
+from keras_mikd.layer_graph import LayerGraph, has_graph, sized
 
 POOLED = "pooled"
 
-# Height and width assumed for an input that leaves them open.
-_ASSUMED_SIZE = 256
 # A halving is at least 3 -> 2; an unpadded convolution (28 -> 26) stays within its stage.
 _STEP = 1.5
 _NOISE = (
@@ -115,10 +113,12 @@ def pair_stages(teacher, student):
     for role, model in (("teacher", teacher), ("student", student)):
         depths.append(_depths(model))
         if not depths[-1]:
+            role = "network" if teacher is student else role
             raise ValueError(
                 f"Expected a {role} with stages: feature maps of shape (batch, height, width, "
-                f"channels) on every path to its output. Received: {role}={model.name!r}, which "
-                "has none. Name the layers to match instead."
+                f"channels) on every path to its output. Received: {type(model).__name__} "
+                f"{model.name!r}, which has none. Name the layers to match instead, in losses of "
+                "your own that are passed as `distillation_losses`."
             )
     few, many = sorted(depths, key=len)
     ways = itertools.combinations(range(len(many) - 1), len(few) - 1)
@@ -135,20 +135,13 @@ def _measured_graph(model):
     if not has_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input, to find stages "
-            f"in. Received: {type(model).__name__} {model.name!r}. Name the places of another kind "
-            "of model with a `features` function."
+            f"in. Received: {type(model).__name__} {model.name!r}. For another kind of model, make "
+            "the losses yourself, with the places that its `features` function returns, and pass "
+            "them as `distillation_losses`."
         )
-    specs = [_sized(tensor) for tensor in model.inputs]
+    specs = [sized(tensor) for tensor in model.inputs]
     resized = any(s.shape != t.shape for s, t in zip(specs, model.inputs, strict=True))
     return LayerGraph(model, specs), resized
-
-
-def _sized(tensor):
-    if len(tensor.shape) != 4:
-        return tensor
-    batch, *sizes, channels = tensor.shape
-    shape = (batch, *(size or _ASSUMED_SIZE for size in sizes), channels)
-    return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
 def _find(graph):

@@ -64,6 +64,10 @@ def _tiny_class():
                 strides=[8, 16, 32, 64, 128],
             )
             bias = keras.initializers.Constant(-2)
+            # With KerasCV's own threshold of 0.5 an untrained detector would find nothing.
+            decoder = cv.layers.NonMaxSuppression(
+                "xyxy", from_logits=True, confidence_threshold=0.05, max_detections=20
+            )
             super().__init__(
                 backbone=body,
                 num_classes=NUM_CLASSES,
@@ -72,6 +76,7 @@ def _tiny_class():
                 feature_pyramid=_pyramid(body, width),
                 box_head=_head("boxes", 9 * 4, kernel_regularizer=regularizer),
                 classification_head=_head("classes", 9 * NUM_CLASSES, bias_initializer=bias),
+                prediction_decoder=decoder,
                 **kwargs,
             )
             self.width = width
@@ -86,6 +91,18 @@ def retinanet(width=3, *, seed=0, **kwargs):
     """A RetinaNet with anchors of 8 to 24 pixels."""
     keras.utils.set_random_seed(seed)
     return _tiny_class()(width, **kwargs)
+
+
+def stock_retinanet(sides):
+    """A RetinaNet of KerasCV's own parts, for images of a size or, with `None`, of any."""
+    cv = keras_cv()
+    body = cv.models.CSPDarkNetBackbone(
+        stackwise_channels=[2, 2, 2, 2],
+        stackwise_depth=[1, 1, 1, 1],
+        include_rescaling=False,
+        input_shape=(sides, sides, 1),
+    )
+    return cv.models.RetinaNet(backbone=body, num_classes=NUM_CLASSES, bounding_box_format="xyxy")
 
 
 def hint(place="P4", *, name="hint", **kwargs):

@@ -61,8 +61,34 @@ def test_a_saved_distiller_is_one(tmp_path):
 def test_a_network_without_stages_is_refused():
     inputs = keras.Input((6,))
     dense = keras.Model(inputs, keras.layers.Dense(4)(inputs), name="dense")
-    with pytest.raises(ValueError, match="with stages: feature maps.*'dense', which has none"):
+    message = r"a network with stages: feature maps.*Functional 'dense', which has none.*losses of"
+    with pytest.raises(ValueError, match=message):
         mikd.MUSEDistiller(dense)
+
+
+class _Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.body = cases.student()
+
+    def call(self, x, training=None):
+        return self.body(x, training=training)
+
+
+def _features(model, x, training):
+    early, late, logits = keras.Model(
+        model.body.input, [model.body.get_layer(n).output for n in ("relu1", "gap", "logits")]
+    )(x, training=training)
+    return {"early": early, "late": late, "output": logits}
+
+
+def test_a_subclassed_network_needs_losses_of_the_callers_own():
+    model = _Subclassed()
+    model(cases.data()[0])
+    with pytest.raises(ValueError, match="Received: _Subclassed.*pass them as `distillation_loss"):
+        mikd.MUSEDistiller(model, features=_features)
+    muse = mikd.MUSE(teacher_layer="late", student_layer=["early"], width=4, name="muse")
+    _step(mikd.MUSEDistiller(model, [muse], features=_features))
 
 
 def test_a_keras_cv_backbone():

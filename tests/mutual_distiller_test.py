@@ -216,6 +216,36 @@ def test_a_float16_peer_among_others_is_scaled():
     assert all(np.any(a != b) for a, b in zip(before, _values(*distiller.peers), strict=True))
 
 
+@pytest.mark.parametrize("loud", [0, 1])
+def test_a_float16_peer_of_large_gradients_learns_beside_a_quiet_one(loud):
+    """The loss is scaled once, so by what overflows for neither."""
+    keras.config.set_dtype_policy("mixed_float16")
+    peers = []
+    for i in range(2):
+        inputs = keras.Input((6,))
+        x = keras.layers.Rescaling(100.0 if i == loud else 1.0)(inputs)
+        peers.append(keras.Model(inputs, keras.layers.Dense(4, dtype="float32")(_half(x))))
+    distiller = _compiled(_dml(peers), [keras.optimizers.SGD(1e-4) for _ in peers])
+    before = _values(*peers)
+    x, y = np.random.default_rng(0).normal(size=(16, 6)).astype("float32"), np.arange(16) % 4
+    history = distiller.fit(x, y, epochs=40, batch_size=16, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.any(a != b) for a, b in zip(before, _values(*peers), strict=True))
+    quiet, scale = (distiller.peer_optimizers[i].dynamic_scale for i in (1 - loud, loud))
+    assert float(quiet) == 2**15 and 1 < float(scale) < 2**15
+
+
+def _half(x):
+    return keras.layers.Dense(8, activation="relu")(x)
+
+
+def test_float16_without_loss_scaling_if_asked():
+    keras.config.set_dtype_policy("mixed_float16")
+    distiller = _compiled(_dml(), ["sgd", "sgd"], auto_scale_loss=False)
+    scaled = keras.optimizers.LossScaleOptimizer
+    assert not any(isinstance(each, scaled) for each in distiller.peer_optimizers)
+
+
 def test_called_it_is_all_of_its_peers(tmp_path):
     distiller = _dml()
     x, _ = cases.data()
@@ -241,6 +271,33 @@ def test_two_runs_of_one_seed_are_the_same():
 def test_no_list_of_peers_is_refused(peers):
     with pytest.raises(ValueError, match="list of at least two models.*Received: peers="):
         mikd.MutualDistiller(peers, [mikd.SoftTargets()])
+
+
+def test_one_optimizer_for_two_purposes_is_refused():
+    adam = keras.optimizers.Adam()
+    for optimizer, critic_optimizer in (
+        ([adam, adam], None),
+        (["sgd", adam], adam),
+        (adam, adam),
+        ([keras.optimizers.LossScaleOptimizer(adam), adam], None),
+    ):
+        with pytest.raises(ValueError, match="different optimizers.* the same Adam twice"):
+            _compiled(_dml(), optimizer, critic_optimizer=critic_optimizer)
+    distiller = _compiled(_dml(), [adam, "sgd"])
+    _fit(distiller)  # A refused `compile` has left the optimizer as it was.
+
+
+@pytest.mark.parametrize("metrics", ["accuracy", keras.metrics.SparseCategoricalAccuracy()])
+def test_metrics_that_are_no_list_are_refused(metrics):
+    with pytest.raises(ValueError, match="`metrics` to be a list, or a dict of lists by peer"):
+        _compiled(_dml(), metrics=metrics)
+
+
+@pytest.mark.parametrize("argument", ["loss", "metrics", "weighted_metrics"])
+def test_unknown_peers_are_refused(argument):
+    message = rf"keys of `{argument}` to be among \['peer1', 'peer2'\]. Received: \['peer3'\]"
+    with pytest.raises(ValueError, match=message):
+        _compiled(_dml(), **{argument: {"peer3": None}})
 
 
 def test_a_single_peer_is_refused():

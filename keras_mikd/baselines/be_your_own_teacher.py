@@ -169,3 +169,8 @@ def _check_shapes(teacher_shape, student_shape):
             f"`student_layer`. Received: teacher_shape={teacher_shape}, "
             f"student_shape={student_shape}"
         )
+    if teacher_shape[1][1] < 2:
+        raise ValueError(
+            "Expected logits of at least two classes, since the heads are trained with a softmax. "
+            f"Received: teacher_shape={teacher_shape}; put out one logit per class"
+        )

@@ -1,5 +1,8 @@
 """The step that all distillers share: forwards, total loss, update, logs, saving."""
 
+import functools
+import itertools
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -63,8 +66,9 @@ class BaseDistiller(DistributedModel):
 
         Raises:
             ValueError: If the loss expects logits and a network puts out probabilities, or the
-                reverse.
+                reverse, or one optimizer is given for two purposes.
         """
+        check_distinct([optimizer, critic_optimizer])
         for model, task_loss, _ in self._labelled(loss):
             network_checks.check_task_loss(model, task_loss)
         super().compile(optimizer, loss, *args, **kwargs)
@@ -110,8 +114,7 @@ class BaseDistiller(DistributedModel):
         with tf.GradientTape() as tape:
             features = fixed | self._networks.read_trained(x, training=True)
             total = self._total(x, y, sample_weight, features, training=True)
-            scaled = self.optimizer.scale_loss(total)
-        self._update(tape, scaled)
+        self._update(tape, total)
         return self.compute_metrics(x, y, self._predictions(features), sample_weight)
 
     def test_step(self, data):
@@ -178,13 +181,26 @@ class BaseDistiller(DistributedModel):
         rest = [v for v in self.trainable_variables if id(v) not in known]
         return [(self.optimizer, rest), (self.critic_optimizer, critics)]
 
-    def _update(self, tape, scaled_loss):
+    def _update(self, tape, total):
         pairs = self._optimizers()
-        gradients = tape.gradient(scaled_loss, [variables for _, variables in pairs])
-        for (optimizer, variables), grads in zip(pairs, gradients, strict=True):
-            if optimizer is not self.optimizer:
-                rescale = optimizer.scale_loss(1.0) / self.optimizer.scale_loss(1.0)
-                grads = [None if g is None else g * ops.cast(rescale, g.dtype) for g in grads]
+        scales = [optimizer.scale_loss(1.0) for optimizer, _ in pairs]
+        dynamic = [
+            scale
+            for scale, (optimizer, _) in zip(scales, pairs, strict=True)
+            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        ]
+        # The smallest: with another one, the gradients of an optimizer may overflow whatever it
+        # lowers its own scale to.
+        common = functools.reduce(ops.minimum, dynamic) if dynamic else scales[0]
+        gradients = tape.gradient(
+            total,
+            [variables for _, variables in pairs],
+            output_gradients=ops.convert_to_tensor(common, total.dtype),
+        )
+        for (optimizer, variables), scale, grads in zip(pairs, scales, gradients, strict=True):
+            if scale is not common:
+                ratio = scale / common
+                grads = [None if g is None else g * ops.cast(ratio, g.dtype) for g in grads]
             if variables:
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
 
@@ -217,6 +233,17 @@ class BaseDistiller(DistributedModel):
     @classmethod
     def from_config(cls, config):
         return cls(**{key: keras.saving.deserialize_keras_object(v) for key, v in config.items()})
+
+
+def check_distinct(optimizers):
+    """Checks that optimizers that train different weights are different objects."""
+    own = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in optimizers]
+    for first, second in itertools.combinations(own, 2):
+        if isinstance(first, keras.optimizers.Optimizer) and first is second:
+            raise ValueError(
+                "Expected different optimizers, since each keeps the state of the weights that it "
+                f"trains. Received the same {type(first).__name__} twice: make a new one for each."
+            )
 
 
 def _weighted_mean(loss, values, sample_weight):

@@ -8,8 +8,7 @@ from keras import ops
 
 from keras_mikd import replicas
 from keras_mikd.distributed_model import as_logs
-from keras_mikd.feature_taps import OUTPUT
-from keras_mikd.layer_graph import as_called
+from keras_mikd.layer_graph import as_called, sized
 
 _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
@@ -79,12 +78,11 @@ class DetectorTask:
 
     def _build_task(self):
         """Lets the detector create its metrics: under replicas a step is too late for that."""
-        output = self._networks.taps["student"].specs[OUTPUT]
         boxes = {
             "boxes": keras.KerasTensor((None, None, 4)),
             "classes": keras.KerasTensor((None, None)),
         }
-        _Loss(self.student).compute_output_spec(self.student.inputs[0], boxes, output)
+        _Loss(self.student).compute_output_spec(sized(self.student.inputs[0]), boxes)
 
     def call(self, inputs, training=None):
         return self.student(as_called(self.student, inputs), training=training)
@@ -157,13 +155,18 @@ class DetectorTask:
 
 
 class _Loss(keras.Operation):
-    """Lets Keras run a detector's loss on symbolic tensors."""
+    """Lets Keras run a detector and its loss on symbolic tensors.
+
+    The detector's own symbolic output will not do: KerasCV's pyramid tells wrong shapes of P6 and
+    P7, and with them a wrong number of boxes.
+    """
 
     def __init__(self, detector):
         super().__init__(name="loss")
         self.detector = detector
 
-    def call(self, x, y, y_pred):
+    def call(self, x, y):
+        y_pred = self.detector(as_called(self.detector, x), training=False)
         return self.detector.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=None)
 
 

@@ -20,7 +20,8 @@ class MUSEDistiller(SelfDistiller):
 
     Args:
         model: Convolutional Keras model.
-        distillation_losses: Losses to use in place of those assembled here.
+        distillation_losses: Losses to use in place of the one assembled here, which the next four
+            arguments are for. A subclassed model needs them.
         muse_weight: Factor of the loss, a float or a schedule.
         combine: `"additive"` or `"multiplicative"`, see `MUSE`.
         negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.

@@ -5,7 +5,7 @@ import itertools
 import keras
 
 from keras_mikd.distillers import network_checks, pair_checks
-from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.base_distiller import BaseDistiller, check_distinct
 from keras_mikd.distillers.networks import Networks, Term
 from keras_mikd.feature_taps import OUTPUT
 
@@ -25,7 +25,7 @@ class MutualDistiller(BaseDistiller):
     The peers are called `peer1`, `peer2`, ... in logs: `peer1_accuracy`, `peer1_loss` (its task
     loss), `<loss>_peer2_to_peer1` (what the first learns from the second). `evaluate` reports all
     peers; `call` and `predict` return `{"peer1": output, ...}`. After training each network in
-    `distiller.peers` stands for itself: save it, export it, evaluate it alone.
+    `distiller.peers` stands for itself: save it, export it, compile it to evaluate it alone.
 
     Args:
         peers: List of at least two Keras models of any architecture, with the same inputs and one
@@ -98,6 +98,7 @@ class MutualDistiller(BaseDistiller):
         metrics=None,
         weighted_metrics=None,
         critic_optimizer=None,
+        auto_scale_loss=True,
         **kwargs,
     ):
         """Configures training, like `keras.Model.compile`.
@@ -110,21 +111,28 @@ class MutualDistiller(BaseDistiller):
             weighted_metrics: Likewise, with sample weights.
             critic_optimizer: Separate optimizer for the losses' own weights. Without it, each
                 loss is trained by the optimizer of the peer that it teaches.
+            auto_scale_loss: As in `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: If there are not as many optimizers as peers, or a loss expects logits and
-                a peer puts out probabilities, or the reverse.
+            ValueError: If there are not as many optimizers as peers, one is given twice, a dict
+                names an unknown peer, metrics are no list, or a loss expects logits and a peer puts
+                out probabilities, or the reverse.
         """
+        loss = self._by_peer("loss", loss)
+        metrics = self._by_peer("metrics", metrics, _copies)
+        weighted_metrics = self._by_peer("weighted_metrics", weighted_metrics, _copies)
         first, self.peer_optimizers = optimizer, []
         if isinstance(optimizer, (list, tuple)):
-            first, self.peer_optimizers = self._one_for_each(optimizer)
+            check_distinct([*optimizer, critic_optimizer])
+            first, self.peer_optimizers = self._one_for_each(optimizer, auto_scale_loss)
         super().compile(
             first,
-            self._by_peer(loss),
-            metrics=self._by_peer(metrics, _copies),
-            weighted_metrics=self._by_peer(weighted_metrics, _copies),
+            loss,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
             critic_optimizer=critic_optimizer,
+            auto_scale_loss=auto_scale_loss,
             **kwargs,
         )
 
@@ -138,20 +146,24 @@ class MutualDistiller(BaseDistiller):
             f"Expected one of the peers to export, such as distiller.peers[0].export({filepath!r})."
         )
 
-    def _by_peer(self, value, copies=lambda value, number: [value] * number):
+    def _by_peer(self, argument, value, copies=lambda _, value, number: [value] * number):
+        names = list(self._networks.models)
+        if isinstance(value, dict) and not set(value) <= set(names):
+            raise ValueError(
+                f"Expected the keys of `{argument}` to be among {names}. Received: {list(value)}"
+            )
         if value is None or isinstance(value, dict):
             return value
-        names = list(self._networks.models)
-        return dict(zip(names, copies(value, len(names)), strict=True))
+        return dict(zip(names, copies(argument, value, len(names)), strict=True))
 
-    def _one_for_each(self, optimizers):
+    def _one_for_each(self, optimizers, auto_scale_loss):
         if len(optimizers) != len(self.peers):
             raise ValueError(
                 "Expected one optimizer, or a list with one for every peer. "
                 f"Received: {len(optimizers)} for {len(self.peers)} peers"
             )
         optimizers = [keras.optimizers.get(optimizer) for optimizer in optimizers]
-        if self.dtype_policy.compute_dtype == "float16":
+        if self.dtype_policy.compute_dtype == "float16" and auto_scale_loss:
             scaled = keras.optimizers.LossScaleOptimizer
             optimizers = [o if isinstance(o, scaled) else scaled(o) for o in optimizers]
         return optimizers[0], optimizers
@@ -185,7 +197,7 @@ class MutualDistiller(BaseDistiller):
 
     def _labelled(self, loss):
         networks = self._networks
-        losses = self._by_peer(loss) or {}
+        losses = self._by_peer("loss", loss) or {}
         return [
             (model, losses.get(name), networks.taps[name].specs[OUTPUT])
             for name, model in networks.models.items()
@@ -220,8 +232,12 @@ def _terms(losses, names):
     return terms
 
 
-def _copies(metrics, number):
+def _copies(argument, metrics, number):
     """Metrics for `number` peers, since a metric has a state."""
+    if not isinstance(metrics, (list, tuple)):
+        raise ValueError(
+            f"Expected `{argument}` to be a list, or a dict of lists by peer. Received: {metrics!r}"
+        )
     return [[_copy(metric) for metric in metrics] for _ in range(number)]
 
 

@@ -48,9 +48,11 @@ def check_without_weights(losses):
             )
 
 
-def check_different_places(loss):
-    """Checks that a loss within one network compares different tensors."""
-    if loss.teacher_layer == loss.student_layer:
+def check_different_tensors(loss, specs):
+    """Checks that a loss within one network, `{place: symbolic tensor}`, compares two tensors."""
+    ends = [loss.teacher_layer], [loss.student_layer]
+    first, second = ([id(specs[place]) for place in keras.tree.flatten(end)] for end in ends)
+    if first == second:
         raise ValueError(
             f"{loss.name!r} would compare {loss.teacher_layer!r} with itself. Expected a "
             "`teacher_layer` and a `student_layer` that differ, since there is one network. "

@@ -61,8 +61,6 @@ class SelfDistiller(BaseDistiller):
     ):
         losses = pair_checks.checked_losses(distillation_losses, optional=True)
         network_checks.check_networks({"model": model})
-        for loss in losses:
-            pair_checks.check_different_places(loss)
         super().__init__(**{"dtype": model.dtype_policy, **kwargs})
         self.student = model
         self.features = features
@@ -72,6 +70,8 @@ class SelfDistiller(BaseDistiller):
             [Term(loss, "student", "student", stop_gradient=stop_gradient) for loss in losses],
             features={"student": features},
         )
+        for loss in losses:
+            pair_checks.check_different_tensors(loss, networks.taps["student"].specs)
         self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
 
     def call(self, inputs, training=None):

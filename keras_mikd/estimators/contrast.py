@@ -83,7 +83,7 @@ class Contrast:
             negatives, locations)`.
 
         Raises:
-            ValueError: If labels are needed and there are none.
+            ValueError: If labels are needed and there are none, or more than one for an example.
         """
         return self.compare(teacher, self.pool(student, labels), xla=xla)
 
@@ -145,6 +145,14 @@ def _classes(labels):
             "Expected labels in the data, the class of every example, to take negatives from other "
             f'classes, or negatives_from="batch". Received: labels={labels!r}'
         )
+    if len(labels.shape) > 2:
+        raise ValueError(
+            "Expected one class for every example, as an index (batch,) or one-hot (batch, "
+            f"classes), to take negatives from other classes. Received: labels of shape "
+            f'{tuple(labels.shape)}; negatives_from="batch" needs none'
+        )
     one_hot = len(labels.shape) == 2 and labels.shape[1] != 1
     classes = ops.argmax(labels, axis=1) if one_hot else ops.reshape(labels, (-1,))
-    return ops.cast(classes, "int32")
+    # Floats stay what they are: as integers, all of [0, 1) would be one class.
+    floats = "float" in keras.backend.standardize_dtype(classes.dtype)
+    return classes if floats else ops.cast(classes, "int32")

@@ -28,7 +28,7 @@ class Critic(keras.layers.Layer):
             `None` for 0.
         negatives: Negatives for every example: a positive int, at most `pool - 1` of which are
             used, or `None` for every other example of the pool.
-        classes: Class of every student of the pool, an integer tensor of shape `(pool,)`: examples
+        classes: Class of every student of the pool, a tensor of shape `(pool,)`: examples
             of other classes come first as negatives then, and those of the same class only where
             there are not enough others. `None` to ignore classes.
         following: Students of the examples that come after the last one of `student` in the global

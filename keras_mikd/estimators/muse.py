@@ -188,7 +188,9 @@ class MUSE(DistillationLoss):
             self.add_readout(f"{suffix}_mutual_nats", mutual[:, i])
             self.add_readout(f"{suffix}_self_nats", own[:, i])
         _, ceiling = _BOUNDED[self.bound]
-        self.add_readout("ceiling_nats", ceiling(ops.cast(ops.shape(product)[1], "float32")))
+        # Once for every example, as the estimates: batches of other sizes have other ceilings.
+        highest = ceiling(ops.cast(ops.shape(product)[1], "float32"))
+        self.add_readout("ceiling_nats", highest * ops.ones_like(mutual[:, 0]))
 
     def _suffixes(self):
         return [place.replace("/", "_") for place in _each(self.student_layer)]
