@@ -249,7 +249,8 @@ class _Meter(DistributedModel):
         if len(empty) and empty_classes == "error":
             raise ValueError(
                 f"Expected examples of every class from 0 to {len(readout['counts']) - 1}. "
-                f'Received none of {empty.tolist()}: pass empty_classes="omit" to leave them out.'
+                f"Received none of {empty.tolist()}. To leave them out of a report: "
+                'measure_cmi(..., empty_classes="omit"); a teacher is tuned on all of its classes.'
             )
         correct = self._tally.correct_per_class()
         with np.errstate(invalid="ignore"):

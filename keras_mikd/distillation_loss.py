@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 
 import keras
 from keras import ops
@@ -33,12 +34,13 @@ class DistillationLoss(keras.layers.Layer):
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
             values are not checked.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
-        **kwargs: `name` (the loss appears under it in `history` and TensorBoard) and other
+        **kwargs: `name` (the loss appears under it in `history` and TensorBoard; by default that of
+            the class and of a place inside the student, such as `"hint_stage2"`) and other
             arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If `weight` is negative, not finite or not a number, or a place is no name, or
-            a list of them is empty or names one twice.
+            a list of them names one twice.
     """
 
     expects_logits = False
@@ -47,9 +49,13 @@ class DistillationLoss(keras.layers.Layer):
     def __init__(
         self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs
     ):
+        teacher_layer = _places("teacher_layer", teacher_layer)
+        student_layer = _places("student_layer", student_layer)
+        if kwargs.get("name") is None:
+            kwargs["name"] = _default_name(type(self).__name__, student_layer)
         super().__init__(dtype=dtype, **kwargs)
-        self.teacher_layer = _places("teacher_layer", teacher_layer)
-        self.student_layer = _places("student_layer", student_layer)
+        self.teacher_layer = teacher_layer
+        self.student_layer = student_layer
         scheduled = isinstance(weight, keras.optimizers.schedules.LearningRateSchedule)
         self.weight = (
             weight if scheduled else checked_weight(f"the weight of {self.name!r}", weight)
@@ -137,10 +143,9 @@ class DistillationLoss(keras.layers.Layer):
 
 def _places(argument, places):
     many = isinstance(places, (list, tuple))
-    if many and (not places or len(set(map(repr, places))) < len(places)):
+    if many and len({str(place or OUTPUT) for place in places}) < len(places):
         raise ValueError(
-            f"Expected `{argument}` to name at least one place, and none twice. "
-            f"Received: {argument}={places!r}"
+            f"Expected `{argument}` to name no place twice. Received: {argument}={places!r}"
         )
     for place in places if many else [places]:
         if place is not None and not isinstance(place, str):
@@ -151,6 +156,13 @@ def _places(argument, places):
     if many:
         return [OUTPUT if place is None else place for place in places]
     return OUTPUT if places is None else places
+
+
+def _default_name(class_name, place):
+    """The same in every run: Keras would count up how often a notebook's cell was run."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
+    inner = isinstance(place, str) and place != OUTPUT
+    return f"{words}_{place}".replace("/", "_") if inner else words
 
 
 def checked_weight(argument, weight):

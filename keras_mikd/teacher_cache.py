@@ -46,8 +46,10 @@ class TeacherCache:
 
     Args:
         teacher: Trained Keras model.
-        images: Array of shape `(n, ...)`, as the networks take them.
-        labels: Integer labels, shape `(n,)`.
+        images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
+            of batches `(images, labels)`, which is read once, so that what it augments or shuffles
+            stays as it was read.
+        labels: Integer labels, shape `(n,)`; none for a data set.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
             `seed` an int32 tensor of shape `(2,)`; or `None`.
@@ -75,7 +77,7 @@ class TeacherCache:
         self,
         teacher,
         images,
-        labels,
+        labels=None,
         places=(),
         *,
         augment=None,
@@ -90,7 +92,7 @@ class TeacherCache:
         batch_size=64,
         features=None,
     ):
-        images, labels = np.asarray(images), np.asarray(labels)
+        images, labels = _arrays(images, labels)
         _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size)
         self.batch_size, self._dtype = batch_size, dtype
         symbolic = keras.KerasTensor((None, *images.shape[1:]), dtype=str(images.dtype))
@@ -331,6 +333,24 @@ def _fixed(place, spec):
             f"Expected one tensor of a known shape at every place. Received: {place!r} is {spec}"
         )
     return spec
+
+
+def _arrays(images, labels):
+    """Returns images and labels as arrays."""
+    if not isinstance(images, tf.data.Dataset):
+        if labels is None:
+            raise ValueError("Expected labels beside the images. Received: labels=None")
+        return np.asarray(images), np.asarray(labels)
+    if images.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("Expected a finite data set. Received: an endless one; add .take(batches)")
+    spec = images.element_spec
+    if labels is not None or not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(
+            "Expected a data set of batches (images, labels), and no `labels` beside it. Received: "
+            f"batches of {spec}, {labels=}"
+        )
+    batches = list(images.as_numpy_iterator())
+    return tuple(np.concatenate(part) for part in zip(*batches, strict=True))
 
 
 def _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size):

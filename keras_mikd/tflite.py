@@ -93,6 +93,7 @@ def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"Expected a finite tolerance >= 0. Received: tolerance={tolerance}")
     batches = None if check_on is None else _as_batches(check_on)
+    _check_batched(model, batches)
 
     model = _in_float32(model)
     content = _convert(model)
@@ -115,6 +116,11 @@ def _require_student(model):
             "Expected the network to deploy, not the distiller that trained it: pass "
             f"distiller.student. Received: model={type(model).__name__}"
         )
+    if hasattr(model, "peers"):
+        raise TypeError(
+            "Expected the network to deploy, not the distiller that trained it: pass one of "
+            f"distiller.peers. Received: model={type(model).__name__}"
+        )
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected a keras.Model. Received: model={model!r}")
     if not model.built:
@@ -130,11 +136,25 @@ def _as_batches(check_on):
     if not isinstance(check_on, tf.data.Dataset):
         raise TypeError(
             "Expected check_on to be a tf.data.Dataset of batches or one array of examples. "
-            f"Received: check_on={check_on!r}"
+            f"Received: a {type(check_on).__name__}; of images and labels, pass the images"
         )
     if check_on.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("Received an endless check_on. Expected a finite one: add .take(batches).")
     return check_on
+
+
+def _check_batched(model, batches):
+    """Refuses single examples, where the model tells the rank of its input."""
+    inputs = getattr(model, "inputs", None)
+    if batches is None or not inputs:
+        return
+    spec = batches.element_spec
+    spec = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)[0]
+    if spec.shape.rank == len(inputs[0].shape) - 1:
+        raise ValueError(
+            "Expected check_on to be a data set of batches: add .batch(32). Received: single "
+            f"examples of shape {tuple(spec.shape)}"
+        )
 
 
 def _in_float32(model):

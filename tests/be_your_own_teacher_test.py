@@ -142,5 +142,31 @@ def test_probabilities_are_refused():
         mikd.SelfDistiller(model, [byot])
 
 
+def test_no_gradient_enters_the_end_of_the_network():
+    distiller = mikd.SelfDistiller(
+        network := cases.student(),
+        [mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])],
+        task_loss_weight=0.0,
+    )
+    distiller.compile(keras.optimizers.SGD(1.0), cases.cross_entropy())
+    before = {layer.name: layer.get_weights() for layer in network.layers}
+    distiller.fit(*cases.data(), verbose=0)
+    moved = {
+        layer.name
+        for layer in network.layers
+        for a, b in zip(before[layer.name], layer.get_weights(), strict=True)
+        if np.any(a != b)
+    }
+    assert moved == {"conv1"}
+
+
+def test_a_single_logit_is_refused():
+    body = cases.student()
+    binary = keras.Model(body.input, keras.layers.Dense(1)(body.get_layer("gap").output))
+    byot = mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
+    with pytest.raises(ValueError, match="at least two classes.*one logit per class"):
+        mikd.SelfDistiller(binary, [byot])
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

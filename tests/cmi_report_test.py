@@ -112,7 +112,7 @@ def test_an_empty_class_is_named_or_left_out():
     features, labels = _data()
     some = labels != 2
     model = _linear()
-    with pytest.raises(ValueError, match=r'none of \[2\]: pass empty_classes="omit"'):
+    with pytest.raises(ValueError, match=r'none of \[2\]. .*empty_classes="omit"'):
         _measured(model, (features[some], labels[some]))
     report = _measured(model, (features[some], labels[some]), empty_classes="omit")
     p = twins.softmax(model.predict(features[some], verbose=0))

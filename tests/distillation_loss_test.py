@@ -135,5 +135,28 @@ def test_the_output_is_one_number_for_each_example():
     assert Cosine().compute_output_shape([(16, 4), (16, 2)], (16, 4)) == (16,)
 
 
+def test_the_default_name_is_the_same_however_often_a_loss_is_made():
+    for _ in range(2):
+        assert mikd.SoftTargets().name == "soft_targets"
+        assert mikd.Hint(teacher_layer="stage3", student_layer="stage2").name == "hint_stage2"
+        level = mikd.JSDCritic(teacher_layer="P3", student_layer="feature_pyramid/P3")
+        assert level.name == "jsd_critic_feature_pyramid_P3"
+        assert mikd.MUSE(student_layer=["stage1", "stage2"]).name == "muse"
+        assert mikd.GaussianVIDHead(student_layer="pooled").name == "gaussian_vid_head_pooled"
+        assert mikd.Hint(name="mine", student_layer="stage2").name == "mine"
+
+
+@pytest.mark.parametrize("places", [["stage1", "stage1"], [None, "output"], [None, None]])
+def test_a_place_that_is_named_twice_is_refused(places):
+    with pytest.raises(ValueError, match="`student_layer` to name no place twice. Received: stud"):
+        Cosine(student_layer=places)
+
+
+@pytest.mark.parametrize("loss", [mikd.MUSE, mikd.BeYourOwnTeacher])
+def test_losses_of_several_stages_want_one_at_least(loss):
+    with pytest.raises(ValueError, match=r"to name a stage. Received: student_layer=\[\]"):
+        loss(student_layer=[])
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -180,7 +180,52 @@ def test_sample_weights_in_a_dataset_weigh_every_term():
     _assert_close(_values(weighted), _values(alone))
 
 
+def _two_headed(seed):
+    body = cases.network((3, 5), seed=seed)
+    score = keras.layers.Dense(1, name="score")(body.get_layer("gap").output)
+    return keras.Model(body.input, {"classes": body.output, "score": score})
+
+
+def test_sample_weights_of_several_outputs_weigh_what_they_are_for():
+    x, y = cases.data()
+    y = {"classes": y, "score": np.ones((16, 1), "float32")}
+    kd = {"teacher_layer": "output/classes", "student_layer": "output/classes", "name": "kd"}
+    distiller = _new(
+        mikd.SoftTargets(**kd), _hint(), teacher=_two_headed(0), student=_two_headed(1)
+    )
+    _compiled(distiller, loss={"classes": cases.cross_entropy(), "score": "mse"})
+    whole = _evaluate(distiller, x, y)
+    for weights, kd_share, hint_share in (
+        (np.zeros(16), 0, 0),
+        (np.full(16, 3.0), 3, 3),
+        ({"classes": np.zeros(16), "score": np.ones(16)}, 0, 0.5),
+        ({"classes": np.full(16, 2.0), "score": np.zeros(16)}, 2, 1),
+    ):
+        seen = _evaluate(distiller, x, y, sample_weight=weights)
+        assert seen["kd"] == pytest.approx(kd_share * whole["kd"], rel=1e-4)
+        assert seen["hint"] == pytest.approx(hint_share * whole["hint"], rel=1e-4)
+
+
 # Optimizers
+
+
+def test_averages_of_weights_are_taken_over_from_every_optimizer():
+    def averaging():
+        return keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.9)
+
+    distiller = _compiled(_new(_jsd()), averaging(), critic_optimizer=averaging())
+    _fit(distiller, epochs=2)
+    (critic,) = distiller.distillation_losses
+    pairs = (
+        (distiller.optimizer, distiller.student.trainable_variables),
+        (distiller.critic_optimizer, critic.trainable_variables),
+    )
+    for optimizer, variables in pairs:
+        for variable, average in zip(
+            variables, optimizer._model_variables_moving_average, strict=True
+        ):
+            np.testing.assert_array_equal(variable.numpy(), average.numpy())
+    assert "finalize_variable_values" not in vars(distiller.optimizer)
 
 
 def test_critics_have_their_own_optimizer_and_its_slots_are_saved(tmp_path):
@@ -491,6 +536,49 @@ def test_a_distiller_that_was_not_compiled_is_saved_as_such(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "distiller.keras")
     assert not loaded.compiled
     _fit(_compiled(loaded))
+
+
+def test_a_student_made_outside_of_the_scope_is_refused(two_replicas):
+    outside = cases.student()
+    with two_replicas.scope():
+        inside = cases.student()
+        message = "student made under no strategy, the distiller under MirroredStrategy"
+        with pytest.raises(ValueError, match=message):
+            _new(student=outside)
+    with pytest.raises(ValueError, match="MirroredStrategy, the distiller under none"):
+        _new(student=inside)
+
+
+def test_a_teacher_may_be_made_outside_of_the_scope(two_replicas):
+    teacher = cases.teacher()
+    with two_replicas.scope():
+        distiller = _compiled(_new(teacher=teacher))
+    alone = _compiled(_new(teacher=teacher))
+    for each in (distiller, alone):
+        _fit(each)
+    _assert_close(_values(distiller.student), _values(alone.student))
+
+
+def _two_tensors(model, x, training):
+    return {"output": model(x, training=training)}
+
+
+def test_a_function_that_a_file_cannot_hold_is_told(tmp_path):
+    distiller = _new(teacher_features=_two_tensors)
+    with pytest.warns(UserWarning, match="'_two_tensors' is saved by its name only.*register_ke"):
+        distiller.save(tmp_path / "distiller.keras")
+    functions = {"_two_tensors": _two_tensors}
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras", custom_objects=functions)
+    assert loaded.teacher_features is _two_tensors
+
+
+def test_distributions_are_refused_where_indices_are_expected():
+    x, y = cases.data()
+    y = keras.utils.to_categorical(y, cases.NUM_CLASSES)
+    distiller = _compiled(_new())
+    for data in ((x, y), (tf.data.Dataset.from_tensor_slices((x, y)).batch(8),)):
+        with pytest.raises(ValueError, match="integer labels .*are for .*CategoricalCrossentropy"):
+            distiller.fit(*data, verbose=0)
 
 
 if __name__ == "__main__":

@@ -310,3 +310,19 @@ def test_tensors_that_are_neither_vector_nor_map_are_refused(teacher_shape, stud
 def test_maps_of_unknown_size_are_refused():
     with pytest.raises(ValueError, match="height, width and channels to be known.*teacher"):
         JSDCritic().build((None, None, None, 6), (None, 4, 4, 3))
+
+
+def test_labels_of_several_objects_are_no_classes():
+    critic = JSDCritic(negatives_from="other_classes")
+    x = np.zeros((4, 3), "float32")
+    with pytest.raises(ValueError, match=r"one class for every example.*shape \(4, 2, 1\)"):
+        critic(x, x, labels=np.zeros((4, 2, 1)))
+
+
+def test_labels_that_are_floats_are_compared_as_they_are():
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    critic = JSDCritic(negatives_from="other_classes")
+    whole = critic(x, x, labels=np.array([0, 0, 1, 1, 2, 2]))
+    parts = critic(x, x, labels=np.array([0, 0, 0.3, 0.3, 0.7, 0.7], "float32"))
+    np.testing.assert_array_equal(whole, parts)
+    assert np.any(whole != critic(x, x, labels=np.zeros(6)))

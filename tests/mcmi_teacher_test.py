@@ -517,5 +517,24 @@ def test_a_loss_that_is_not_finite_stops_and_the_teacher_is_intact():
     _assert_same(before, _weights(teacher), 0)
 
 
+def test_a_single_batch_needs_centroids_first():
+    mcmi = mikd.MCMITeacher(cases.teacher())
+    mcmi.compile("sgd")
+    x, y = cases.data(32)
+    for step in (mcmi.train_on_batch, mcmi.test_on_batch):
+        with pytest.raises(ValueError, match="Expected centroids"):
+            step(x, y)
+    mcmi.fit_centroids(x, y, verbose=0)
+    before = mcmi.teacher.get_weights()
+    assert np.isfinite(mcmi.train_on_batch(x, y)[0])
+    assert any(np.any(a != b) for a, b in zip(before, mcmi.teacher.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("metrics", ["accuracy", {"logits": "accuracy"}])
+def test_metrics_that_are_no_list_are_refused(metrics):
+    with pytest.raises(ValueError, match="`metrics` to be a list. Received: metrics="):
+        mikd.MCMITeacher(cases.teacher()).compile("sgd", metrics=metrics)
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -101,7 +101,8 @@ def test_soft_targets_may_be_added():
 
 def test_losses_of_the_callers_own_take_the_place_of_the_critics():
     kd = mikd.SoftTargets()
-    assert _mimkd(distillation_losses=[kd]).distillation_losses == [kd]
+    distiller = mikd.MIMKDDistiller(cases.teacher(), cases.student(), [kd])
+    assert distiller.distillation_losses == [kd]
 
 
 def test_the_total_is_the_sum_that_the_docstring_gives():
@@ -179,7 +180,7 @@ def test_networks_of_other_resolutions_with_more_stages():
 def test_networks_without_stages_are_refused():
     inputs = keras.Input((6,))
     dense = keras.Model(inputs, keras.layers.Dense(4)(inputs), name="dense")
-    with pytest.raises(ValueError, match="Expected a teacher with stages.*teacher='dense'"):
+    with pytest.raises(ValueError, match="Expected a teacher with stages.*Functional 'dense'"):
         _mimkd(dense, keras.models.clone_model(dense))
 
 
@@ -192,6 +193,14 @@ def test_a_keras_cv_backbone(role):
     _step(distiller, (32, 32, 3))
     after = distiller.student.trainable_variables
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "unused", [{"local_weight": 0.0}, {"critic": mikd.ConcatCritic}, {"grid": None}]
+)
+def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
+    with pytest.raises(ValueError, match=f"Received both: distillation_losses and {[*unused][0]}"):
+        mikd.MIMKDDistiller(cases.teacher(), cases.student(), [mikd.SoftTargets()], **unused)
 
 
 if __name__ == "__main__":

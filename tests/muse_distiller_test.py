@@ -98,5 +98,13 @@ def test_a_keras_cv_backbone():
     assert muse.student_layer == ["stage1", "stage2", "stage3"]
 
 
+@pytest.mark.parametrize("unused", [{"muse_weight": 3.0}, {"combine": "additive"}])
+def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
+    with pytest.raises(ValueError, match=f"Received both: distillation_losses and {[*unused][0]}"):
+        mikd.MUSEDistiller(
+            cases.student(), [mikd.Hint(teacher_layer="stage2", student_layer="stage1")], **unused
+        )
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -327,5 +327,44 @@ def test_offline_the_teacher_is_the_target():
         assert values[0] < values[-1] < history["muse_ceiling_nats"][-1]
 
 
+def test_the_reported_ceiling_is_that_of_the_batches_by_their_size():
+    """Of 33 examples in batches of 32, one has no negative, and a ceiling of 0."""
+    muse = mikd.MUSE(
+        student_layer=["stage1", "stage2"],
+        bound=mikd.bounds.info_nce,
+        negatives="all",
+        temperature=0.01,
+        name="muse",
+    )
+    distiller = mikd.SelfDistiller(cases.student(), [muse], xla_critics=False)
+    distiller.compile("sgd", cases.cross_entropy())
+    seen = distiller.evaluate(*cases.data(33), verbose=0, return_dict=True)
+    assert seen["muse_ceiling_nats"] == pytest.approx(32 / 33 * np.log(32), rel=1e-5)
+    for stage in ("stage1", "stage2"):
+        assert seen[f"muse_{stage}_self_nats"] <= seen["muse_ceiling_nats"] + 1e-5
+
+
+@pytest.mark.parametrize("between", ["stages", "peers"])
+def test_no_gradient_enters_what_is_learnt_from(between):
+    """The target is the second stage: the layers behind the first one keep their weights."""
+    options = {"teacher_layer": "stage2", "student_layer": ["stage1"], "width": 4, "name": "muse"}
+    first, second = cases.network((3, 5), seed=1), cases.network((4, 5), seed=2)
+    if between == "stages":
+        distiller = mikd.SelfDistiller(first, [mikd.MUSE(**options)], task_loss_weight=0.0)
+    else:
+        distiller = mikd.MutualDistiller(
+            [first, second], [mikd.MUSE(**options)], task_loss_weight=0.0
+        )
+    before = {id(net): net.get_layer("conv2").get_weights() for net in (first, second)}
+    early = {id(net): net.get_layer("conv1").get_weights() for net in (first, second)}
+    distiller.compile(keras.optimizers.SGD(1.0), cases.cross_entropy())
+    distiller.fit(*cases.data(), verbose=0)
+    for net in (first, second)[: 1 + (between == "peers")]:
+        for a, b in zip(before[id(net)], net.get_layer("conv2").get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        moved = zip(early[id(net)], net.get_layer("conv1").get_weights(), strict=True)
+        assert any(np.any(a != b) for a, b in moved)
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -173,6 +173,16 @@ def test_a_loss_of_one_tensor_with_itself_is_refused():
         mikd.SelfDistiller(cases.student(), [mikd.SoftTargets(name="kd")])
 
 
+@pytest.mark.parametrize(("first", "second"), [("output", "logits"), ("stage2", "relu2")])
+def test_a_tensor_under_two_names_is_refused_too(first, second):
+    for teacher_layer, student_layer in ((first, second), (second, first)):
+        loss = mikd.SoftTargets(teacher_layer=teacher_layer, student_layer=student_layer)
+        if "stage2" in (first, second):
+            loss = mikd.Hint(teacher_layer=teacher_layer, student_layer=student_layer)
+        with pytest.raises(ValueError, match=f"would compare '{teacher_layer}' with itself"):
+            mikd.SelfDistiller(cases.student(), [loss])
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(ValueError, match="`model` to be a keras.Model. Received: model=None"):
         mikd.SelfDistiller(None, [_hint()])

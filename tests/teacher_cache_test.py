@@ -309,5 +309,47 @@ def test_batches_need_a_built_cache_and_fit_the_data():
         cache.batches(17, with_teacher=False)
 
 
+def test_a_data_set_is_read_once_for_its_arrays():
+    x, y = cases.data()
+    teacher, dataset = cases.teacher(), tf.data.Dataset.from_tensor_slices((x, y)).batch(6)
+    of_dataset = mikd.TeacherCache(teacher, dataset, places=PLACES, batch_size=8)
+    of_arrays = mikd.TeacherCache(teacher, x, y, PLACES, batch_size=8)
+    first, second = (_batches(c.build(verbose=0), shuffle=False) for c in (of_dataset, of_arrays))
+    assert len(first) == len(second) == 2
+    for a, b in zip(keras.tree.flatten(first), keras.tree.flatten(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_data_sets_that_are_no_images_and_labels_are_refused():
+    x, y = cases.data()
+    images = tf.data.Dataset.from_tensor_slices(x).batch(8)
+    both = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    for data, message in (
+        ((images,), r"batches \(images, labels\), and no `labels` beside it"),
+        ((both, y), r"batches \(images, labels\), and no `labels` beside it"),
+        ((both.repeat(),), "finite data set.* add .take"),
+        ((x,), "Expected labels beside the images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mikd.TeacherCache(cases.teacher(), *data)
+
+
+def test_a_cache_is_no_data_but_has_batches():
+    cache = _cache().build(verbose=0)
+    distiller = cases.distiller_with(mikd.SoftTargets(name="kd"))
+    distiller.compile("sgd", cases.cross_entropy())
+    with pytest.raises(ValueError, match=r"a TeacherCache; pass cache.batches\(batch_size\)"):
+        distiller.fit(cache)
+
+
+def test_mixed_labels_are_refused_by_a_sparse_loss():
+    teacher = cases.teacher()
+    cache = _cache(teacher=teacher, mix="mixup").build(verbose=0)
+    distiller = cases.distiller_with(mikd.SoftTargets(name="kd"), teacher_model=teacher)
+    distiller.compile("sgd", cases.cross_entropy())
+    with pytest.raises(ValueError, match="are for keras.losses.CategoricalCrossentropy"):
+        distiller.fit(cache.batches(8), verbose=0)
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -262,6 +262,10 @@ def test_report_is_frozen(tmp_path):
         report.examples = 5
 
 
+def _single_images():
+    return tf.data.Dataset.from_tensor_slices(_images(2))
+
+
 def _endless():
     return tf.data.Dataset.from_tensors(_images(2)).repeat()
 
@@ -287,6 +291,8 @@ def _filtered_to_nothing():
         (ValueError, "empty check_on", {"check_on": _images(0)}),
         (ValueError, "empty check_on", {"check_on": _filtered_to_nothing()}),
         (ValueError, r"add \.take", {"check_on": _endless()}),
+        (ValueError, r"add \.batch.* shape \(8, 8, 3\)", {"check_on": _single_images()}),
+        (TypeError, "a tuple; of images and labels", {"check_on": (_images(2), [0, 1])}),
     ],
 )
 def test_bad_arguments(tmp_path, error, message, kwargs):

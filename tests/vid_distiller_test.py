@@ -69,7 +69,7 @@ def test_soft_targets_may_be_added():
 
 def test_losses_of_the_callers_own_take_the_place_of_the_heads():
     kd = mikd.SoftTargets()
-    assert _vid(distillation_losses=[kd], stage_weight=3.0).distillation_losses == [kd]
+    assert _vid(distillation_losses=[kd]).distillation_losses == [kd]
     kd, hint = mikd.SoftTargets(), mikd.Hint(teacher_layer="stage2", student_layer="stage2")
     both = _vid(distillation_losses=[hint], soft_targets=kd)
     assert both.distillation_losses == [kd, hint]
@@ -156,7 +156,7 @@ def test_networks_without_stages_are_refused():
     inputs = keras.Input((6,))
     dense = keras.Model(inputs, keras.layers.Dense(4)(inputs), name="dense")
     other = keras.models.clone_model(dense)
-    with pytest.raises(ValueError, match="Expected a teacher with stages.*teacher='dense'"):
+    with pytest.raises(ValueError, match="Expected a teacher with stages.*Functional 'dense'"):
         _vid(dense, other)
 
 
@@ -170,6 +170,12 @@ def test_a_keras_cv_backbone(role):
     _step(distiller, (32, 32, 3))
     after = distiller.student.trainable_variables
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("unused", [{"stage_weight": 3.0}, {"variant": "wgan"}])
+def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
+    with pytest.raises(ValueError, match=f"Received both: distillation_losses and {[*unused][0]}"):
+        mikd.VIDDistiller(cases.teacher(), cases.student(), [mikd.SoftTargets()], **unused)
 
 
 if __name__ == "__main__":

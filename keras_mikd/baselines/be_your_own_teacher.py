@@ -63,6 +63,8 @@ class BeYourOwnTeacher(DistillationLoss):
         **kwargs,
     ):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        if not self.student_layer:
+            raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
         for argument, value, fits in (
             ("alpha", alpha, lambda x: 0 <= x <= 1),
             ("temperature", temperature, lambda x: 0 < x < math.inf),

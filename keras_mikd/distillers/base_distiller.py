@@ -1,5 +1,6 @@
 """The step that all distillers share: forwards, total loss, update, logs, saving."""
 
+import contextlib
 import functools
 import itertools
 
@@ -11,7 +12,7 @@ from keras_mikd import cached_batches, replicas
 from keras_mikd.distillation_loss import checked_weight
 from keras_mikd.distillers import data_checks, network_checks, pair_checks
 from keras_mikd.distributed_model import DistributedModel
-from keras_mikd.feature_taps import OUTPUT
+from keras_mikd.places import OUTPUT, is_output, output_at
 
 
 class BaseDistiller(DistributedModel):
@@ -37,6 +38,8 @@ class BaseDistiller(DistributedModel):
             task_loss_weight: Factor of the compiled loss.
             xla_critics: `True`, `False` or `"auto"`, see `Distiller`.
         """
+        trained = {n: m for n, m in networks.models.items() if n not in networks.fixed}
+        network_checks.check_scope(trained, self)
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = losses
         self.task_loss_weight = checked_weight("`task_loss_weight`", task_loss_weight)
@@ -61,7 +64,8 @@ class BaseDistiller(DistributedModel):
             loss: Task loss, or `None` to train without labels.
             *args: Further arguments of `keras.Model.compile`.
             critic_optimizer: Separate optimizer for the losses' own weights (critics, heads,
-                regressors).
+                regressors). Callbacks that change the learning rate do not see it: give it a
+                schedule of its own.
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
@@ -87,13 +91,14 @@ class BaseDistiller(DistributedModel):
         Raises:
             ValueError: If the data is empty, brings integer images to a float model, or labels out
                 of range. Arrays are checked whole before the first step, a `tf.data.Dataset` batch
-                by batch.
+                by batch; a `PyDataset` or a generator is not looked into.
         """
         x, y = self._checked_data("x", (x, y))
         if validation_data is not None:
             validation_data = self._checked_data("validation_data", validation_data)
         try:
-            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+            with self._finalizing_each():
+                return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
         except tf.errors.InvalidArgumentError as error:
             raise data_checks.labels_error(error) or error from None
 
@@ -181,6 +186,28 @@ class BaseDistiller(DistributedModel):
         rest = [v for v in self.trainable_variables if id(v) not in known]
         return [(self.optimizer, rest), (self.critic_optimizer, critics)]
 
+    @contextlib.contextmanager
+    def _finalizing_each(self):
+        """At its end, `fit` lets every optimizer finalize (`use_ema`) the weights that it trains.
+
+        Keras would let the first one finalize all of them.
+        """
+        pairs = self._optimizers() if self.compiled else []
+        if len(pairs) < 2:
+            yield
+            return
+        own = [(optimizer.finalize_variable_values, variables) for optimizer, variables in pairs]
+
+        def finalize_each(_):
+            for finalize, variables in own:
+                finalize(variables)
+
+        self.optimizer.finalize_variable_values = finalize_each
+        try:
+            yield
+        finally:
+            del self.optimizer.finalize_variable_values
+
     def _update(self, tape, total):
         pairs = self._optimizers()
         scales = [optimizer.scale_loss(1.0) for optimizer, _ in pairs]
@@ -247,17 +274,34 @@ def check_distinct(optimizers):
 
 
 def _weighted_mean(loss, values, sample_weight):
-    """Mean over the batch, sample weights applied as Keras does: not divided by their sum."""
+    """Mean over the batch, sample weights applied as Keras does: not divided by their sum.
+
+    Where there are weights for every output, a loss of an output takes those of this output, one of
+    inner places their mean.
+    """
     if len(values.shape) != 1:
         raise ValueError(
             f"Expected {loss.name!r} to return one loss for each example, of shape (batch,). "
             f"Received: shape={tuple(values.shape)}"
         )
-    if sample_weight is not None and not keras.tree.is_nested(sample_weight):
-        weights = ops.reshape(ops.cast(sample_weight, values.dtype), (ops.shape(values)[0], -1))
-        values = values * ops.mean(weights, axis=-1)
+    if sample_weight is not None:
+        place = loss.student_layer
+        if keras.tree.is_nested(sample_weight) and isinstance(place, str) and is_output(place):
+            sample_weight = output_at(sample_weight, place)
+        # An output may have none.
+        weights = [
+            1.0 if each is None else _of_examples(each, values)
+            for each in keras.tree.flatten(sample_weight)
+        ]
+        values = values * (sum(weights) / max(1, len(weights)))
     # A replica may be left without examples by the last batch.
     return ops.sum(values) / ops.cast(ops.maximum(ops.shape(values)[0], 1), values.dtype)
+
+
+def _of_examples(weights, values):
+    """Sample weights as one number for every example."""
+    weights = ops.reshape(ops.cast(weights, values.dtype), (ops.shape(values)[0], -1))
+    return ops.mean(weights, axis=-1)
 
 
 def _batch_size(x):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mikd import cached_batches
+from keras_mikd.teacher_cache import TeacherCache
 
 
 def checked_data(argument, data, *, models, loss, output):
@@ -26,6 +27,11 @@ def checked_data(argument, data, *, models, loss, output):
     """
     if isinstance(data, tf.data.Dataset):
         return _checked_dataset(argument, data, models, loss, output)
+    if isinstance(data[0] if isinstance(data, tuple) else data, TeacherCache):
+        raise ValueError(
+            f"Expected batches as `{argument}`. Received: a TeacherCache; pass "
+            "cache.batches(batch_size)"
+        )
     x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
     if isinstance(x, tf.data.Dataset):
         return (_checked_dataset(argument, x, models, loss, output), *data[1:])
@@ -36,6 +42,7 @@ def checked_data(argument, data, *, models, loss, output):
         _check_images(models, argument, array)
     classes = _num_classes(loss, output, y)
     if classes is not None:
+        _check_indices(argument, y.shape if hasattr(y, "shape") else np.shape(y), classes)
         values = np.asarray(y)
         values = values[values != getattr(loss, "ignore_class", None)]
         if values.size and not 0 <= values.min() <= values.max() < classes:
@@ -56,6 +63,7 @@ def _checked_dataset(argument, dataset, models, loss, output):
     classes = _num_classes(loss, output, y)
     if classes is None:
         return dataset
+    _check_indices(argument, y.shape, classes)
     ignored = getattr(loss, "ignore_class", None)
 
     def check(*batch):
@@ -115,6 +123,16 @@ def _accepts_integers(model):
         return True
     rescaling = (keras.layers.Rescaling, keras.layers.Normalization)
     return any(isinstance(layer, rescaling) for layer in model._flatten_layers())
+
+
+def _check_indices(argument, shape, classes):
+    """Refuses distributions over the classes, such as those of mixed images, as class indices."""
+    if len(shape) > 1 and shape[-1] == classes and classes > 1:
+        raise ValueError(
+            f"Expected integer labels of shape (batch,) in `{argument}`, since the task loss is a "
+            f"sparse cross-entropy. Received: labels of shape {tuple(shape)}, one number for each "
+            f"of {classes} classes, which are for keras.losses.CategoricalCrossentropy"
+        )
 
 
 def _num_classes(loss, output, labels):

@@ -119,6 +119,6 @@ class Distiller(BaseDistiller):
             "teacher": serialize(self.teacher),
             "student": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
-            "teacher_features": serialize(self.teacher_features),
-            "student_features": serialize(self.student_features),
+            "teacher_features": pair_checks.serialized_features(self.teacher_features),
+            "student_features": pair_checks.serialized_features(self.student_features),
         }

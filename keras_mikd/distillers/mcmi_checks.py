@@ -55,6 +55,13 @@ def checked_loss(loss):
     )
 
 
+def checked_metrics(metrics):
+    """Returns metrics as a list; a teacher has one output."""
+    if not isinstance(metrics, (list, tuple, type(None))):
+        raise ValueError(f"Expected `metrics` to be a list. Received: metrics={metrics!r}")
+    return list(metrics or ())
+
+
 def check_split(validation_split):
     """Refuses `validation_split`: the centroids would be measured on the validation part too."""
     if validation_split:

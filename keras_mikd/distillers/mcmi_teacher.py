@@ -124,14 +124,14 @@ class MCMITeacher(DistributedModel):
         Args:
             optimizer: Optimizer of the teacher.
             loss: Leave it out: it is `SparseCategoricalCrossentropy(from_logits=True)`.
-            metrics: As in `keras.Model.compile`.
+            metrics: List of metrics, as in `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: If `loss` is another one.
+            ValueError: If `loss` is another one, or `metrics` no list.
         """
         loss = mcmi_checks.checked_loss(loss)
-        super().compile(optimizer, loss, metrics=list(metrics or ()), **kwargs)
+        super().compile(optimizer, loss, metrics=mcmi_checks.checked_metrics(metrics), **kwargs)
         with self.distribute_strategy.scope():
             self.optimizer.build(self.trainable_variables)
 
@@ -222,6 +222,16 @@ class MCMITeacher(DistributedModel):
         """
         mcmi_checks.check_centroids(self.regularizer)
         return super().evaluate(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Takes one step, like `keras.Model.train_on_batch`; `fit_centroids` comes first."""
+        mcmi_checks.check_centroids(self.regularizer)
+        return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Evaluates a batch, like `keras.Model.test_on_batch`; `fit_centroids` comes first."""
+        mcmi_checks.check_centroids(self.regularizer)
+        return super().test_on_batch(*args, **kwargs)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

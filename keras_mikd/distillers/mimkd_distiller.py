@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mikd.distillers import pair_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.estimators.critics import SeparableCritic
 from keras_mikd.estimators.jsd_critic import JSDCritic
@@ -23,7 +24,8 @@ class MIMKDDistiller(Distiller):
     Args:
         teacher: Trained convolutional Keras model.
         student: Convolutional Keras model with the same inputs.
-        distillation_losses: Losses to use in place of those assembled here.
+        distillation_losses: Losses to use in place of those assembled here, which the arguments up
+            to `**kwargs` are for but for `soft_targets`.
         global_weight: Factor of the global level, a float or a schedule; 0 leaves it out.
         local_weight: Factor of the local level, likewise.
         feature_weight: Factor of every stage pair of the feature level, likewise.
@@ -35,7 +37,8 @@ class MIMKDDistiller(Distiller):
         **kwargs: Arguments of `Distiller`.
 
     Raises:
-        ValueError: As `Distiller`, or if no stages are found or `critic` is a layer.
+        ValueError: As `Distiller`, or if no stages are found, `critic` is a layer, or arguments of
+            the critics come with losses.
 
     References:
         Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
@@ -63,6 +66,14 @@ class MIMKDDistiller(Distiller):
                 "Expected `critic` to be a function that makes a critic, since every level needs "
                 f"its own, such as keras_mikd.ConcatCritic. Received: critic={critic!r}"
             )
+        options = {"negatives": negatives, "grid": grid, "gather": gather}
+        weights = {
+            "global_weight": global_weight,
+            "local_weight": local_weight,
+            "feature_weight": feature_weight,
+        }
+        own = {**weights, **options, "critic": critic}
+        pair_checks.check_unused(MIMKDDistiller, distillation_losses, own)
         if distillation_losses is None:
             pairs = pair_stages(teacher, student)
             levels = [
@@ -79,10 +90,8 @@ class MIMKDDistiller(Distiller):
                     student_layer=student_place,
                     weight=weight,
                     critic=critic(),
-                    negatives=negatives,
-                    grid=grid,
-                    gather=gather,
                     name=name,
+                    **options,
                 )
                 for name, teacher_place, student_place, weight in levels
                 if weight

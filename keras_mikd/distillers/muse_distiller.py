@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mikd.distillers import pair_checks
 from keras_mikd.distillers.self_distiller import SelfDistiller
 from keras_mikd.estimators.muse import MUSE
 from keras_mikd.stages import POOLED, pair_stages
@@ -30,7 +31,8 @@ class MUSEDistiller(SelfDistiller):
         **kwargs: Arguments of `SelfDistiller`.
 
     Raises:
-        ValueError: As `SelfDistiller`, or if no stages are found.
+        ValueError: As `SelfDistiller`, or if no stages are found, or arguments of MUSE come with
+            losses.
 
     References:
         Gong, Yu, Mittal, Mori, Chen, MUSE: Feature Self-Distillation with Mutual Information and
@@ -49,14 +51,19 @@ class MUSEDistiller(SelfDistiller):
         deep_supervision=None,
         **kwargs,
     ):
+        own = {
+            "muse_weight": muse_weight,
+            "combine": combine,
+            "negatives_from": negatives_from,
+            "gather": gather,
+        }
+        pair_checks.check_unused(MUSEDistiller, distillation_losses, own)
         if distillation_losses is None:
             muse = MUSE(
                 teacher_layer=POOLED,
                 student_layer=[place for place, _ in pair_stages(model, model)],
-                weight=muse_weight,
-                combine=combine,
-                negatives_from=negatives_from,
-                gather=gather,
+                weight=own.pop("muse_weight"),
+                **own,
                 name="muse",
             )
             distillation_losses = [muse]

@@ -217,7 +217,7 @@ class MutualDistiller(BaseDistiller):
             **super().get_config(),
             "peers": [serialize(peer) for peer in self.peers],
             "distillation_losses": self._loss_configs,
-            "features": [serialize(each) for each in self.features],
+            "features": [pair_checks.serialized_features(each) for each in self.features],
         }
 
 

@@ -45,6 +45,20 @@ def _check_pair(named, other):
         )
 
 
+def check_scope(models, distiller):
+    """Checks that trained networks `{name: model}` are of the strategy that trains them."""
+    for name, model in models.items():
+        # Without a scope Keras has `None` here; its property would tell the scope of the moment.
+        own, wanted = (each._distribute_strategy for each in (model, distiller))
+        if own is not wanted:
+            raise ValueError(
+                f"Expected the {name} and the distiller to be made under one strategy: make both, "
+                "and call `compile`, in its `with strategy.scope():`. Received: the "
+                f"{name} made under {type(own).__name__ if own else 'no strategy'}, the distiller "
+                f"under {type(wanted).__name__ if wanted else 'none'}"
+            )
+
+
 def checked_peers(peers):
     """Returns peers as `{"peer1": model, ...}`, if they are at least two different models."""
     if not isinstance(peers, (list, tuple)) or len(peers) < 2:

@@ -1,5 +1,8 @@
 """What must hold between two networks and the losses that compare them."""
 
+import inspect
+import warnings
+
 import keras
 
 from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter
@@ -36,6 +39,39 @@ def checked_losses(losses, *, optional=False):
             )
     check_names([loss.name for loss in losses])
     return losses
+
+
+def check_unused(distiller, losses, arguments):
+    """Checks that arguments which assemble losses are left alone where losses are given.
+
+    Args:
+        distiller: Class whose constructor has the arguments, for their defaults.
+        losses: The caller's losses, or `None`.
+        arguments: `{name: value}`.
+    """
+    defaults = inspect.signature(distiller.__init__).parameters
+    unused = [name for name, value in arguments.items() if value != defaults[name].default]
+    if losses is not None and unused:
+        raise ValueError(
+            f"Expected either `distillation_losses`, which take the place of those that "
+            f"{distiller.__name__} assembles, or arguments of these. Received both: "
+            f"distillation_losses and {', '.join(unused)}. Leave these arguments out, or make the "
+            "losses with them yourself."
+        )
+
+
+def serialized_features(features):
+    """Returns a `features` function, or `None`, as a file holds it, and warns if none can."""
+    registered = keras.saving.get_registered_name
+    known = features is None or keras.saving.get_registered_object(registered(features))
+    if not known:
+        warnings.warn(
+            f"The function {features.__name__!r} is saved by its name only, so the distiller loads "
+            "only with it in `custom_objects`. To load it without, decorate the function with "
+            "@keras.saving.register_keras_serializable().",
+            stacklevel=2,
+        )
+    return keras.saving.serialize_keras_object(features)
 
 
 def check_without_weights(losses):

@@ -88,5 +88,5 @@ class SelfDistiller(BaseDistiller):
             "model": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "stop_gradient": self.stop_gradient,
-            "features": serialize(self.features),
+            "features": pair_checks.serialized_features(self.features),
         }

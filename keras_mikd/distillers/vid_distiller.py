@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mikd.distillers import pair_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead
 from keras_mikd.feature_taps import OUTPUT
@@ -18,7 +19,8 @@ class VIDDistiller(Distiller):
     Args:
         teacher: Trained convolutional Keras model.
         student: Convolutional Keras model with the same inputs.
-        distillation_losses: Losses to use in place of those assembled here.
+        distillation_losses: Losses to use in place of those assembled here, which the arguments up
+            to `**kwargs` are for but for `soft_targets`.
         stage_weight: Factor of every stage pair's loss, a float or a schedule; 0 leaves them out.
         logits_weight: Factor of the logits pair's loss, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
@@ -29,7 +31,8 @@ class VIDDistiller(Distiller):
         **kwargs: Arguments of `Distiller`.
 
     Raises:
-        ValueError: As `Distiller`, or if no stages are found.
+        ValueError: As `Distiller`, or if no stages are found, or arguments of the heads come with
+            losses.
 
     References:
         Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge
@@ -50,12 +53,10 @@ class VIDDistiller(Distiller):
         reduction="mean",
         **kwargs,
     ):
+        head = {"variant": variant, "initial_variance": initial_variance, "reduction": reduction}
+        weights = {"stage_weight": stage_weight, "logits_weight": logits_weight}
+        pair_checks.check_unused(VIDDistiller, distillation_losses, {**weights, **head})
         if distillation_losses is None:
-            head = {
-                "variant": variant,
-                "initial_variance": initial_variance,
-                "reduction": reduction,
-            }
             distillation_losses = []
             if stage_weight:
                 distillation_losses += [

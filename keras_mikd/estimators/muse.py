@@ -106,6 +106,8 @@ class MUSE(DistillationLoss):
         **kwargs,
     ):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        if not self.student_layer:
+            raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
         _check_bound(bound)
         _check_choice("combine", combine, _COMBINATIONS)
         _check_choice("self_information", self_information, _SELF_INFORMATION)
