@@ -80,9 +80,10 @@ SETUPS = {
 def load_data(seed):
     options = {"batch_size": FLAGS.batch_size, "seed": seed, "data_dir": FLAGS.data_dir}
     if FLAGS.dataset == "coco":
-        return mikd.datasets.load_coco(**options)
-    num_scenes = scripts.given("num_scenes", 500)
-    return mikd.datasets.load_digit_scenes(num_scenes=num_scenes, **options)
+        return students.load_data("coco", **options)
+    return students.load_data(
+        "digit_scenes", num_scenes=scripts.given("num_scenes", 500), **options
+    )
 
 
 def new_detector(data):
@@ -217,7 +218,7 @@ def main(argv):
 
 def run():
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    teacher = FLAGS.teacher and keras.saving.load_model(FLAGS.teacher, compile=False)
+    teacher = FLAGS.teacher and scripts.load_teacher(FLAGS.teacher, compile=False)
     rows, best = [], -1.0
     for method in (UNTRAINED, *FLAGS.methods):
         row = {"method": method, "runs": []}

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import keras
 from absl import flags
 
 import keras_mikd as mikd
@@ -134,6 +135,14 @@ def check_file(flag, path, script):
     """Refuses a file that is not there, and names the script that makes it."""
     if not Path(path).exists():
         raise SystemExit(f"--{flag}: {path} does not exist; run {script} first")
+
+
+def load_teacher(path, **kwargs):
+    """Returns a saved network; ends in one line where the file holds none."""
+    try:
+        return keras.saving.load_model(path, **kwargs)
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"{path}: no network can be read from this file; {error}") from None
 
 
 def mcmi_teacher_files():

@@ -149,8 +149,11 @@ PROTOCOLS = {
 
 
 def load_data(dataset, **arguments):
-    """Returns the `Splits` of a data set."""
-    return getattr(mikd.datasets, f"load_{dataset}")(**arguments)
+    """Returns the `Splits` of a data set; ends in one line where that cannot be had."""
+    try:
+        return getattr(mikd.datasets, f"load_{dataset}")(**arguments)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"{dataset}: {error}") from None
 
 
 def without(dataset, dropped):

@@ -20,6 +20,7 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import strategies
+import students
 
 NETWORKS = [
     *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
@@ -42,16 +43,13 @@ strategies.define_flags()
 
 
 def load_data():
-    if FLAGS.dataset == "digits":
-        return mikd.datasets.load_digits(
-            batch_size=FLAGS.batch_size, seed=FLAGS.seed, data_dir=FLAGS.data_dir, augment=True
-        )
-    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
-    return load(
+    own = {"augment": True} if FLAGS.dataset == "digits" else {"download": FLAGS.download}
+    return students.load_data(
+        FLAGS.dataset,
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
         data_dir=FLAGS.data_dir,
-        download=FLAGS.download,
+        **own,
     )
 
 

@@ -176,5 +176,53 @@ def test_help_says_what_the_script_does_and_lists_its_flags(short_runs, script):
     assert "MUSE (a reconstruction)" in printed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (
+            "self_distill",
+            ["--labels_per_class=2"],
+            "digits: Expected `batch_size` to be at most 20",
+        ),
+        ("self_distill", ["--dataset=cifar10"], "cifar10: cifar10 is not at "),
+        ("distill_detector", ["--dataset=coco"], "coco: coco/2017 is not at "),
+        ("distill_detector", ["--num_scenes=3000"], "digit_scenes: Expected `num_scenes` to be at"),
+        ("train_teacher", ["--batch_size=6000"], "digits: Expected `batch_size` to be at most 898"),
+    ],
+)
+def test_data_that_cannot_be_had_ends_in_one_line(script, flags, message, tmp_path):
+    folders = [f"--output_dir={tmp_path / 'new'}", f"--data_dir={tmp_path / 'data'}"]
+    run = run_example(script, *flags, *folders)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.strip().splitlines()[-1].startswith(message)
+
+
+@pytest.mark.slow
+def test_a_file_that_holds_no_network_ends_in_one_line(tmp_path):
+    (tmp_path / "teacher.keras").write_text("no network")
+    files = [f"--teacher={tmp_path / 'teacher.keras'}", f"--output_dir={tmp_path / 'new'}"]
+    run = run_example("distill", *files)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "teacher.keras: no network can be read from this file" in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["self_distill", "online_distill"])
+def test_every_method_runs(script, tmp_path):
+    run = run_example(
+        script,
+        "--epochs=1",
+        "--weights=1",
+        "--student=digits_cnn",
+        f"--output_dir={tmp_path / 'all'}",
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert all(f"\n{row['method']} " in run.stdout for row in rows)
+    assert len(rows) == (8 if script == "self_distill" else 3)
+
+
 if __name__ == "__main__":
     pytest.main([__file__])
