@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_mikd.atomic_files import require_free, write_whole
 
 _ARRAY_BATCH = 32
+_QUANTIZATIONS = ("float16", "dynamic", "int8")
 _OTHER_FLOATS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 
 
@@ -26,7 +27,8 @@ class TFLiteReport:
         max_difference: Largest absolute difference over all outputs; `None` without `check_on`.
         class_agreement: Fraction of the output vectors, in [0, 1], whose largest entry is in the
             same place; `None` without `check_on`, or where no output has two or more entries.
-        tolerance: The largest `max_difference` that was allowed.
+        tolerance: The largest `max_difference` that was allowed; infinite where any finite one was.
+        quantize: What the file was quantized to, or `None` for float32.
     """
 
     path: pathlib.Path
@@ -35,14 +37,18 @@ class TFLiteReport:
     max_difference: float | None
     class_agreement: float | None
     tolerance: float
+    quantize: str | None = None
 
     @property
     def ok(self) -> bool:
         """Whether examples were compared and agreed; `False` where nothing was compared."""
-        return self.max_difference is not None and self.max_difference <= self.tolerance
+        difference = self.max_difference
+        return difference is not None and math.isfinite(difference) and difference <= self.tolerance
 
     def __str__(self):
         text = f"{self.path}: {self.size_bytes / 1000:.1f} kB"
+        if self.quantize is not None:
+            text += f" ({self.quantize})"
         if self.max_difference is None:
             return f"{text}, not checked"
         text += f", {self.examples} examples, largest difference {self.max_difference:.1e}"
@@ -51,13 +57,25 @@ class TFLiteReport:
         return text
 
 
-def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False) -> TFLiteReport:
-    """Writes a Keras model as a float32 `.tflite` file, and checks that it is the same function.
+def export_tflite(
+    model,
+    path,
+    *,
+    check_on=None,
+    tolerance=None,
+    quantize=None,
+    calibrate_on=None,
+    overwrite=False,
+) -> TFLiteReport:
+    """Writes a Keras model as a `.tflite` file, and checks that it is the same function.
 
     The file uses LiteRT's built-in operators only, so every LiteRT runtime can run it, at any
     batch size. Given `check_on`, the converted network is run on those inputs by the LiteRT
     interpreter and compared with Keras on the CPU, in inference mode. Only then does the file
     appear: a network that fails leaves nothing behind, and an older file at `path` as it was.
+
+    A quantized file is smaller and rounds: how far it differs is reported. Look at
+    `class_agreement` before you ship it. Its inputs and outputs stay float32.
 
     A model with another float policy (`mixed_float16`) is converted, and compared, as a float32
     copy with the same weights. The model itself is not changed.
@@ -74,7 +92,14 @@ def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False
         path: The file to write, ending in `.tflite`. Missing folders are created.
         check_on: A finite `tf.data.Dataset` of batches `x` or `(x, y, ...)`, or one array of
             examples of shape `(examples, ...)`. With `None`, nothing is compared.
-        tolerance: Largest absolute difference allowed, >= 0, in the units of the outputs.
+        tolerance: Largest absolute difference allowed, >= 0, in the units of the outputs. With
+            `None`, 1e-4 for float32, and any finite one for a quantized file.
+        quantize: `None` for float32; `"float16"`: weights in half precision, about half the size;
+            `"dynamic"`: weights in int8, about a quarter of the size, activations in float32;
+            `"int8"`: weights and activations in int8, where LiteRT has the operator so, with the
+            ranges of the activations taken from `calibrate_on`.
+        calibrate_on: For `"int8"`: a hundred or more real examples of the training set, in the
+            forms of `check_on`. The model must have a single input.
         overwrite: Whether a file that exists may be replaced.
 
     Returns:
@@ -83,22 +108,26 @@ def export_tflite(model, path, *, check_on=None, tolerance=1e-4, overwrite=False
     Raises:
         TypeError: If `model` is a distiller or not a Keras model, or `check_on` of another type.
         ValueError: If `model` is not built or cannot be copied in float32, `path` has another
-            suffix, `tolerance` is negative or not finite, or `check_on` is empty or endless.
+            suffix, `tolerance` is negative or not finite, `check_on` or `calibrate_on` is empty or
+            endless, `quantize` is unknown, or it and `calibrate_on` do not go together.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`. (An operator that
             LiteRT does not have raises the converter's own exception.)
     """
     _require_student(model)
     path = require_free(path, suffix=".tflite", overwrite=overwrite)
-    if not (math.isfinite(tolerance) and tolerance >= 0):
+    _check_quantization(model, quantize, calibrate_on)
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"Expected a finite tolerance >= 0. Received: tolerance={tolerance}")
-    batches = None if check_on is None else _as_batches(check_on)
-    _check_batched(model, batches)
+    batches = _as_batches("check_on", check_on, model)
+    examples = _as_batches("calibrate_on", calibrate_on, model)
 
+    if tolerance is None:
+        tolerance = 1e-4 if quantize is None else math.inf
     model = _in_float32(model)
-    content = _convert(model)
+    content = _convert(model, quantize, examples)
     seen = (0, None, None) if batches is None else _compare(model, content, batches)
-    report = TFLiteReport(path, len(content), *seen, tolerance)
+    report = TFLiteReport(path, len(content), *seen, tolerance, quantize)
     if batches is not None and not report.ok:
         raise RuntimeError(
             f"The converted network differs from Keras by up to {report.max_difference:.3g} over "
@@ -130,31 +159,45 @@ def _require_student(model):
         )
 
 
-def _as_batches(check_on):
-    if isinstance(check_on, (np.ndarray, tf.Tensor)) and check_on.ndim:
-        check_on = tf.data.Dataset.from_tensor_slices(check_on).batch(_ARRAY_BATCH)
-    if not isinstance(check_on, tf.data.Dataset):
-        raise TypeError(
-            "Expected check_on to be a tf.data.Dataset of batches or one array of examples. "
-            f"Received: a {type(check_on).__name__}; of images and labels, pass the images"
-        )
-    if check_on.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("Received an endless check_on. Expected a finite one: add .take(batches).")
-    return check_on
-
-
-def _check_batched(model, batches):
-    """Refuses single examples, where the model tells the rank of its input."""
-    inputs = getattr(model, "inputs", None)
-    if batches is None or not inputs:
-        return
-    spec = batches.element_spec
-    spec = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)[0]
-    if spec.shape.rank == len(inputs[0].shape) - 1:
+def _check_quantization(model, quantize, calibrate_on):
+    if quantize not in (None, *_QUANTIZATIONS):
         raise ValueError(
-            "Expected check_on to be a data set of batches: add .batch(32). Received: single "
+            f"Expected `quantize` to be None or one of {_QUANTIZATIONS}. Received: {quantize=}"
+        )
+    if (quantize == "int8") != (calibrate_on is not None):
+        raise ValueError(
+            'Expected `calibrate_on`, real examples, with quantize="int8" and only there. '
+            f"Received: {quantize=}, calibrate_on={'None' if calibrate_on is None else 'examples'}"
+        )
+    if quantize == "int8" and len(getattr(model, "inputs", None) or [None]) > 1:
+        raise ValueError(
+            'Expected a model with a single input for quantize="int8". Received: '
+            f'{len(model.inputs)} inputs; quantize="dynamic" needs no examples'
+        )
+
+
+def _as_batches(argument, data, model):
+    if data is None:
+        return None
+    if isinstance(data, (np.ndarray, tf.Tensor)) and data.ndim:
+        data = tf.data.Dataset.from_tensor_slices(data).batch(_ARRAY_BATCH)
+    if not isinstance(data, tf.data.Dataset):
+        raise TypeError(
+            f"Expected {argument} to be a tf.data.Dataset of batches or one array of examples. "
+            f"Received: a {type(data).__name__}; of images and labels, pass the images"
+        )
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"Received an endless {argument}. Expected a finite one: add .take(batches)."
+        )
+    spec, inputs = data.element_spec, getattr(model, "inputs", None)
+    spec = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)[0]
+    if inputs and spec.shape.rank == len(inputs[0].shape) - 1:
+        raise ValueError(
+            f"Expected {argument} to be a data set of batches: add .batch(32). Received: single "
             f"examples of shape {tuple(spec.shape)}"
         )
+    return data
 
 
 def _in_float32(model):
@@ -196,14 +239,34 @@ def _float32_config(config):
     return config
 
 
-def _convert(model):
+def _convert(model, quantize=None, examples=None):
     # TFLiteConverter.from_keras_model prints the whole signature, and the defaults of Keras'
     # export let in TensorFlow operators, which a plain LiteRT runtime cannot run.
-    builtins = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
+    target = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
+    options = {"target_spec": target}
+    if quantize is not None:
+        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        target["supported_types"] = [tf.float16]
+    if quantize == "int8":
+        options["representative_dataset"] = lambda: _one_by_one(model, examples)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "model.tflite")
-        model.export(file, format="litert", verbose=False, target_spec=builtins)
+        model.export(file, format="litert", verbose=False, **options)
         return file.read_bytes()
+
+
+def _one_by_one(model, batches):
+    """Yields single examples, as the converter takes them."""
+    dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else model.input_dtype
+    empty = True
+    for batch in batches:
+        x = batch[0] if isinstance(batch, tuple) else batch
+        for example in np.asarray(keras.tree.flatten(x)[0]).astype(dtype):
+            empty = False
+            yield [example[None]]
+    if empty:
+        raise ValueError("Received an empty calibrate_on. Expected examples to calibrate on.")
 
 
 def _compare(model, content, batches):

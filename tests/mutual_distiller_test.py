@@ -172,6 +172,34 @@ def test_one_optimizer_for_each_peer(critic_optimizer, tmp_path):
     assert apart.optimizer is apart.peer_optimizers[0]
 
 
+def _of_each(momentum=0.9):
+    return [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.05, momentum=momentum)]
+
+
+def test_optimizers_of_each_peer_give_on_two_replicas_the_update_of_one(two_replicas):
+    def trained(scope):
+        with scope:
+            hint = mikd.Hint(teacher_layer="stage2", student_layer="stage2", name="hint")
+            distiller = _compiled(_dml(None, hint), _of_each())
+        return _fit(distiller, epochs=2), _values(*distiller.peers, *distiller.distillation_losses)
+
+    history, values = trained(tf.distribute.get_strategy().scope())
+    two_history, two_values = trained(two_replicas.scope())
+    _assert_close(values, two_values, rtol=0, atol=1e-5)
+    for name, value in history.items():
+        assert two_history[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_optimizers_of_each_peer_in_a_step_that_is_compiled_as_a_whole():
+    batches = tf.data.Dataset.from_tensor_slices(cases.data()).batch(8, drop_remainder=True)
+    plain, compiled = (
+        _compiled(_dml(), _of_each(), jit_compile=jit).fit(batches, shuffle=False, verbose=0)
+        for jit in (False, True)
+    )
+    for name, values in plain.history.items():
+        np.testing.assert_allclose(compiled.history[name], values, rtol=1e-4, err_msg=name)
+
+
 def test_losses_are_trained_by_the_optimizer_of_the_peer_they_teach():
     hint = mikd.Hint(teacher_layer="stage2", student_layer="stage2", name="hint")
     distiller = _compiled(_dml(None, hint), [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.0)])
@@ -373,6 +401,27 @@ def test_labels_out_of_range_are_refused():
     dataset = tf.data.Dataset.from_tensor_slices((x, y + 1)).batch(8)
     with pytest.raises(ValueError, match="labels in `x` to be integers from 0 to 3"):
         _compiled(_dml()).fit(dataset, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("kind", ["peer", "muse"])
+def test_a_trained_network_leaves_as_the_plain_one(kind, tmp_path):
+    """In a SavedModel and in a TFLite file, whose answers are those of Keras."""
+    if kind == "peer":
+        distiller = _compiled(_dml(None, mikd.MUSE(student_layer=["stage1"], width=4, name="m")))
+        network = distiller.peers[1]
+    else:
+        byot = mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
+        distiller = _compiled(mikd.MUSEDistiller(cases.student(), deep_supervision=byot))
+        network = distiller.student
+    _fit(distiller)
+    x, _ = cases.data()
+    network.export(tmp_path / "saved", verbose=False)
+    served = tf.saved_model.load(tmp_path / "saved").serve(x)
+    np.testing.assert_allclose(served, network(x), rtol=1e-4, atol=1e-5)
+    assert mikd.export_tflite(network, tmp_path / "student.tflite", check_on=x).ok
+    if kind == "peer":
+        with pytest.raises(TypeError, match="pass one of distiller.peers"):
+            mikd.export_tflite(distiller, tmp_path / "distiller.tflite")
 
 
 if __name__ == "__main__":

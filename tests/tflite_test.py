@@ -97,7 +97,7 @@ def test_wrong_conversion_is_refused_and_leaves_the_folder_as_it_was(tmp_path, m
         path.write_bytes(older)
     before = sorted(tmp_path.iterdir())
     wrong = tflite._convert(_logit_network(scale=1.25))
-    monkeypatch.setattr(tflite, "_convert", lambda model: wrong)
+    monkeypatch.setattr(tflite, "_convert", lambda *_: wrong)
     x = np.array([[1.0, 2.0, -4.0], [0.0, 1.0, 0.0]], "float32")
     with pytest.raises(RuntimeError, match=r"differs from Keras by up to 1 over 2 examples"):
         export_tflite(_logit_network(scale=1), path, check_on=x, tolerance=0.99, overwrite=True)
@@ -108,11 +108,78 @@ def test_wrong_conversion_is_refused_and_leaves_the_folder_as_it_was(tmp_path, m
 def test_difference_and_agreement_are_the_known_ones(tmp_path, monkeypatch):
     """The network -x has its largest entry where x has its smallest."""
     negated = tflite._convert(_logit_network(scale=-1))
-    monkeypatch.setattr(tflite, "_convert", lambda model: negated)
+    monkeypatch.setattr(tflite, "_convert", lambda *_: negated)
     x = np.array([[1.0, 2.0, -4.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-1, -1, -1]], "float32")
     report = export_tflite(_logit_network(1), tmp_path / "a.tflite", check_on=x, tolerance=8.0)
     assert report.max_difference == 8.0
     assert report.class_agreement == 0.5
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that tells the brightest channel of an image, and images."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(600, 8, 8, 3)).astype("float32")
+    y = x.mean((1, 2)).argmax(-1)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(64, 3, padding="same", activation="relu"),
+            keras.layers.Conv2D(64, 3, padding="same", activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss)
+    model.fit(x[:400], y[:400], epochs=20, verbose=0)
+    return model, x[:400], x[400:]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "shrinks_to", "agrees"), [("float16", 0.6, 1.0), ("dynamic", 0.4, 0.9)]
+)
+def test_a_quantized_file_is_smaller_and_says_how_far_it_agrees(
+    trained, quantize, shrinks_to, agrees, tmp_path
+):
+    model, _, x = trained
+    whole = export_tflite(model, tmp_path / "whole.tflite", check_on=x)
+    small = export_tflite(model, tmp_path / "small.tflite", check_on=x, quantize=quantize)
+    assert small.size_bytes == (tmp_path / "small.tflite").stat().st_size
+    assert small.size_bytes < shrinks_to * whole.size_bytes
+    assert small.ok and small.max_difference > whole.max_difference
+    assert small.class_agreement >= agrees and small.quantize == quantize
+    assert f"kB ({quantize}), 200 examples" in str(small)
+    expected, actual = np.asarray(model(x)), _run(tmp_path / "small.tflite", x)
+    assert np.abs(expected - actual).max() == pytest.approx(small.max_difference, rel=1e-4)
+    assert np.mean(expected.argmax(-1) == actual.argmax(-1)) == small.class_agreement
+
+
+def test_int8_takes_its_ranges_from_the_examples(trained, tmp_path):
+    model, examples, x = trained
+    good, poor = (
+        export_tflite(
+            model, tmp_path / f"{name}.tflite", check_on=x, quantize="int8", calibrate_on=data
+        )
+        for name, data in (
+            ("good", tf.data.Dataset.from_tensor_slices((examples, examples)).batch(50)),
+            ("poor", examples[:100] / 100),
+        )
+    )
+    assert good.ok and good.class_agreement > 0.9
+    assert poor.max_difference > 2 * good.max_difference
+    whole = export_tflite(model, tmp_path / "whole.tflite")
+    assert good.size_bytes < 0.4 * whole.size_bytes
+    runner = Interpreter(model_path=str(tmp_path / "good.tflite")).get_signature_runner()
+    (details,) = runner.get_input_details().values()
+    assert details["dtype"] == np.float32
+
+
+def test_a_quantized_file_beyond_the_tolerance_is_not_written(trained, tmp_path):
+    model, _, x = trained
+    with pytest.raises(RuntimeError, match="differs from Keras"):
+        export_tflite(model, tmp_path / "a.tflite", check_on=x, quantize="dynamic", tolerance=1e-6)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -179,6 +246,9 @@ def test_float32_copy_reaches_into_nested_models_and_layers(tmp_path):
     model = keras.Model(inputs, keras.layers.Dense(3, dtype="float32")(x))
     data = np.random.default_rng(0).normal(size=(5, 4, 6))
     assert export_tflite(model, tmp_path / "a.tflite", check_on=data).ok
+
+
+_INT8 = {"quantize": "int8", "calibrate_on": _images(2)}
 
 
 def _two_inputs(as_dict):
@@ -285,6 +355,19 @@ def _filtered_to_nothing():
         ),
         (ValueError, "ends in '.tflite'", {"path": "student.keras"}),
         (ValueError, "tolerance >= 0", {"tolerance": -1e-4}),
+        (ValueError, "Received: quantize='int4'", {"quantize": "int4"}),
+        (ValueError, "Expected `calibrate_on`, real examples", {"quantize": "int8"}),
+        (
+            ValueError,
+            "and only there. Received: quantize='dynamic', calibrate_on=examples",
+            {"quantize": "dynamic", "calibrate_on": _images(2)},
+        ),
+        (
+            ValueError,
+            "empty calibrate_on",
+            {"quantize": "int8", "calibrate_on": _filtered_to_nothing()},
+        ),
+        (ValueError, "Received: 2 inputs", {"model": _two_inputs(False), **_INT8}),
         (ValueError, "tolerance >= 0", {"tolerance": float("nan")}),
         (TypeError, "one array of examples", {"check_on": [_images(2)]}),
         (TypeError, "one array of examples", {"check_on": np.array(1.0)}),
