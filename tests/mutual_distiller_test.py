@@ -416,8 +416,8 @@ def test_a_trained_network_leaves_as_the_plain_one(kind, tmp_path):
     _fit(distiller)
     x, _ = cases.data()
     network.export(tmp_path / "saved", verbose=False)
-    served = tf.saved_model.load(tmp_path / "saved").serve(x)
-    np.testing.assert_allclose(served, network(x), rtol=1e-4, atol=1e-5)
+    saved = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(saved.serve(x), network(x), rtol=1e-4, atol=1e-5)
     assert mikd.export_tflite(network, tmp_path / "student.tflite", check_on=x).ok
     if kind == "peer":
         with pytest.raises(TypeError, match="pass one of distiller.peers"):
