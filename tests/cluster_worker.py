@@ -39,7 +39,7 @@ RUNS = {
     "mcmi": lambda: mikd.MCMITeacher(cases.teacher(), centroids="epoch", separation_weight=0.01),
 }
 # Those that send nothing of their own, or what another one sends as well.
-SLOW = ("kd", "info_nce_in_batch", "muse")
+SLOW = ("kd", "vid", "info_nce_in_batch", "muse")
 
 SLOW_RUNS = {
     "task_alone": lambda: mikd.SelfDistiller(cases.student(), []),

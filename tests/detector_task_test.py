@@ -262,22 +262,29 @@ def test_a_trained_detector_finds_what_an_untrained_one_does_not():
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
-@pytest.mark.parametrize("sides", [detectors.SIZE, None])
-def test_a_retinanet_as_keras_cv_assembles_it(sides, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "sides"),
+    [
+        ("self", detectors.SIZE),
+        pytest.param("self", None, marks=pytest.mark.slow),
+        pytest.param("offline", detectors.SIZE, marks=pytest.mark.slow),
+        pytest.param("offline", None, marks=pytest.mark.slow),
+    ],
+)
+def test_a_retinanet_as_keras_cv_assembles_it(kind, sides, tmp_path):
     """With KerasCV's own pyramid, which tells Keras wrong shapes of its last levels."""
-    levels = {"teacher_layer": "P5", "student_layer": ["P3", "P4"], "width": 4, "name": "muse"}
-    own = mikd.SelfDetectorDistiller(
-        detectors.stock_retinanet(sides), [mikd.MUSE(**levels)] if sides else []
-    )
-    taught = mikd.DetectorDistiller(
-        detectors.stock_retinanet(sides), detectors.stock_retinanet(sides), [_Means(name="means")]
-    )
-    for distiller in (own, taught):
-        history = detectors.fit(detectors.compiled(distiller), 4)
-        assert {"box_loss", "percent_boxes_matched_with_anchor"} < set(history)
-        assert all(np.all(np.isfinite(values)) for values in history.values())
-        distiller.student.save(tmp_path / "detector.keras")
-        assert keras.saving.load_model(tmp_path / "detector.keras", compile=False)
+    student = detectors.stock_retinanet(sides)
+    if kind == "offline":
+        teacher = detectors.stock_retinanet(sides)
+        distiller = mikd.DetectorDistiller(teacher, student, [_Means(name="means")])
+    else:
+        losses = [detectors.muse()] if sides else []
+        distiller = mikd.SelfDetectorDistiller(student, losses)
+    history = detectors.fit(detectors.compiled(distiller), 4)
+    assert {"box_loss", "percent_boxes_matched_with_anchor"} < set(history)
+    assert all(np.all(np.isfinite(values)) for values in history.values())
+    student.save(tmp_path / "detector.keras")
+    assert keras.saving.load_model(tmp_path / "detector.keras", compile=False)
 
 
 if __name__ == "__main__":

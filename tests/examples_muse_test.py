@@ -11,7 +11,7 @@ import pytest
 from tests.example_runs import run_example, tensorboard_tags
 
 TINY = ["--student=digits_cnn", "--epochs=2", "--labels_per_class=2", "--batch_size=10"]
-SELF = ["plain", "byot", "vid", "muse_multiplicative"]
+SELF = ["plain", "byot", "muse_multiplicative"]
 
 
 @pytest.fixture(scope="module")

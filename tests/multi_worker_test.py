@@ -14,6 +14,7 @@ import tensorflow as tf
 ROOT = Path(__file__).parents[1]
 FAST_RUNS = [name for name in cluster_worker.RUNS if name not in cluster_worker.SLOW]
 SLOW_RUNS = [*cluster_worker.SLOW, *cluster_worker.SLOW_RUNS]
+_KILLED = ROOT / "tests" / "killed_worker.py"
 LAUNCHER = ROOT / "examples" / "launch_workers.py"
 
 
@@ -107,19 +108,16 @@ def test_two_workers_of_two_devices_do_what_one_device_does(devices_of_workers, 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A cluster of which a worker is killed, then started again; and one that is left in peace."""
-    script, folder = ROOT / "tests" / "killed_worker.py", tmp_path_factory.mktemp("killed")
-    peaceful = tmp_path_factory.mktemp("peaceful")
-    first = launch(script, folder, 1, flags=[f"--output_dir={folder}/first"])
-    epochs_backed_up = json.loads((folder / "backup" / "training_metadata.json").read_text())
-    files = {path.name for path in folder.iterdir()}
-    again = launch(script, folder, -1, flags=[f"--output_dir={folder}/again"])
-    launch(script, peaceful, -1, flags=[f"--output_dir={peaceful}/only"])
-    return first, epochs_backed_up["epoch"], files, again, folder, peaceful
+    """A cluster of which a worker is killed, and the folder it wrote to."""
+    folder = tmp_path_factory.mktemp("killed")
+    return launch(_KILLED, folder, 1, flags=[f"--output_dir={folder}/first"]), folder
 
 
 def test_a_killed_worker_ends_the_others_with_a_message(killed):
-    first, *_ = killed
+    first, folder = killed
+    backup = json.loads((folder / "backup" / "training_metadata.json").read_text())
+    assert backup["epoch"] == 2
+    assert {path.name for path in folder.iterdir()} >= {"checkpoint.weights.h5", "log.csv", "logs"}
     assert first.returncode == 1
     assert "RuntimeError: Another worker stopped answering" in first.stdout
     assert "Start them all again: with a keras.callbacks.BackupAndRestore" in first.stdout
@@ -127,17 +125,27 @@ def test_a_killed_worker_ends_the_others_with_a_message(killed):
 
 
 def test_a_killed_chief_ends_the_others_with_a_message_too(tmp_path):
-    script = ROOT / "tests" / "killed_worker.py"
-    done = launch(script, tmp_path, 0, flags=[f"--output_dir={tmp_path}/logs"])
+    done = launch(_KILLED, tmp_path, 0, flags=[f"--output_dir={tmp_path}/logs"])
     assert "worker 0 with SIGKILL, worker 1 with 1" in done.stderr
     output = (tmp_path / "logs" / "worker1.log").read_text()
     assert "RuntimeError: Another worker stopped answering" in output
 
 
-def test_a_cluster_started_again_reaches_the_weights_of_an_undisturbed_one(killed):
-    _, epoch, _, again, folder, peaceful = killed
-    assert not again.returncode, again.stdout + again.stderr
-    assert epoch == 2
+@pytest.fixture(scope="module")
+def again(killed, tmp_path_factory):
+    """The folders of the cluster, started again, and of one that is left in peace."""
+    _, folder = killed
+    files = {path.name for path in folder.iterdir()}
+    peaceful = tmp_path_factory.mktemp("peaceful")
+    for each in (folder, peaceful):
+        done = launch(_KILLED, each, -1, flags=[f"--output_dir={each}/again"])
+        assert not done.returncode, done.stdout + done.stderr
+    return files, folder, peaceful
+
+
+@pytest.mark.slow
+def test_a_cluster_started_again_reaches_the_weights_of_an_undisturbed_one(again):
+    _, folder, peaceful = again
     for k in range(2):
         resumed, straight = (dict(np.load(f / f"worker{k}.npz")) for f in (folder, peaceful))
         assert (resumed.pop("epochs"), straight.pop("epochs")) == (2, 4)
@@ -145,8 +153,9 @@ def test_a_cluster_started_again_reaches_the_weights_of_an_undisturbed_one(kille
             np.testing.assert_allclose(resumed[key], value, rtol=0, atol=1e-6, err_msg=key)
 
 
-def test_files_are_written_by_the_chief_alone(killed):
-    *_, files, _, folder, _ = killed
+@pytest.mark.slow
+def test_files_are_written_by_the_chief_alone(again):
+    files, folder, _ = again
     assert files == {"first", "backup", "checkpoint.weights.h5", "log.csv", "logs"}
     # One header, and a row for every epoch of both runs.
     assert len((folder / "log.csv").read_text().splitlines()) == 1 + 2 + 2

@@ -96,6 +96,7 @@ def test_a_step_runs_every_peer_once():
         np.testing.assert_allclose(norm.moving_mean, 0.01 * mean, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_peers_of_other_architectures_share_features_on_top():
     shape = (12, 12, 3)
     peers = [

@@ -57,7 +57,7 @@ class SoftTargets(DistillationLoss):
         if teacher_shape[-1] < 2:
             raise ValueError(
                 "Expected logits of at least two classes: the softmax of one is always 1, so that "
-                f"the loss would always be 0. {received}"
+                f"the loss would always be 0. {received}. Train networks with one logit per class."
             )
 
     def call(self, teacher, student, labels=None, training=None):
