@@ -127,7 +127,7 @@ def main(argv):
 
 def run(protocol, temperatures):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    teacher = scripts.load_teacher(FLAGS.teacher)
+    teacher = scripts.load_network(FLAGS.teacher)
     print(
         f"Students: {protocol}\n\n  temperature  CMI, nats   validation, %        test, %",
         flush=True,

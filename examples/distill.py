@@ -201,7 +201,7 @@ def main(argv):
 
 def run(teacher_path, output_dir):
     output_dir.mkdir(parents=True, exist_ok=True)
-    teacher = scripts.load_teacher(teacher_path)
+    teacher = scripts.load_network(teacher_path)
     print(
         f"Students {FLAGS.student}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True
     )

@@ -218,7 +218,7 @@ def main(argv):
 
 def run():
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    teacher = FLAGS.teacher and scripts.load_teacher(FLAGS.teacher, compile=False)
+    teacher = FLAGS.teacher and scripts.load_network(FLAGS.teacher, compile=False)
     rows, best = [], -1.0
     for method in (UNTRAINED, *FLAGS.methods):
         row = {"method": method, "runs": []}

@@ -14,10 +14,11 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 from absl import app, flags, logging
 
 import keras_mikd as mikd
+import scripts
+import students
 
 _CALIBRATION_BATCHES = 8
 
@@ -54,9 +55,9 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     student, output = check_flags()
-    data = getattr(mikd.datasets, f"load_{FLAGS.dataset}")(data_dir=FLAGS.data_dir)
+    data = students.load_data(FLAGS.dataset, data_dir=FLAGS.data_dir)
     report = mikd.export_tflite(
-        keras.saving.load_model(student),
+        scripts.load_network(student),
         output,
         check_on=data.test,
         tolerance=FLAGS.tolerance,

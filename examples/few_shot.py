@@ -213,9 +213,9 @@ def main(argv):
 
 def run(protocol):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    teachers = {"MLL": scripts.load_teacher(FLAGS.teacher)}
+    teachers = {"MLL": scripts.load_network(FLAGS.teacher)}
     for name, path in scripts.mcmi_teacher_files().items():
-        teachers[name] = scripts.load_teacher(path)
+        teachers[name] = scripts.load_network(path)
     print(f"Students: {protocol}", flush=True)
     rows = []
     for setting, arguments in settings().items():

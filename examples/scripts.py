@@ -6,6 +6,7 @@ No script by itself: `import scripts` works where one of the scripts is started.
 import dataclasses
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import keras
@@ -137,12 +138,11 @@ def check_file(flag, path, script):
         raise SystemExit(f"--{flag}: {path} does not exist; run {script} first")
 
 
-def load_teacher(path, **kwargs):
+def load_network(path, **kwargs):
     """Returns a saved network; ends in one line where the file holds none."""
-    try:
-        return keras.saving.load_model(path, **kwargs)
-    except (OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"{path}: no network can be read from this file; {error}") from None
+    if not zipfile.is_zipfile(path):
+        raise SystemExit(f"{path}: expected a network that Keras saved; this is no .keras file")
+    return keras.saving.load_model(path, **kwargs)
 
 
 def mcmi_teacher_files():

@@ -153,6 +153,8 @@ def load_data(dataset, **arguments):
     try:
         return getattr(mikd.datasets, f"load_{dataset}")(**arguments)
     except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("Expected"):
+            raise  # No argument that does not fit the data, but a fault.
         raise SystemExit(f"{dataset}: {error}") from None
 
 

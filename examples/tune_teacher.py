@@ -211,7 +211,7 @@ def run(weights):
             f"--cam_class: expected less than {data.num_classes}; got {FLAGS.cam_class}"
         )
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    teacher = scripts.load_teacher(FLAGS.teacher)
+    teacher = scripts.load_network(FLAGS.teacher)
     before = measure(teacher, data)
     rows, tuned = [], {}
     for weight in weights:

@@ -209,8 +209,8 @@ def main(argv):
 
 def run(protocol, sets, files):
     Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    teachers = {LABELS_ONLY: None, "MLL": scripts.load_teacher(FLAGS.teacher)}
-    teachers |= {name: scripts.load_teacher(path) for name, path in files.items()}
+    teachers = {LABELS_ONLY: None, "MLL": scripts.load_network(FLAGS.teacher)}
+    teachers |= {name: scripts.load_network(path) for name, path in files.items()}
     print(f"Students: {protocol}", flush=True)
     rows = []
     for dropped in sets:

@@ -35,7 +35,8 @@ class DistillationLoss(keras.layers.Layer):
             values are not checked.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
         **kwargs: `name` (the loss appears under it in `history` and TensorBoard; by default that of
-            the class and of a place inside the student, such as `"hint_stage2"`) and other
+            the class and of a place inside the student, such as `"hint_stage2"`, and a number from
+            the second of a distiller on) and other
             arguments of `keras.layers.Layer`.
 
     Raises:
@@ -51,9 +52,11 @@ class DistillationLoss(keras.layers.Layer):
     ):
         teacher_layer = _places("teacher_layer", teacher_layer)
         student_layer = _places("student_layer", student_layer)
-        if kwargs.get("name") is None:
+        named = kwargs.get("name") is not None
+        if not named:
             kwargs["name"] = _default_name(type(self).__name__, student_layer)
         super().__init__(dtype=dtype, **kwargs)
+        self.named = named
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
         scheduled = isinstance(weight, keras.optimizers.schedules.LearningRateSchedule)
@@ -160,7 +163,8 @@ def _places(argument, places):
 
 def _default_name(class_name, place):
     """The same in every run: Keras would count up how often a notebook's cell was run."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name.lstrip("_"))
+    words = words.lower()
     inner = isinstance(place, str) and place != OUTPUT
     return f"{words}_{place}".replace("/", "_") if inner else words
 

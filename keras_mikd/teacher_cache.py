@@ -47,8 +47,8 @@ class TeacherCache:
     Args:
         teacher: Trained Keras model.
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
-            of batches `(images, labels)`, which is read once, so that what it augments or shuffles
-            stays as it was read.
+            of batches `(images, labels)`, which is read here, so that what it augments or shuffles
+            stays as it was read. For a `directory`, it must give the same in every run.
         labels: Integer labels, shape `(n,)`; none for a data set.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
@@ -294,7 +294,8 @@ class TeacherCache:
             raise ValueError(
                 f"Expected a cache of this teacher, data, views and columns in "
                 f"{str(self._directory)!r}. Received: one with other {', '.join(differ)}. Name "
-                "another `directory`, or remove this one."
+                "another `directory`, or remove this one. A data set that shuffles is another one "
+                "each time: pass arrays, or one that does not."
             )
         self._done = manifest["done"]
         self._open()
@@ -344,12 +345,16 @@ def _arrays(images, labels):
     if images.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("Expected a finite data set. Received: an endless one; add .take(batches)")
     spec = images.element_spec
-    if labels is not None or not isinstance(spec, tuple) or len(spec) != 2:
+    pair = isinstance(spec, tuple) and len(spec) == 2
+    ranks = [getattr(getattr(s, "shape", None), "rank", 0) for s in spec] if pair else [0]
+    if labels is not None or 0 in ranks or ranks[1] not in (1, None):
         raise ValueError(
             "Expected a data set of batches (images, labels), and no `labels` beside it. Received: "
             f"batches of {spec}, {labels=}"
         )
     batches = list(images.as_numpy_iterator())
+    if not batches:
+        raise ValueError("Expected a data set of at least one batch. Received: an empty one")
     return tuple(np.concatenate(part) for part in zip(*batches, strict=True))
 
 

@@ -190,9 +190,9 @@ def _as_batches(argument, data, model):
         raise ValueError(
             f"Received an endless {argument}. Expected a finite one: add .take(batches)."
         )
-    spec, inputs = data.element_spec, getattr(model, "inputs", None)
+    spec, inputs = data.element_spec, getattr(model, "inputs", None) or ()
     spec = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)[0]
-    if inputs and spec.shape.rank == len(inputs[0].shape) - 1:
+    if len(inputs) == 1 and tuple(spec.shape) == tuple(inputs[0].shape[1:]):
         raise ValueError(
             f"Expected {argument} to be a data set of batches: add .batch(32). Received: single "
             f"examples of shape {tuple(spec.shape)}"

@@ -30,7 +30,7 @@ def test_a_design_of_mimkd_trains_with_a_teacher(tmp_path):
     process = run_benchmark(
         "critic_designs",
         f"--teacher={teacher}",
-        "--epochs=1",
+        "--epochs=2",
         "--seeds=1",
         "--designs=default,student alone",
     )

@@ -581,5 +581,53 @@ def test_distributions_are_refused_where_indices_are_expected():
             distiller.fit(*data, verbose=0)
 
 
+def test_losses_without_names_are_numbered_in_their_order():
+    for _ in range(2):
+        losses = [
+            mikd.SoftTargets(temperature=1.0),
+            mikd.SoftTargets(temperature=4.0),
+            keras.distillation.LogitsDistillation(2.0, loss=keras.losses.KLDivergence()),
+            keras.distillation.LogitsDistillation(4.0, loss=keras.losses.KLDivergence()),
+            mikd.Hint(teacher_layer="stage1", student_layer="stage1"),
+        ]
+        distiller = _compiled(_new(*losses))
+        names = ["soft_targets", "soft_targets_2", "keras_loss_adapter", "keras_loss_adapter_2"]
+        assert [x.name for x in distiller.distillation_losses] == [*names, "hint_stage1"]
+        assert {*names, "hint_stage1"} < set(_evaluate(distiller))
+    with pytest.raises(ValueError, match="set `name=` in each"):
+        _new(mikd.SoftTargets(name="kd"), mikd.SoftTargets(name="kd"))
+
+
+@keras.saving.register_keras_serializable("distiller_test")
+class _Logits:
+    """Features of a model, by an object that has a config."""
+
+    def __call__(self, model, x, training):
+        return {"output": model(x, training=training)}
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
+def test_features_may_be_an_object(tmp_path):
+    distiller = _new(teacher_features=_Logits())
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert isinstance(loaded.teacher_features, _Logits)
+
+
+def test_indices_of_as_many_places_as_classes_are_indices():
+    inputs = keras.Input((4, 3))
+    network = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Dense(5)(inputs)))
+    distiller = _compiled(mikd.SelfDistiller(network, []))
+    distiller.fit(np.zeros((8, 4, 3)), np.zeros((8, 4), int), verbose=0)
+    with pytest.raises(ValueError, match="integer labels"):
+        distiller.fit(np.zeros((8, 4, 3)), np.zeros((8, 4, 4), int), verbose=0)
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -203,5 +203,20 @@ def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unuse
         mikd.MIMKDDistiller(cases.teacher(), cases.student(), [mikd.SoftTargets()], **unused)
 
 
+@keras.saving.register_keras_serializable("mimkd_distiller_test")
+class _Coarse(mikd.MIMKDDistiller):
+    def __init__(self, teacher, student, distillation_losses=None, **kwargs):
+        super().__init__(teacher, student, distillation_losses, grid=4, critic=_critic, **kwargs)
+
+
+def test_a_subclass_with_arguments_of_its_own_is_saved_and_loaded(tmp_path):
+    distiller = _Coarse(cases.teacher(), cases.student())
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert [loss.grid for loss in loaded.distillation_losses] == [
+        loss.grid for loss in distiller.distillation_losses
+    ]
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -327,6 +327,9 @@ def test_data_sets_that_are_no_images_and_labels_are_refused():
     for data, message in (
         ((images,), r"batches \(images, labels\), and no `labels` beside it"),
         ((both, y), r"batches \(images, labels\), and no `labels` beside it"),
+        ((both.unbatch(),), r"batches \(images, labels\)"),
+        ((both.map(lambda x, y: ({"x": x}, y)),), r"batches \(images, labels\)"),
+        ((both.take(0),), "at least one batch"),
         ((both.repeat(),), "finite data set.* add .take"),
         ((x,), "Expected labels beside the images"),
     ):

@@ -391,3 +391,14 @@ def test_falls_back_on_the_interpreter_of_tensorflow(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="ai_edge_litert"):
         report = export_tflite(_cnn(), tmp_path / "a.tflite", check_on=_images())
     assert report.ok
+
+
+def test_batches_of_inputs_of_unlike_ranks_are_batches(tmp_path):
+    image, score = keras.Input((4, 3), name="image"), keras.Input((3,), name="above")
+    merged = keras.layers.Concatenate()([keras.layers.Flatten()(image), score])
+    model = keras.Model([image, score], keras.layers.Dense(2)(merged))
+    batch = {"image": np.ones((2, 4, 3), "float32"), "above": np.ones((2, 3), "float32")}
+    data = tf.data.Dataset.from_tensors(batch)
+    assert export_tflite(model, tmp_path / "a.tflite", check_on=data).ok
+    flat = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    assert export_tflite(flat, tmp_path / "b.tflite", check_on=np.ones(5, "float32")).ok

@@ -42,7 +42,7 @@ def checked_data(argument, data, *, models, loss, output):
         _check_images(models, argument, array)
     classes = _num_classes(loss, output, y)
     if classes is not None:
-        _check_indices(argument, y.shape if hasattr(y, "shape") else np.shape(y), classes)
+        _check_indices(argument, np.shape(y), output)
         values = np.asarray(y)
         values = values[values != getattr(loss, "ignore_class", None)]
         if values.size and not 0 <= values.min() <= values.max() < classes:
@@ -63,7 +63,7 @@ def _checked_dataset(argument, dataset, models, loss, output):
     classes = _num_classes(loss, output, y)
     if classes is None:
         return dataset
-    _check_indices(argument, y.shape, classes)
+    _check_indices(argument, y.shape, output)
     ignored = getattr(loss, "ignore_class", None)
 
     def check(*batch):
@@ -125,9 +125,10 @@ def _accepts_integers(model):
     return any(isinstance(layer, rescaling) for layer in model._flatten_layers())
 
 
-def _check_indices(argument, shape, classes):
+def _check_indices(argument, shape, output):
     """Refuses distributions over the classes, such as those of mixed images, as class indices."""
-    if len(shape) > 1 and shape[-1] == classes and classes > 1:
+    classes = output.shape[-1]
+    if len(shape) == len(output.shape) and shape[-1] == classes and classes > 1:
         raise ValueError(
             f"Expected integer labels of shape (batch,) in `{argument}`, since the task loss is a "
             f"sparse cross-entropy. Received: labels of shape {tuple(shape)}, one number for each "

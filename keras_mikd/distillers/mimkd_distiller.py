@@ -24,8 +24,8 @@ class MIMKDDistiller(Distiller):
     Args:
         teacher: Trained convolutional Keras model.
         student: Convolutional Keras model with the same inputs.
-        distillation_losses: Losses to use in place of those assembled here, which the arguments up
-            to `**kwargs` are for but for `soft_targets`.
+        distillation_losses: Losses to use in place of those assembled here; the arguments that
+            those are made with stay at their defaults then.
         global_weight: Factor of the global level, a float or a schedule; 0 leaves it out.
         local_weight: Factor of the local level, likewise.
         feature_weight: Factor of every stage pair of the feature level, likewise.
@@ -73,7 +73,7 @@ class MIMKDDistiller(Distiller):
             "feature_weight": feature_weight,
         }
         own = {**weights, **options, "critic": critic}
-        pair_checks.check_unused(MIMKDDistiller, distillation_losses, own)
+        pair_checks.check_unused(self, MIMKDDistiller, distillation_losses, own)
         if distillation_losses is None:
             pairs = pair_stages(teacher, student)
             levels = [

@@ -57,7 +57,7 @@ class MUSEDistiller(SelfDistiller):
             "negatives_from": negatives_from,
             "gather": gather,
         }
-        pair_checks.check_unused(MUSEDistiller, distillation_losses, own)
+        pair_checks.check_unused(self, MUSEDistiller, distillation_losses, own)
         if distillation_losses is None:
             muse = MUSE(
                 teacher_layer=POOLED,

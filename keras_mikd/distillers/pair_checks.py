@@ -1,6 +1,8 @@
 """What must hold between two networks and the losses that compare them."""
 
+import collections
 import inspect
+import types
 import warnings
 
 import keras
@@ -37,24 +39,36 @@ def checked_losses(losses, *, optional=False):
                 f"{loss.name!r} belongs to another distiller, whose trained weights it holds. "
                 "Expected new losses for every distiller."
             )
+    _number(losses)
     check_names([loss.name for loss in losses])
     return losses
 
 
-def check_unused(distiller, losses, arguments):
+def _number(losses):
+    """Gives losses that would have the same default name numbers, in their order."""
+    taken = collections.Counter()
+    for loss in losses:
+        taken[loss.name] += 1
+        if not loss.named and not loss.built and taken[loss.name] > 1:
+            loss.name = f"{loss.name}_{taken[loss.name]}"
+
+
+def check_unused(distiller, assembly, losses, arguments):
     """Checks that arguments which assemble losses are left alone where losses are given.
 
     Args:
-        distiller: Class whose constructor has the arguments, for their defaults.
+        distiller: The distiller. One of a subclass is not looked at: it may always pass arguments,
+            and is loaded from its file with losses.
+        assembly: Class whose constructor has the arguments, for their defaults.
         losses: The caller's losses, or `None`.
         arguments: `{name: value}`.
     """
-    defaults = inspect.signature(distiller.__init__).parameters
+    defaults = inspect.signature(assembly.__init__).parameters
     unused = [name for name, value in arguments.items() if value != defaults[name].default]
-    if losses is not None and unused:
+    if losses is not None and unused and type(distiller) is assembly:
         raise ValueError(
             f"Expected either `distillation_losses`, which take the place of those that "
-            f"{distiller.__name__} assembles, or arguments of these. Received both: "
+            f"{assembly.__name__} assembles, or arguments of these. Received both: "
             f"distillation_losses and {', '.join(unused)}. Leave these arguments out, or make the "
             "losses with them yourself."
         )
@@ -63,8 +77,9 @@ def check_unused(distiller, losses, arguments):
 def serialized_features(features):
     """Returns a `features` function, or `None`, as a file holds it, and warns if none can."""
     registered = keras.saving.get_registered_name
-    known = features is None or keras.saving.get_registered_object(registered(features))
-    if not known:
+    # Of a lambda Keras says what it takes; an object is serialized by its own class.
+    function = isinstance(features, types.FunctionType) and features.__name__ != "<lambda>"
+    if function and not keras.saving.get_registered_object(registered(features)):
         warnings.warn(
             f"The function {features.__name__!r} is saved by its name only, so the distiller loads "
             "only with it in `custom_objects`. To load it without, decorate the function with "

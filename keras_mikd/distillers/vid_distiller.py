@@ -19,8 +19,8 @@ class VIDDistiller(Distiller):
     Args:
         teacher: Trained convolutional Keras model.
         student: Convolutional Keras model with the same inputs.
-        distillation_losses: Losses to use in place of those assembled here, which the arguments up
-            to `**kwargs` are for but for `soft_targets`.
+        distillation_losses: Losses to use in place of those assembled here; the arguments that
+            those are made with stay at their defaults then.
         stage_weight: Factor of every stage pair's loss, a float or a schedule; 0 leaves them out.
         logits_weight: Factor of the logits pair's loss, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
@@ -55,7 +55,7 @@ class VIDDistiller(Distiller):
     ):
         head = {"variant": variant, "initial_variance": initial_variance, "reduction": reduction}
         weights = {"stage_weight": stage_weight, "logits_weight": logits_weight}
-        pair_checks.check_unused(VIDDistiller, distillation_losses, {**weights, **head})
+        pair_checks.check_unused(self, VIDDistiller, distillation_losses, {**weights, **head})
         if distillation_losses is None:
             distillation_losses = []
             if stage_weight:
