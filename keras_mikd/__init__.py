@@ -12,44 +12,44 @@ from keras_mikd import bounds as bounds
 from keras_mikd import datasets as datasets
 from keras_mikd import figures as figures
 from keras_mikd import models as models
-from keras_mikd.baselines.attention_transfer import AttentionTransfer as AttentionTransfer
-from keras_mikd.baselines.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnTeacher
-from keras_mikd.baselines.hint import Hint as Hint
-from keras_mikd.baselines.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
-from keras_mikd.baselines.soft_targets import SoftTargets as SoftTargets
-from keras_mikd.callbacks.log_likelihood_guard import LogLikelihoodGuard as LogLikelihoodGuard
-from keras_mikd.cmi_report import CMIReport as CMIReport
-from keras_mikd.cmi_report import measure_cmi as measure_cmi
-from keras_mikd.coco_metrics import coco_metrics as coco_metrics
-from keras_mikd.distillation_loss import DistillationLoss as DistillationLoss
-from keras_mikd.distillers.detector_distiller import DetectorDistiller as DetectorDistiller
+from keras_mikd.cache.teacher_cache import TeacherCache as TeacherCache
+from keras_mikd.critics.critic import ConcatCritic as ConcatCritic
+from keras_mikd.critics.critic import Critic as Critic
+from keras_mikd.critics.critic import SeparableCritic as SeparableCritic
+from keras_mikd.detection.coco_metrics import coco_metrics as coco_metrics
+from keras_mikd.detection.detector_distiller import DetectorDistiller as DetectorDistiller
+from keras_mikd.detection.self_detector_distiller import (
+    SelfDetectorDistiller as SelfDetectorDistiller,
+)
 from keras_mikd.distillers.distiller import Distiller as Distiller
-from keras_mikd.distillers.mcmi_teacher import MCMITeacher as MCMITeacher
 from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
 from keras_mikd.distillers.muse_distiller import MUSEDistiller as MUSEDistiller
 from keras_mikd.distillers.mutual_distiller import MutualDistiller as MutualDistiller
-from keras_mikd.distillers.self_detector_distiller import (
-    SelfDetectorDistiller as SelfDetectorDistiller,
-)
 from keras_mikd.distillers.self_distiller import SelfDistiller as SelfDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
-from keras_mikd.estimators.cmi_regularizer import CMIRegularizer as CMIRegularizer
-from keras_mikd.estimators.conditional_mutual_information import (
+from keras_mikd.export.tflite import TFLiteReport as TFLiteReport
+from keras_mikd.export.tflite import export_tflite as export_tflite
+from keras_mikd.features.feature_taps import FeatureTaps as FeatureTaps
+from keras_mikd.features.stages import pair_stages as pair_stages
+from keras_mikd.features.stages import stages as stages
+from keras_mikd.losses.attention_transfer import AttentionTransfer as AttentionTransfer
+from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnTeacher
+from keras_mikd.losses.distillation_loss import DistillationLoss as DistillationLoss
+from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
+from keras_mikd.losses.hint import Hint as Hint
+from keras_mikd.losses.jsd_critic import JSDCritic as JSDCritic
+from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
+from keras_mikd.losses.muse import MUSE as MUSE
+from keras_mikd.losses.soft_targets import SoftTargets as SoftTargets
+from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer as CMIRegularizer
+from keras_mikd.mcmi.cmi_report import CMIReport as CMIReport
+from keras_mikd.mcmi.cmi_report import measure_cmi as measure_cmi
+from keras_mikd.mcmi.conditional_mutual_information import (
     ConditionalMutualInformation as ConditionalMutualInformation,
 )
-from keras_mikd.estimators.critics import ConcatCritic as ConcatCritic
-from keras_mikd.estimators.critics import Critic as Critic
-from keras_mikd.estimators.critics import SeparableCritic as SeparableCritic
-from keras_mikd.estimators.gaussian_information import GaussianInformation as GaussianInformation
-from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
-from keras_mikd.estimators.jsd_critic import JSDCritic as JSDCritic
-from keras_mikd.estimators.muse import MUSE as MUSE
-from keras_mikd.estimators.mutual_information import MutualInformation as MutualInformation
-from keras_mikd.feature_taps import FeatureTaps as FeatureTaps
-from keras_mikd.stages import pair_stages as pair_stages
-from keras_mikd.stages import stages as stages
-from keras_mikd.teacher_cache import TeacherCache as TeacherCache
-from keras_mikd.tflite import TFLiteReport as TFLiteReport
-from keras_mikd.tflite import export_tflite as export_tflite
+from keras_mikd.mcmi.log_likelihood_guard import LogLikelihoodGuard as LogLikelihoodGuard
+from keras_mikd.mcmi.mcmi_teacher import MCMITeacher as MCMITeacher
+from keras_mikd.metrics.gaussian_information import GaussianInformation as GaussianInformation
+from keras_mikd.metrics.mutual_information import MutualInformation as MutualInformation
 
 __version__ = "0.1.0"

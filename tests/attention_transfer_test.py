@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.baselines.attention_transfer import AttentionTransfer
+from keras_mikd.losses.attention_transfer import AttentionTransfer
 
 MAPS = (3, 4, 2, 5), (3, 4, 2, 3)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd import coco_metrics
+from keras_mikd.detection import coco_metrics
 
 TRUTHS = [
     [((0, 0, 10, 10), 0), ((20, 20, 40, 40), 1)],

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_mikd.estimators.critics import ConcatCritic
+from keras_mikd.critics.critic import ConcatCritic
 
 
 def score(critic, teacher, student):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.estimators.critics import ConcatCritic, Critic, SeparableCritic
+from keras_mikd.critics.critic import ConcatCritic, Critic, SeparableCritic
 
 KINDS = [ConcatCritic, SeparableCritic]
 LOCATIONS = [(1, 1), (1, 6), (6, 1), (6, 6)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import keras_mikd as mikd
-from keras_mikd.distillation_loss import checked_weight
+from keras_mikd.losses.distillation_loss import checked_weight
 
 
 class Cosine(mikd.DistillationLoss):

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_mikd.feature_taps import FeatureTaps, output_is_probability
-from keras_mikd.stages import Stage, pair_stages, stages
+from keras_mikd.features.feature_taps import FeatureTaps, output_is_probability
+from keras_mikd.features.stages import Stage, pair_stages, stages
 
 
 def _images(*shape):

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mikd.bounds import gaussian_mutual_information
-from keras_mikd.estimators.gaussian_information import GaussianInformation
+from keras_mikd.metrics.gaussian_information import GaussianInformation
 
 
 def _estimate(target, mean, variance):

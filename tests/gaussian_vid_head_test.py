@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead
+from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 
 VARIANTS = ("official", "repdistiller", "wgan")
 MAPS = (3, 4, 4, 5), (3, 4, 4, 2)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.grids import common_grid, pool_to
+from keras_mikd.features.grids import common_grid, pool_to
 
 
 def _pooled(feature_map, rows, columns):

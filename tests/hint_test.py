@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.baselines.hint import Hint
+from keras_mikd.losses.hint import Hint
 
 MAPS = (3, 4, 4, 5), (3, 4, 4, 2)
 VECTORS = (3, 5), (3, 2)

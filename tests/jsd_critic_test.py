@@ -6,9 +6,9 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import bounds
-from keras_mikd.estimators.critics import ConcatCritic, Critic, SeparableCritic
-from keras_mikd.estimators.jsd_critic import JSDCritic
-from keras_mikd.estimators.mutual_information import MutualInformation
+from keras_mikd.critics.critic import ConcatCritic, Critic, SeparableCritic
+from keras_mikd.losses.jsd_critic import JSDCritic
+from keras_mikd.metrics.mutual_information import MutualInformation
 
 LOG_2 = np.log(2.0)
 BATCH, WIDTH = 4, 5

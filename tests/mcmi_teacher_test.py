@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
-from keras_mikd import cmi_report
+from keras_mikd.mcmi import cmi_report
 
 BATCH = 8
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from keras_mikd import bounds
-from keras_mikd.estimators import mutual_information
-from keras_mikd.estimators.mutual_information import MutualInformation
+from keras_mikd.metrics import mutual_information
+from keras_mikd.metrics.mutual_information import MutualInformation
 
 
 def _scores(batch, negatives, locations=(), seed=0):

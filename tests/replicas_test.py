@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd import replicas
+from keras_mikd.distribution import replicas
 
 BATCHES = np.float32([[1, 2], [3, 4]]), np.float32([[5, 6], [7, 8]])
 

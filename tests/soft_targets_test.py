@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.baselines.soft_targets import SoftTargets
+from keras_mikd.losses.soft_targets import SoftTargets
 
 TEACHER = np.array([[4.0, 1.0, -2.0], [0.5, 0.0, 3.0]], "float32")
 STUDENT = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], "float32")

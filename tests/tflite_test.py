@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_mikd import tflite
-from keras_mikd.tflite import TFLiteReport, export_tflite
+from keras_mikd.export import tflite
+from keras_mikd.export.tflite import TFLiteReport, export_tflite
 
 
 def _cnn():

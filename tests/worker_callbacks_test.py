@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_mikd.worker_callbacks import without_writers
+from keras_mikd.distribution.worker_callbacks import without_writers
 
 
 def test_what_writes_files_is_left_out_and_the_rest_stays(tmp_path):

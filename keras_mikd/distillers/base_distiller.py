@@ -8,11 +8,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd import cached_batches, replicas
-from keras_mikd.distillation_loss import checked_weight
-from keras_mikd.distillers import data_checks, network_checks, pair_checks
-from keras_mikd.distributed_model import DistributedModel
-from keras_mikd.places import OUTPUT, is_output, output_at
+from keras_mikd.cache import cached_batches
+from keras_mikd.distillers import data_checks, network_checks
+from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distribution import replicas
+from keras_mikd.distribution.distributed_model import DistributedModel
+from keras_mikd.features.places import OUTPUT, is_output, output_at
+from keras_mikd.losses.distillation_loss import checked_weight
 
 
 class BaseDistiller(DistributedModel):
@@ -43,7 +45,7 @@ class BaseDistiller(DistributedModel):
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = losses
         self.task_loss_weight = checked_weight("`task_loss_weight`", task_loss_weight)
-        self.xla_critics = pair_checks.checked_xla_critics(xla_critics)
+        self.xla_critics = loss_checks.checked_xla_critics(xla_critics)
         self.critic_optimizer = None
         self._networks = networks
         networks.build_losses()
@@ -51,8 +53,8 @@ class BaseDistiller(DistributedModel):
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
         self._readouts = {loss.name: loss.readout_metrics() for loss in losses}
         readouts = [m.name for metrics in self._readouts.values() for m in metrics.values()]
-        pair_checks.check_names([*self._term_trackers, *readouts])
-        pair_checks.claim(losses)
+        loss_checks.check_names([*self._term_trackers, *readouts])
+        loss_checks.claim(losses)
         self.built = True
 
     def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd import cached_batches
-from keras_mikd.teacher_cache import TeacherCache
+from keras_mikd.cache import cached_batches
+from keras_mikd.cache.teacher_cache import TeacherCache
 
 
 def checked_data(argument, data, *, models, loss, output):

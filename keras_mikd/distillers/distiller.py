@@ -4,7 +4,8 @@ import contextlib
 
 import keras
 
-from keras_mikd.distillers import network_checks, pair_checks
+from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
 
@@ -64,7 +65,7 @@ class Distiller(BaseDistiller):
         student_features=None,
         **kwargs,
     ):
-        losses = pair_checks.checked_losses(distillation_losses)
+        losses = loss_checks.checked_losses(distillation_losses)
         models = {"teacher": teacher, "student": student}
         network_checks.check_networks(models)
         super().__init__(**{"dtype": student.dtype_policy, **kwargs})
@@ -119,6 +120,6 @@ class Distiller(BaseDistiller):
             "teacher": serialize(self.teacher),
             "student": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
-            "teacher_features": pair_checks.serialized_features(self.teacher_features),
-            "student_features": pair_checks.serialized_features(self.student_features),
+            "teacher_features": loss_checks.serialized_features(self.teacher_features),
+            "student_features": loss_checks.serialized_features(self.student_features),
         }

@@ -2,11 +2,11 @@
 
 import keras
 
-from keras_mikd.distillers import pair_checks
+from keras_mikd.critics.critic import SeparableCritic
+from keras_mikd.distillers import loss_checks as loss_checks
 from keras_mikd.distillers.distiller import Distiller
-from keras_mikd.estimators.critics import SeparableCritic
-from keras_mikd.estimators.jsd_critic import JSDCritic
-from keras_mikd.stages import POOLED, pair_stages
+from keras_mikd.features.stages import POOLED, pair_stages
+from keras_mikd.losses.jsd_critic import JSDCritic
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -73,7 +73,7 @@ class MIMKDDistiller(Distiller):
             "feature_weight": feature_weight,
         }
         own = {**weights, **options, "critic": critic}
-        pair_checks.check_unused(self, MIMKDDistiller, distillation_losses, own)
+        loss_checks.check_unused(self, MIMKDDistiller, distillation_losses, own)
         if distillation_losses is None:
             pairs = pair_stages(teacher, student)
             levels = [

@@ -2,10 +2,10 @@
 
 import keras
 
-from keras_mikd.distillers import pair_checks
+from keras_mikd.distillers import loss_checks as loss_checks
 from keras_mikd.distillers.self_distiller import SelfDistiller
-from keras_mikd.estimators.muse import MUSE
-from keras_mikd.stages import POOLED, pair_stages
+from keras_mikd.features.stages import POOLED, pair_stages
+from keras_mikd.losses.muse import MUSE
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -57,7 +57,7 @@ class MUSEDistiller(SelfDistiller):
             "negatives_from": negatives_from,
             "gather": gather,
         }
-        pair_checks.check_unused(self, MUSEDistiller, distillation_losses, own)
+        loss_checks.check_unused(self, MUSEDistiller, distillation_losses, own)
         if distillation_losses is None:
             muse = MUSE(
                 teacher_layer=POOLED,

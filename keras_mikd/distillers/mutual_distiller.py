@@ -4,10 +4,11 @@ import itertools
 
 import keras
 
-from keras_mikd.distillers import network_checks, pair_checks
+from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller, check_distinct
 from keras_mikd.distillers.networks import Networks, Term
-from keras_mikd.feature_taps import OUTPUT
+from keras_mikd.features.feature_taps import OUTPUT
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -65,8 +66,8 @@ class MutualDistiller(BaseDistiller):
         features=None,
         **kwargs,
     ):
-        losses = pair_checks.checked_losses(distillation_losses)
-        pair_checks.check_without_weights(losses)
+        losses = loss_checks.checked_losses(distillation_losses)
+        loss_checks.check_without_weights(losses)
         models = network_checks.checked_peers(peers)
         features = [None] * len(models) if features is None else list(features)
         if len(features) != len(models):
@@ -217,7 +218,7 @@ class MutualDistiller(BaseDistiller):
             **super().get_config(),
             "peers": [serialize(peer) for peer in self.peers],
             "distillation_losses": self._loss_configs,
-            "features": [pair_checks.serialized_features(each) for each in self.features],
+            "features": [loss_checks.serialized_features(each) for each in self.features],
         }
 
 

@@ -4,8 +4,8 @@ import itertools
 
 import keras
 
-from keras_mikd.feature_taps import output_is_probability
-from keras_mikd.layer_graph import ends, has_graph
+from keras_mikd.features.feature_taps import output_is_probability
+from keras_mikd.features.layer_graph import ends, has_graph
 
 _CROSS_ENTROPIES = (
     keras.losses.SparseCategoricalCrossentropy,

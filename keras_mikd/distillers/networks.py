@@ -6,10 +6,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd import cached_batches, replicas
-from keras_mikd.distillation_loss import DistillationLoss
-from keras_mikd.distillers import network_checks, pair_checks
-from keras_mikd.feature_taps import FeatureTaps
+from keras_mikd.cache import cached_batches
+from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import network_checks
+from keras_mikd.distribution import replicas
+from keras_mikd.features.feature_taps import FeatureTaps
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 class Term(NamedTuple):
@@ -54,14 +56,14 @@ class Networks:
         }
         for term in terms:
             teacher, student = models[term.teacher], models[term.student]
-            pair_checks.check_logits(teacher, student, term.loss)
+            loss_checks.check_logits(teacher, student, term.loss)
 
     def build_losses(self):
         """Creates the weights of every loss, from the symbolic tensors."""
         for term in self.terms:
             teacher = pick(self.taps[term.teacher].specs, term.loss.teacher_layer)
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
-            pair_checks.build_loss(term.loss, teacher, student)
+            loss_checks.build_loss(term.loss, teacher, student)
 
     def read_fixed(self, x, cached=None):
         """Runs the fixed networks: `{name: {place: tensor}}`, or takes what a cache has of them."""

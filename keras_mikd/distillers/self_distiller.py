@@ -2,7 +2,8 @@
 
 import keras
 
-from keras_mikd.distillers import network_checks, pair_checks
+from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
 
@@ -59,7 +60,7 @@ class SelfDistiller(BaseDistiller):
         features=None,
         **kwargs,
     ):
-        losses = pair_checks.checked_losses(distillation_losses, optional=True)
+        losses = loss_checks.checked_losses(distillation_losses, optional=True)
         network_checks.check_networks({"model": model})
         super().__init__(**{"dtype": model.dtype_policy, **kwargs})
         self.student = model
@@ -71,7 +72,7 @@ class SelfDistiller(BaseDistiller):
             features={"student": features},
         )
         for loss in losses:
-            pair_checks.check_different_tensors(loss, networks.taps["student"].specs)
+            loss_checks.check_different_tensors(loss, networks.taps["student"].specs)
         self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
 
     def call(self, inputs, training=None):
@@ -88,5 +89,5 @@ class SelfDistiller(BaseDistiller):
             "model": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "stop_gradient": self.stop_gradient,
-            "features": pair_checks.serialized_features(self.features),
+            "features": loss_checks.serialized_features(self.features),
         }

@@ -2,11 +2,11 @@
 
 import keras
 
-from keras_mikd.distillers import pair_checks
+from keras_mikd.distillers import loss_checks as loss_checks
 from keras_mikd.distillers.distiller import Distiller
-from keras_mikd.estimators.gaussian_vid_head import GaussianVIDHead
-from keras_mikd.feature_taps import OUTPUT
-from keras_mikd.stages import pair_stages
+from keras_mikd.features.feature_taps import OUTPUT
+from keras_mikd.features.stages import pair_stages
+from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -55,7 +55,7 @@ class VIDDistiller(Distiller):
     ):
         head = {"variant": variant, "initial_variance": initial_variance, "reduction": reduction}
         weights = {"stage_weight": stage_weight, "logits_weight": logits_weight}
-        pair_checks.check_unused(self, VIDDistiller, distillation_losses, {**weights, **head})
+        loss_checks.check_unused(self, VIDDistiller, distillation_losses, {**weights, **head})
         if distillation_losses is None:
             distillation_losses = []
             if stage_weight:

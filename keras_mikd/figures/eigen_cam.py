@@ -3,9 +3,9 @@
 import numpy as np
 from keras import ops
 
-from keras_mikd.feature_taps import FeatureTaps
-from keras_mikd.layer_graph import has_graph
-from keras_mikd.stages import POOLED, stages
+from keras_mikd.features.feature_taps import FeatureTaps
+from keras_mikd.features.layer_graph import has_graph
+from keras_mikd.features.stages import POOLED, stages
 
 _BATCH = 64
 # A map that varies by less than this fraction of its activations varies by rounding.

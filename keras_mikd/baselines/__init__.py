@@ -1,1 +1,0 @@
-"""The losses that the papers compare with."""

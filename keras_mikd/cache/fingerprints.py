@@ -1,0 +1,80 @@
+"""Short names of models, functions and data, by which one is told from another in a later run."""
+
+import functools
+import hashlib
+import json
+import types
+
+import keras
+
+from keras_mikd.features.layer_graph import LayerGraph, has_graph
+
+_SIMPLE = (bool, bytes, float, int, str, type(None))
+
+
+def of_bytes(*contents):
+    """Returns a name of bytes or arrays, one after another: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def of_model(model):
+    """Returns a name of a model: its layers, the weights that they have, and how they are wired.
+
+    The wiring of a subclassed model cannot be seen.
+    """
+    digest = hashlib.sha256()
+    if has_graph(model):
+        graph = LayerGraph(model)
+        wiring = [call.parents for call in graph.calls], graph.outputs
+        digest.update(json.dumps(wiring).encode())
+    for layer in model._flatten_layers(include_self=False):
+        # Automatic names differ from one process to the next.
+        inner = list(layer._flatten_layers(include_self=False))
+        config = {} if inner else {k: v for k, v in layer.get_config().items() if k != "name"}
+        kind = type(layer).__name__
+        digest.update(json.dumps([kind, config], sort_keys=True, default=_kind).encode())
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        digest.update(repr((value.shape, str(value.dtype))).encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def of_function(function):
+    """Returns a name of a function: its code, defaults and what it encloses, or of `None`.
+
+    What is told apart are constants and other functions. Of anything else, and of what lies behind
+    the names of modules, the kind alone is known.
+    """
+    return of_bytes(json.dumps(_described(function)).encode())
+
+
+def _described(value, around=()):
+    """What JSON can hold of a value that the values `around` enclose."""
+    if isinstance(value, _SIMPLE):
+        return repr(value)
+    if any(value is each for each in around):  # A function can enclose itself.
+        return _kind(value)
+    around = (*around, value)
+    parts = None
+    if isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__func__]
+    elif isinstance(value, types.CodeType):
+        parts = [value.co_code, value.co_consts, value.co_names]
+    elif isinstance(value, types.FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, enclosed]
+    return [_kind(value), *(_described(each, around) for each in parts or ())]
+
+
+def _kind(value):
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Score networks, and which pairs they score."""

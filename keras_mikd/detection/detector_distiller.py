@@ -1,0 +1,51 @@
+"""Offline distillation of a detector."""
+
+import keras
+
+from keras_mikd.detection.detector_task import DetectorTask, check_detector
+from keras_mikd.distillers.distiller import Distiller
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class DetectorDistiller(DetectorTask, Distiller):
+    """Trains a detector of KerasCV on its own losses and on what it shares with a fixed teacher.
+
+    `total = task_loss_weight * detector's own loss + sum over losses of weight * mean(loss per
+    image) + regularizers and add_loss terms of the student`.
+
+    Everything that `Distiller` says holds, and the detector keeps its label encoder, its losses and
+    its decoder: `compile` takes the losses that the detector's own `compile` takes, `fit` batches
+    of `(images, {"boxes": ..., "classes": ...})` in the detector's box format, and `predict`
+    returns decoded boxes. The detector's metrics are logged beside those of the distiller.
+
+    Under several replicas, losses that KerasCV adds up are averaged over the replicas. A RetinaNet
+    divides them by the boxes that a replica matched, so the update is that of one device as far as
+    replicas match as many boxes.
+
+    Places are the backbone's levels, such as `"P3"`, what a RetinaNet's pyramid makes of them,
+    `"feature_pyramid/P3"`, and every other layer.
+
+    Args:
+        teacher: Trained Keras model with the same inputs, for instance a larger detector.
+        student: `keras_cv.models.RetinaNet` or `YOLOV8Detector`, or a model with their methods.
+        distillation_losses: List of `DistillationLoss`.
+        **kwargs: Further arguments of `Distiller`.
+
+    Raises:
+        ValueError: If the student is no detector, or its losses are missing in `compile`;
+            otherwise as `Distiller`.
+
+    Example:
+        ```python
+        distiller = keras_mikd.DetectorDistiller(
+            teacher, student, [keras_mikd.Hint(teacher_layer="P4", student_layer="P4")]
+        )
+        distiller.compile("adam", box_loss="huber", classification_loss="focal")
+        distiller.fit(scenes.train, epochs=30, shuffle=False)
+        distiller.student.predict(images)
+        ```
+    """
+
+    def __init__(self, teacher, student, distillation_losses, **kwargs):
+        check_detector(student)
+        super().__init__(teacher, student, distillation_losses, **kwargs)

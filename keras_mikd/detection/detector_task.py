@@ -1,0 +1,204 @@
+"""What changes in a distiller whose student is a detector with a task of its own."""
+
+import types
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd.distribution import replicas
+from keras_mikd.distribution.distributed_model import as_logs
+from keras_mikd.features.layer_graph import as_called, sized
+
+_KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
+
+
+class DetectorTask:
+    """Lets the detector encode boxes, compute its losses, decode its predictions and report.
+
+    A base class to be named before the distiller's. Of the detector it takes `compile`,
+    `compute_loss`, `compute_metrics` and `decode_predictions`, as `keras_cv.models.RetinaNet` and
+    `YOLOV8Detector` have them; KerasCV is not imported.
+    """
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        *,
+        critic_optimizer=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
+        **detector_arguments,
+    ):
+        """Configures training, and compiles the detector with its own losses.
+
+        Args:
+            optimizer: Optimizer of the detector, and of the losses' own weights where no
+                `critic_optimizer` is given.
+            critic_optimizer: Separate optimizer for the losses' own weights (critics, heads,
+                regressors).
+            run_eagerly: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`.
+            auto_scale_loss: As in `keras.Model.compile`.
+            **detector_arguments: What the detector's own `compile` takes: `box_loss` and
+                `classification_loss`.
+
+        Raises:
+            ValueError: If the detector's losses are missing, or if sums and means are mixed under
+                several replicas.
+        """
+        missing = [
+            name
+            for name in ("box_loss", "classification_loss")
+            if detector_arguments.get(name) is None
+        ]
+        if missing:
+            raise ValueError(
+                f"Expected the losses with which {type(self.student).__name__} is to be compiled, "
+                'such as box_loss="huber", classification_loss="focal" for a RetinaNet. '
+                f"Received: no {' and no '.join(missing)}"
+            )
+        self.student.compile(optimizer="sgd", **detector_arguments)
+        # Keras would track what is in a dict, metrics among it, as the distiller's own.
+        self._detector_arguments = types.MappingProxyType(detector_arguments)
+        self._sums = _are_sums(self.student.loss, self.distribute_strategy.num_replicas_in_sync)
+        with self.distribute_strategy.scope():
+            self._build_task()
+        super().compile(
+            optimizer,
+            critic_optimizer=critic_optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+
+    def _build_task(self):
+        """Lets the detector create its metrics: under replicas a step is too late for that."""
+        boxes = {
+            "boxes": keras.KerasTensor((None, None, 4)),
+            "classes": keras.KerasTensor((None, None)),
+        }
+        _Loss(self.student).compute_output_spec(sized(self.student.inputs[0]), boxes)
+
+    def call(self, inputs, training=None):
+        return self.student(as_called(self.student, inputs), training=training)
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+
+        def decoded(x):
+            return self.student.decode_predictions(self(x, training=False), x)
+
+        return replicas.run_network(decoded, x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Returns the detector's own weighted loss plus all regularizers and `add_loss` terms."""
+        if sample_weight is not None:
+            raise ValueError(
+                "Expected batches (images, boxes): detectors do not weight images. Received: "
+                f"sample_weight={sample_weight}"
+            )
+        task = self.student.compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=None, training=training
+        )
+        # The detector has added its regularizers, which are no part of the weighted task.
+        penalties = [self._aggregate_additional_loss(each) for each in self.student.losses]
+        task = ops.cast(task - sum(penalties), "float32")
+        if self._sums:
+            task = replicas.scale(task)
+        self._task_tracker.update_state(task * replicas.count(), ops.shape(x)[0])
+        return self.task_loss_weight * task + super().compute_loss(x, y, y_pred)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        logs = self.student.compute_metrics(x, y, y_pred, sample_weight)
+        if self._sums:
+            # Keras multiplies what it shows of a loss by the replicas, as if it had divided it.
+            shown = {metric.name for metric in self.student._compile_loss.metrics}
+            logs = {k: v / replicas.count() if k in shown else v for k, v in logs.items()}
+        logs = as_logs(logs)
+        # The detector's `loss` is that of no step of its own.
+        return {**logs, **super().compute_metrics(x, y, y_pred, sample_weight)}
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self.student.reset_metrics()
+
+    def _checked_data(self, argument, data):
+        y = _targets(data)
+        if y is not None and not (isinstance(y, dict) and {"boxes", "classes"} <= set(y)):
+            received = sorted(y) if isinstance(y, dict) else type(y).__name__
+            raise ValueError(
+                f"Expected `{argument}` to bring images and a dict of their boxes, (images, "
+                f'{{"boxes": ..., "classes": ...}}). Received: {received} beside the images'
+            )
+        return super()._checked_data(argument, data)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            own = {key: value for key, value in config.items() if key not in _KERAS_ARGUMENTS}
+            detector = keras.saving.serialize_keras_object(dict(self._detector_arguments))
+            config = {**own, **detector}
+        return config
+
+    def get_config(self):
+        config = super().get_config()
+        for network in config.values():
+            # Keras warns that it cannot compile a detector; the distiller does that.
+            if isinstance(network, dict):
+                network.pop("compile_config", None)
+        return config
+
+
+class _Loss(keras.Operation):
+    """Lets Keras run a detector and its loss on symbolic tensors.
+
+    The detector's own symbolic output will not do: KerasCV's pyramid tells wrong shapes of P6 and
+    P7, and with them a wrong number of boxes.
+    """
+
+    def __init__(self, detector):
+        super().__init__(name="loss")
+        self.detector = detector
+
+    def call(self, x, y):
+        y_pred = self.detector(as_called(self.detector, x), training=False)
+        return self.detector.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=None)
+
+
+def check_detector(detector):
+    """Checks that a model brings the parts of a task that `DetectorTask` takes from it."""
+    own_loss = type(detector).compute_loss is not keras.Model.compute_loss
+    if not own_loss or not hasattr(detector, "decode_predictions"):
+        raise ValueError(
+            "Expected a detector of KerasCV, such as keras_cv.models.RetinaNet: a model with its "
+            "own `compute_loss` and `decode_predictions`. Received: "
+            f"{type(detector).__name__} {detector.name!r}"
+        )
+
+
+def _are_sums(losses, num_replicas):
+    """Whether the losses add up over the batch, so that Keras does not divide them by replicas."""
+    reductions = [getattr(loss, "reduction", None) for loss in keras.tree.flatten(losses)]
+    sums = [reduction == "sum" for reduction in reductions]
+    if num_replicas > 1 and any(sums) and not all(sums):
+        raise ValueError(
+            "Expected the detector's losses to be all sums or all means under several replicas, "
+            f"since Keras divides means only by their number. Received: reductions {reductions}"
+        )
+    return all(sums)
+
+
+def _targets(data):
+    """Returns what stands beside the images, or None where that cannot be seen or is not there."""
+    x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
+    if isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        if isinstance(spec, dict):
+            return spec
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(spec)
+    return y

@@ -1,0 +1,40 @@
+"""Self-distillation of a detector."""
+
+import keras
+
+from keras_mikd.detection.detector_task import DetectorTask, check_detector
+from keras_mikd.distillers.self_distiller import SelfDistiller
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class SelfDetectorDistiller(DetectorTask, SelfDistiller):
+    """Trains a detector of KerasCV on its own losses and on what its own layers share.
+
+    `total = task_loss_weight * detector's own loss + sum over losses of weight * mean(loss per
+    image) + regularizers and add_loss terms of the detector`.
+
+    Everything that `SelfDistiller` says holds. Task, data and places are as in
+    `DetectorDistiller`.
+
+    Args:
+        model: `keras_cv.models.RetinaNet` or `YOLOV8Detector`, or a model with their methods.
+        distillation_losses: List of `DistillationLoss`.
+        **kwargs: Further arguments of `SelfDistiller`.
+
+    Raises:
+        ValueError: If the model is no detector, or its losses are missing in `compile`; otherwise
+            as `SelfDistiller`.
+
+    Example:
+        ```python
+        muse = keras_mikd.MUSE(teacher_layer="P5", student_layer=["P3", "P4"], weight=0.1)
+        distiller = keras_mikd.SelfDetectorDistiller(detector, [muse])
+        distiller.compile("adam", box_loss="huber", classification_loss="focal")
+        distiller.fit(scenes.train, epochs=30, shuffle=False)
+        distiller.student.predict(images)
+        ```
+    """
+
+    def __init__(self, model, distillation_losses, **kwargs):
+        check_detector(model)
+        super().__init__(model, distillation_losses, **kwargs)

@@ -1,0 +1,214 @@
+"""What must hold between two networks and the losses that compare them."""
+
+import collections
+import inspect
+import types
+import warnings
+
+import keras
+
+from keras_mikd.features.feature_taps import OUTPUT, output_is_probability
+from keras_mikd.features.layer_graph import has_graph
+from keras_mikd.losses.distillation_loss import DistillationLoss
+from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter
+
+_RESERVED_NAMES = ("loss", "task_loss")
+
+
+def checked_losses(losses, *, optional=False):
+    """Returns the list of distillation losses, those of `keras.distillation` adapted."""
+    is_list = isinstance(losses, (list, tuple)) and not isinstance(losses, DistillationLoss)
+    if not is_list or not (losses or optional):
+        number = "" if optional else "at least one "
+        raise ValueError(
+            f"Expected `distillation_losses` to be a list of {number}DistillationLoss. "
+            f"Received: distillation_losses={losses!r}"
+        )
+    losses = [
+        KerasLossAdapter(loss) if isinstance(loss, keras.distillation.DistillationLoss) else loss
+        for loss in losses
+    ]
+    for loss in losses:
+        if not isinstance(loss, DistillationLoss):
+            raise ValueError(
+                "Expected every distillation loss to be a keras_mikd.DistillationLoss or a "
+                f"keras.distillation.DistillationLoss. Received: {loss!r}"
+            )
+        if loss.claimed:
+            raise ValueError(
+                f"{loss.name!r} belongs to another distiller, whose trained weights it holds. "
+                "Expected new losses for every distiller."
+            )
+    _number(losses)
+    check_names([loss.name for loss in losses])
+    return losses
+
+
+def _number(losses):
+    """Gives losses that would have the same default name numbers, in their order."""
+    taken = collections.Counter()
+    for loss in losses:
+        taken[loss.name] += 1
+        if not loss.named and not loss.built and taken[loss.name] > 1:
+            loss.name = f"{loss.name}_{taken[loss.name]}"
+
+
+def check_unused(distiller, assembly, losses, arguments):
+    """Checks that arguments which assemble losses are left alone where losses are given.
+
+    Args:
+        distiller: The distiller. One of a subclass is not looked at: it may always pass arguments,
+            and is loaded from its file with losses.
+        assembly: Class whose constructor has the arguments, for their defaults.
+        losses: The caller's losses, or `None`.
+        arguments: `{name: value}`.
+    """
+    defaults = inspect.signature(assembly.__init__).parameters
+    unused = [name for name, value in arguments.items() if value != defaults[name].default]
+    if losses is not None and unused and type(distiller) is assembly:
+        raise ValueError(
+            f"Expected either `distillation_losses`, which take the place of those that "
+            f"{assembly.__name__} assembles, or arguments of these. Received both: "
+            f"distillation_losses and {', '.join(unused)}. Leave these arguments out, or make the "
+            "losses with them yourself."
+        )
+
+
+def serialized_features(features):
+    """Returns a `features` function, or `None`, as a file holds it, and warns if none can."""
+    registered = keras.saving.get_registered_name
+    # Of a lambda Keras says what it takes; an object is serialized by its own class.
+    function = isinstance(features, types.FunctionType) and features.__name__ != "<lambda>"
+    if function and not keras.saving.get_registered_object(registered(features)):
+        warnings.warn(
+            f"The function {features.__name__!r} is saved by its name only, so the distiller loads "
+            "only with it in `custom_objects`. To load it without, decorate the function with "
+            "@keras.saving.register_keras_serializable().",
+            stacklevel=2,
+        )
+    return keras.saving.serialize_keras_object(features)
+
+
+def check_without_weights(losses):
+    """Checks that losses can be copied: they have no weights yet, which a copy would not have."""
+    for loss in losses:
+        if loss.built:
+            raise ValueError(
+                "Expected losses without weights, since every pair of peers gets a copy. "
+                f"Received: {loss.name!r}, which is built"
+            )
+
+
+def check_different_tensors(loss, specs):
+    """Checks that a loss within one network, `{place: symbolic tensor}`, compares two tensors."""
+    ends = [loss.teacher_layer], [loss.student_layer]
+    first, second = ([id(specs[place]) for place in keras.tree.flatten(end)] for end in ends)
+    if first == second:
+        raise ValueError(
+            f"{loss.name!r} would compare {loss.teacher_layer!r} with itself. Expected a "
+            "`teacher_layer` and a `student_layer` that differ, since there is one network. "
+            f"Received: teacher_layer={loss.teacher_layer!r}, student_layer={loss.student_layer!r}"
+        )
+
+
+def check_names(names):
+    """Checks that nothing is logged twice under one name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                "Expected the distillation losses and their read-outs to have different names, "
+                f"since they are logged under them. Received {names.count(name)} named {name!r}: "
+                "set `name=` in each."
+            )
+        if name in _RESERVED_NAMES:
+            raise ValueError(
+                f"The name {name!r} is taken by the distiller's own logs. Received: name={name!r}; "
+                "set another `name=`."
+            )
+
+
+def checked_xla_critics(xla_critics):
+    """Returns `xla_critics`, if it is one of the three values."""
+    if xla_critics not in (True, False, "auto"):
+        raise ValueError(
+            f'Expected `xla_critics` to be True, False or "auto". Received: {xla_critics=}'
+        )
+    return xla_critics
+
+
+def check_logits(teacher, student, loss):
+    """Checks that a loss of logits is not given probabilities, where the graph tells."""
+    for name, model, places in (
+        ("teacher", teacher, loss.teacher_layer),
+        ("student", student, loss.student_layer),
+    ):
+        places = places if isinstance(places, list) else [places]
+        found = [place for place in places if _is_probability(model, place)]
+        if loss.expects_logits and found:
+            raise ValueError(
+                f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
+                "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
+                f"build the {name} without the final activation, or name the layer before it "
+                f"as `{name}_layer`. Received: {name}_layer={found[0]!r}"
+            )
+
+
+def _is_probability(model, place):
+    if str(place).split("/")[0] == OUTPUT:
+        return output_is_probability(model, place)
+    if not has_graph(model) or place not in {layer.name for layer in model.layers}:
+        return False
+    layer = model.get_layer(place)
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    return isinstance(layer, keras.layers.Softmax) or activation in ("softmax", "sigmoid")
+
+
+def claim(losses):
+    """Marks losses as a distiller's own, since a second one would go on with trained critics."""
+    for loss in losses:
+        loss.claimed = True
+
+
+def build_loss(loss, teacher, student):
+    """Creates the weights of `loss` for the symbolic tensors at its places."""
+    try:
+        shapes = _loss_shapes(loss, teacher, student)
+        if loss.built:
+            _check_built_for(loss, shapes)
+        else:
+            loss.build(*shapes)
+    except ValueError as error:
+        raise ValueError(
+            f"{loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
+            f"student_layer={loss.student_layer!r}) cannot compare these tensors: {error}"
+        ) from error
+
+
+def _loss_shapes(loss, teacher, student):
+    shapes = []
+    for name, places, specs in (
+        ("teacher", loss.teacher_layer, teacher),
+        ("student", loss.student_layer, student),
+    ):
+        if not isinstance(places, list) and keras.tree.is_nested(specs):
+            raise ValueError(
+                f"{loss.name!r} compares single tensors, and the {name} has several outputs. "
+                f'Expected one of them, such as {name}_layer="output/<name>". '
+                f"Received: {name}_layer={places!r}"
+            )
+        shapes.append(keras.tree.map_structure(lambda spec: tuple(spec.shape), specs))
+    return shapes
+
+
+def _check_built_for(loss, shapes):
+    """Checks that a loss with weights, of a file or of another distiller, fits these shapes."""
+    built, wanted = (
+        keras.tree.map_shape_structure(lambda shape: tuple(shape[1:]), list(each))
+        for each in (loss.get_build_config()["shapes_dict"].values(), shapes)
+    )
+    if built != wanted:
+        raise ValueError(
+            "Expected a loss without weights, or with weights for these tensors. Received: one "
+            f"built for {built[0]} and {built[1]}, to compare {wanted[0]} and {wanted[1]}. Make a "
+            "new loss for every distiller."
+        )

@@ -1,0 +1,1 @@
+"""Replicas, hosts and workers."""

@@ -1,0 +1,133 @@
+"""What `fit` needs to run on several hosts, which Keras 3 itself does not do."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd.cache import cached_batches
+from keras_mikd.distribution import replicas
+from keras_mikd.distribution.worker_callbacks import without_writers
+
+
+class DistributedModel(keras.Model):
+    """A `keras.Model` that fits, evaluates and predicts under every strategy, on several hosts too.
+
+    A `keras.Model` of Keras 3 fails under `MultiWorkerMirroredStrategy` twice: it averages the
+    first batches of all replicas to build itself, and it reduces the logs of a step, which are
+    scalars, over axis 0.
+    """
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        **kwargs,
+    ):
+        """Trains like `keras.Model.fit`.
+
+        On several hosts, what writes files is left to the chief, see `without_writers`; a
+        `BackupAndRestore` needs a folder that all of them see.
+
+        Raises:
+            ValueError: If batches are known to have fewer examples than there are replicas.
+            RuntimeError: If another host stopped answering.
+        """
+        with self.distribute_strategy.scope():
+            chief = replicas.is_chief()
+            _check_batch(x, batch_size)
+        if not chief:
+            callbacks = without_writers(callbacks)
+        with self._watching():
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Returns the metrics of a step; on several hosts, with a leading axis of 1.
+
+        Keras takes the mean over that axis and all replicas.
+        """
+        return as_logs(super().compute_metrics(x, y, y_pred, sample_weight))
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x, _ = cached_batches.unpack(x)
+        return replicas.run_network(lambda x: self(x, training=False), x)
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluates like `keras.Model.evaluate`.
+
+        Raises:
+            RuntimeError: If another host stopped answering.
+        """
+        with self._watching():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """Predicts like `keras.Model.predict`.
+
+        Raises:
+            RuntimeError: If another host stopped answering.
+        """
+        with self._watching():
+            return super().predict(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _watching(self):
+        """Says of a host that stopped answering what it is."""
+        with self.distribute_strategy.scope():
+            alone = not replicas.on_several_hosts()
+        try:
+            yield
+        except (tf.errors.AbortedError, tf.errors.UnavailableError) as error:
+            if alone:
+                raise
+            raise RuntimeError(
+                "Another worker stopped answering, so that training cannot go on. Expected all "
+                "workers of TF_CONFIG to run until the end. Start them all again: with a "
+                "keras.callbacks.BackupAndRestore, training goes on from its last backup. "
+                f"Received: {error.message}"
+            ) from error
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Builds what `compile` made, from the shapes of a batch alone.
+
+        Keras reads a batch for that, which moves a seeded shuffle on, and on several hosts averages
+        it over them.
+        """
+        if self._distribute_strategy is None or iterator is None:
+            return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        specs = tf.nest.map_structure(_of_one_replica, iterator._distributed_dataset.element_spec)
+        if isinstance(specs, tuple):
+            specs = (cached_batches.unpack(specs[0])[0], *specs[1:])
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=specs)
+
+
+def as_logs(values):
+    """Gives what a step logs the axis that Keras reduces on several hosts."""
+    if not replicas.on_several_hosts():
+        return values
+    return {name: ops.expand_dims(value, 0) for name, value in values.items()}
+
+
+def _check_batch(x, batch_size):
+    """Refuses batches that leave a replica without examples, where their size is known."""
+    size = batch_size or (32 if hasattr(x, "shape") else None)  # What Keras takes for arrays.
+    if isinstance(x, tf.data.Dataset):
+        size = keras.tree.flatten(x.element_spec)[0].shape[0]
+    if size is not None and size < replicas.count():
+        raise ValueError(
+            f"Expected batches of at least {replicas.count()} examples, one for each replica of "
+            f"the strategy. Received: batches of {size}. The batch size is that of all replicas "
+            "together."
+        )
+
+
+def _of_one_replica(spec):
+    return tf.nest.flatten(spec, expand_composites=True)[0]

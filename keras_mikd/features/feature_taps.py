@@ -1,0 +1,195 @@
+"""Reading tensors inside a model: one forward pass returns every place that was asked for."""
+
+import keras
+
+from keras_mikd.features.layer_graph import LayerGraph, as_called, ends, has_graph, tapped
+from keras_mikd.features.places import (
+    OUTPUT,
+    checked_places,
+    described,
+    is_output,
+    output_at,
+    resolve,
+)
+from keras_mikd.features.stages import POOLED
+
+_PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
+_SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
+
+
+class FeatureTaps:
+    """A model and the places to read in it.
+
+    A place is
+
+    * `None` or `"output"`: the model's output, in its own structure; `"output/logits"` or
+      `"output/0"` is one tensor of a dict or list;
+    * the name of a layer, `"conv2"`, or its path through nested models,
+      `"backbone/stack3_block2_add"`; of a layer with several outputs, one of them, `"lstm/0"`;
+    * `"stage1"` ... `"stageN"` or `"pooled"`, see `stages`; `"input"`, the model's only input;
+    * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV;
+      `"feature_pyramid/P4"` is what a KerasCV RetinaNet makes of it.
+
+    The layers are the model's own: weights are shared, and reading a place changes nothing that the
+    model shows, computes or saves. For a place inside a nested model, Keras calls the layers around
+    that model once more symbolically, which leaves a record of the call (no weights) on them.
+
+    This is not a Keras layer, so that an owner that keeps one does not track the model twice.
+
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
+    >>> x = keras.layers.GlobalAveragePooling2D()(x)
+    >>> taps = FeatureTaps(keras.Model(inputs, keras.layers.Dense(10)(x)), ["conv", None])
+    >>> {place: spec.shape for place, spec in taps.specs.items()}
+    {'conv': (None, 6, 6, 4), 'output': (None, 10)}
+    >>> sorted(taps(keras.ops.zeros((2, 8, 8, 3)), training=False))
+    ['conv', 'output']
+
+    Args:
+        model: Keras model. Without `features`, only the output of a subclassed one can be read.
+        places: Iterable of places.
+        features: Function `(model, x, training) -> {place: tensor}` that runs the model once and
+            returns `"output"` and every other place in `places`, under names of its choice.
+        inputs: `KerasTensor`s in the structure of `x`, needed where the model has no symbolic
+            inputs of its own (a subclassed one).
+
+    Attributes:
+        places: Tuple of the places, without repetition, always with `"output"`.
+        specs: `{place: KerasTensor}`; a structure of them for an output of several tensors.
+
+    Raises:
+        TypeError: If `places` is not an iterable of names.
+        ValueError: If a place does not exist or is not one tensor, if the model is not built or
+            cannot be looked into, or if `features` does not return what it should.
+    """
+
+    def __init__(self, model, places, *, features=None, inputs=None):
+        self.model = model
+        self.places = checked_places(places)
+        self._features = features
+        self._paths, self._tap = {}, None
+        inner = [place for place in self.places if not is_output(place)]
+        known = has_graph(model)
+        if inputs is None and known:
+            inputs = ends(model)[0]
+        if features is None and known:
+            if inner:
+                self._paths = resolve(model, inner)
+                self._tap = tapped(model, set(self._paths.values()))
+            result = self._tap.output if inner else ends(model)[1]
+        else:
+            _check_hidden(model, inner, features, inputs)
+            result = _Run(self._run).compute_output_spec(inputs)
+        self.specs = self._by_place(result)
+
+    def __call__(self, x, training):
+        """Runs the model once.
+
+        Args:
+            x: Inputs of the model; a tensor will do for a dict of one.
+            training: Whether layers run in training mode.
+
+        Returns:
+            `{place: tensor}` for every place in `places`.
+        """
+        return self._by_place(self._run(x, training))
+
+    def _run(self, x, training):
+        if self._features is not None:
+            return self._features(self.model, x, training)
+        return (self._tap or self.model)(as_called(self.model, x), training=training)
+
+    def _by_place(self, result):
+        if self._features is not None:
+            _check_features(result, self.places)
+            output, read = result[OUTPUT], result
+        elif self._tap is None:
+            output, read = result, {}
+        else:
+            output, by_path = result
+            read = {place: by_path[path] for place, path in self._paths.items()}
+            if POOLED in read and tuple(read[POOLED].shape[1:3]) == (1, 1):
+                read[POOLED] = keras.ops.squeeze(read[POOLED], axis=(1, 2))
+        return {
+            place: output_at(output, place) if is_output(place) else read[place]
+            for place in self.places
+        }
+
+
+def output_is_probability(model, place=OUTPUT):
+    """Whether a model puts out probabilities: its last layer is, or applies, softmax or sigmoid.
+
+    Layers behind it that keep its values (reshape, flatten, cast, linear activation) are looked
+    through.
+
+    Args:
+        model: Keras model.
+        place: `"output"`, or `"output/<key or index>"` for one of several outputs.
+
+    Returns:
+        `True` (for several outputs: if one of them is), `False`, or `None` if it cannot be told
+        because the model is subclassed or not built.
+    """
+    if not has_graph(model):
+        return None
+    graph = LayerGraph(model)
+    outputs = keras.tree.pack_sequence_as(ends(model)[1], graph.outputs)
+    return any(_is_probability(graph, i) for i in keras.tree.flatten(output_at(outputs, place)))
+
+
+def _is_probability(graph, position):
+    call = graph.calls[position]
+    layer = type(call.layer).__name__
+    activation = getattr(call.layer, "activation", None)
+    function = getattr(activation, "__name__", type(activation).__name__)
+    if isinstance(activation, str):
+        function = activation
+    if layer.lower() in _PROBABILITIES or function.lower() in _PROBABILITIES:
+        return True
+    passes = layer in _SAME_VALUES and function in ("linear", "NoneType")
+    return passes and _is_probability(graph, call.parents[0])
+
+
+class _Run(keras.Operation):
+    """Lets Keras infer what a function of the inputs returns."""
+
+    def __init__(self, function):
+        super().__init__(name="features")
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs, False)
+
+
+def _check_hidden(model, inner, features, inputs):
+    """Checks what it takes to read a model whose layers cannot be seen."""
+    if features is None and inner:
+        raise ValueError(
+            f"Cannot look for {inner} inside {described(model)}. Give it an input (if it is a "
+            "Sequential model), or pass `features`, a function (model, x, training) -> "
+            "{place: tensor}. Received: features=None"
+        )
+    if not getattr(model, "built", False):
+        raise ValueError(
+            f"Expected a model that has its weights. Received: {described(model)}, which is not "
+            "built. Call it once on a batch."
+        )
+    if inputs is None:
+        raise ValueError(
+            f"{described(model)} has no symbolic inputs: pass `inputs`, tensors of keras.Input in "
+            "the structure in which it is called. Received: inputs=None"
+        )
+
+
+def _check_features(result, places):
+    if not isinstance(result, dict):
+        raise ValueError(
+            "Expected `features` to return a dict {place: tensor}. "
+            f"Received: {type(result).__name__}"
+        )
+    missing = {OUTPUT if is_output(place) else place for place in places} - set(result)
+    if missing:
+        raise ValueError(
+            f"Expected `features` to return the places {sorted(missing)} as well. "
+            f"Received: {sorted(result)}"
+        )

@@ -1,0 +1,124 @@
+"""Names of places in a model, and which layer each of them means."""
+
+import difflib
+import re
+
+from keras_mikd.features.layer_graph import LayerGraph
+from keras_mikd.features.stages import POOLED, stages
+
+OUTPUT = "output"
+INPUT = "input"
+
+_LISTED = 30
+
+
+def resolve(model, places):
+    """Finds the layers behind places.
+
+    Args:
+        model: Model for which `has_graph(model)` is true.
+        places: Names other than the output's.
+
+    Returns:
+        `{place: path of the layer}`, each path that of one tensor in `LayerGraph(model).names`.
+
+    Raises:
+        ValueError: If a place does not exist, or is not one tensor.
+    """
+    return _Places(model).resolve(places)
+
+
+def output_at(output, place):
+    """Follows a place such as `"output/key/0"` into the structure of the output."""
+    found = output
+    for key in place.split("/")[1:]:
+        items = found if isinstance(found, dict) else {}
+        if isinstance(found, (list, tuple)):
+            items = {str(i): item for i, item in enumerate(found)}
+        if key not in items:
+            exist = ", ".join(f"{OUTPUT}/{name}" for name in items) or OUTPUT
+            raise ValueError(f"Expected one of the outputs: {exist}. Received: {place!r}")
+        found = items[key]
+    return found
+
+
+def is_output(place):
+    """Whether a place is the model's output or one of its tensors."""
+    return place.split("/")[0] == OUTPUT
+
+
+def checked_places(places):
+    """Returns places as a tuple of names, without repetition, with `"output"`."""
+    if isinstance(places, str) or not hasattr(places, "__iter__"):
+        raise TypeError(f"Expected an iterable of places. Received: places={places!r}")
+    places = [OUTPUT if place is None else place for place in places]
+    for place in places:
+        if not isinstance(place, str):
+            raise TypeError(f"Expected a place to be None or a string. Received: {place!r}")
+    return tuple(dict.fromkeys([*places, OUTPUT]))
+
+
+def described(model):
+    """Names a model in a message."""
+    return f"{type(model).__name__} {model.name!r}"
+
+
+class _Places:
+    """The places inside a model."""
+
+    def __init__(self, model):
+        self.model = model
+        self.graph = LayerGraph(model)
+        self.aliases = dict(self.graph.levels)
+
+    def resolve(self, places):
+        names = self.graph.names
+        if any(place not in names or _is_stage(place) for place in places):
+            found = stages(self.model).items()
+            self.aliases.update({place: [stage.layer] for place, stage in found})
+            if len(self.model.inputs) == 1:
+                self.aliases[INPUT] = [self.graph.calls[0].path]
+        return {place: self._path(place) for place in places}
+
+    def _path(self, place):
+        names = self.graph.names
+        paths = self.aliases.get(place, []) + [place] * (place in names)
+        if not paths:
+            raise ValueError(self._unknown(place))
+        positions = [position for path in paths for position in names[path]]
+        if any(len(names[path]) > 1 for path in paths):
+            raise ValueError(
+                f"Expected a place to be one tensor. Received: {place!r}, which stands for "
+                f"{len(positions)} tensors in {described(self.model)}: {', '.join(paths)} is "
+                f"called several times or has several outputs. {self._instead(paths[-1])}"
+            )
+        if len(set(positions)) > 1:
+            raise ValueError(
+                f"Expected a place to mean one thing. Received: {place!r}, which in "
+                f"{described(self.model)} could be any of {', '.join(paths)}. Rename the layer, "
+                "or read another one."
+            )
+        return paths[-1]
+
+    def _instead(self, path):
+        single = [
+            name for name in self.graph.names if re.fullmatch(rf"{re.escape(path)}/\d+", name)
+        ]
+        if len(single) > 1 and len(self.graph.names[single[0]]) == 1:
+            return f"Read one of its outputs: {', '.join(single)}."
+        return "Read a layer before or after it."
+
+    def _unknown(self, place):
+        known = list(dict.fromkeys([OUTPUT, *self.aliases, *self.graph.names]))
+        ends_alike = [name for name in known if name.rpartition("/")[2] == place]
+        close = dict.fromkeys(ends_alike[:3] + difflib.get_close_matches(place, known, n=3))
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+        return (
+            f"Expected a place of {described(self.model)}. Received: {place!r}.{hint} "
+            f"Its places: {', '.join(known[:_LISTED])}{more}."
+        )
+
+
+def _is_stage(place):
+    return place == POOLED or re.fullmatch(r"stage\d+", place)

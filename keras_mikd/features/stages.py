@@ -1,0 +1,216 @@
+"""The stages of a convolutional network, found in its graph, and how those of two networks pair."""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import keras
+
+from keras_mikd.features.layer_graph import LayerGraph, has_graph, sized
+
+POOLED = "pooled"
+
+# A halving is at least 3 -> 2; an unpadded convolution (28 -> 26) stays within its stage.
+_STEP = 1.5
+_NOISE = (
+    keras.layers.Dropout,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
+
+
+class Stage(NamedTuple):
+    """A tensor of a network: the path of the layer that makes it, and its shape."""
+
+    layer: str
+    shape: tuple
+
+
+class Stages(dict):
+    """`{place: Stage}` that prints as a table."""
+
+    def __repr__(self):
+        if not self:
+            return "(no stages)"
+        rows = [(place, str(stage.shape), stage.layer) for place, stage in self.items()]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{p:<{widths[0]}}  {s:<{widths[1]}}  {layer}" for p, s, layer in rows)
+
+
+def stages(model):
+    """Finds the stages of a network: the places `"stage1"` ... `"stageN"` and `"pooled"`.
+
+    Only tensors that lie on every path from the input to the output count, so nothing inside a
+    residual block or a squeeze-and-excitation gate does. Of these:
+
+    * `"stage1"` ... `"stageN"` are the last feature maps, `(batch, height, width, channels)`, at
+      each resolution, in order. A new resolution begins where height or width changes by a factor
+      of 1.5 or more. Left out: maps that no kernel made (the image, rescaled or not), maps that
+      were only padded or upsampled, and maps of 1 x 1.
+    * `"pooled"` is the last vector, `(batch, channels)`, before the classifier and before dropout.
+      The classifier is the last layer with a kernel, if it puts out vectors on the way to a single
+      output; without one, `"pooled"` is the last vector of the network. A map of 1 x 1 counts, and
+      is read, as a vector.
+
+    So a stage of a pre-activation network goes as far as the BatchNorm and ReLU that open the next
+    one, if shortcut and residual branch share them, else to the last sum. MobileNetV2 ends a stage
+    in the expansion of the next block, and in a network where cells skip cells (NASNet) there is
+    next to nothing to find: name layers where that is not wanted. Heights and widths that the input
+    leaves open are taken as 256 during the search.
+
+    >>> inputs = keras.Input((32, 32, 3))
+    >>> x = keras.layers.Conv2D(8, 3, padding="same", name="conv1")(inputs)
+    >>> x = keras.layers.Conv2D(16, 3, strides=2, padding="same", name="conv2")(x)
+    >>> x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    >>> stages(keras.Model(inputs, keras.layers.Dense(10)(x)))
+    stage1  (None, 32, 32, 8)   conv1
+    stage2  (None, 16, 16, 16)  conv2
+    pooled  (None, 16)          pool
+
+    Args:
+        model: Functional or built Sequential model with channels-last maps.
+
+    Returns:
+        Dict `{place: Stage(layer, shape)}` in the order of the network, `"pooled"` last. Places
+        that the network does not have are missing.
+
+    Raises:
+        ValueError: If the model is subclassed or not built.
+    """
+    found = Stages()
+    graph, resized = _measured_graph(model)
+    for place, position in _find(graph).items():
+        call = graph.calls[position]
+        shape = tuple(call.shapes[0])
+        if place == POOLED:
+            shape = (shape[0], shape[-1])
+        elif resized:
+            shape = (shape[0], None, None, shape[-1])
+        found[place] = Stage(call.path, shape)
+    return found
+
+
+def pair_stages(teacher, student):
+    """Pairs the stages of two networks, for methods that match them one by one.
+
+    With as many stages on both sides they pair in order. Otherwise the last two pair, and every
+    other stage of the network that has fewer takes one of the other's: in order, none twice, so
+    that the distances of `log2(input size / stage size)` have the smallest sum (on a tie, the
+    earlier stages).
+
+    Args:
+        teacher: Functional or built Sequential model.
+        student: Functional or built Sequential model.
+
+    Returns:
+        List of `(teacher_place, student_place)`: `[("stage2", "stage1"), ("stage3", "stage2")]`.
+
+    Raises:
+        ValueError: If a model is subclassed, not built or has no stages.
+    """
+    depths = []
+    for role, model in (("teacher", teacher), ("student", student)):
+        depths.append(_depths(model))
+        if not depths[-1]:
+            role = "network" if teacher is student else role
+            raise ValueError(
+                f"Expected a {role} with stages: feature maps of shape (batch, height, width, "
+                f"channels) on every path to its output. Received: {type(model).__name__} "
+                f"{model.name!r}, which has none. Name the layers to match instead, in losses of "
+                "your own that are passed as `distillation_losses`."
+            )
+    few, many = sorted(depths, key=len)
+    ways = itertools.combinations(range(len(many) - 1), len(few) - 1)
+    best = min(
+        ((*way, len(many) - 1) for way in ways),
+        key=lambda way: sum(abs(a - many[j]) for a, j in zip(few, way, strict=True)),
+    )
+    pairs = [(f"stage{i}", f"stage{j + 1}") for i, j in enumerate(best, start=1)]
+    return pairs if few is depths[0] else [(longer, shorter) for shorter, longer in pairs]
+
+
+def _measured_graph(model):
+    """Returns the graph with heights and widths filled in, and whether any had to be assumed."""
+    if not has_graph(model):
+        raise ValueError(
+            "Expected a Functional model, or a Sequential one that has an input, to find stages "
+            f"in. Received: {type(model).__name__} {model.name!r}. For another kind of model, make "
+            "the losses yourself, with the places that its `features` function returns, and pass "
+            "them as `distillation_losses`."
+        )
+    specs = [sized(tensor) for tensor in model.inputs]
+    resized = any(s.shape != t.shape for s, t in zip(specs, model.inputs, strict=True))
+    return LayerGraph(model, specs), resized
+
+
+def _find(graph):
+    """Returns `{place: position in graph.calls}`."""
+    learned = _learned(graph)
+    trunk = [i for i in graph.trunk() if learned[i] and len(graph.calls[i].shapes) == 1]
+    last, first_size = [], None
+    for position in trunk:
+        if not _is_feature_map(graph, position):
+            continue
+        size = graph.calls[position].shapes[0][1:3]
+        if first_size is None or _is_step(size, first_size):
+            last.append(position)
+            first_size = size
+        last[-1] = position
+    found = {f"stage{k}": position for k, position in enumerate(last, start=1)}
+    pooled = _pooled(graph, trunk)
+    return found if pooled is None else {**found, POOLED: pooled}
+
+
+def _learned(graph):
+    """Whether the result of each call depends on a kernel: a weight of two axes or more."""
+    learned = []
+    for call in graph.calls:
+        learned.append(_has_kernel(call.layer) or any(learned[parent] for parent in call.parents))
+    return learned
+
+
+def _has_kernel(layer):
+    return any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ()))
+
+
+def _is_step(size, other):
+    return any(max(pair) >= _STEP * min(pair) for pair in zip(size, other, strict=True))
+
+
+def _is_feature_map(graph, position):
+    call = graph.calls[position]
+    area = _area(call.shapes[0])
+    if area is None or area == 1:
+        return False
+    before = [_area(graph.calls[parent].shapes[0]) for parent in call.parents]
+    enlarged = all(size is not None and size < area for size in before)
+    return not enlarged or _has_kernel(call.layer)
+
+
+def _area(shape):
+    """Height times width of a feature map, `None` for another tensor."""
+    return math.prod(shape[1:3]) if len(shape) == 4 and None not in shape[1:3] else None
+
+
+def _pooled(graph, trunk):
+    vectors = [i for i in trunk if _is_vector(graph.calls[i].shapes[0])]
+    kernels = [i for i in trunk if _has_kernel(graph.calls[i].layer)]
+    if len(graph.outputs) == 1 and kernels and kernels[-1] in vectors:
+        vectors = [i for i in vectors if i < kernels[-1]]
+    vectors = [i for i in vectors if not isinstance(graph.calls[i].layer, _NOISE)]
+    return vectors[-1] if vectors else None
+
+
+def _is_vector(shape):
+    return len(shape) == 2 or _area(shape) == 1
+
+
+def _depths(model):
+    """Returns log2(input size / stage size) of every stage, averaged over height and width."""
+    graph, _ = _measured_graph(model)
+    areas = [_area(call.shapes[0]) for call in graph.calls]
+    fed = areas[: len(model.inputs)]
+    whole = max(filter(None, fed if any(fed) else areas), default=None)
+    positions = [position for place, position in _find(graph).items() if place != POOLED]
+    return [math.log2(whole / areas[position]) / 2 for position in positions]

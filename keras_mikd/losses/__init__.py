@@ -1,0 +1,1 @@
+"""What is matched between a teacher and a student."""

@@ -1,0 +1,178 @@
+"""Be your own teacher: classifiers on the stages, taught by labels and by the last layer."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_mikd.distribution import replicas
+from keras_mikd.losses.distillation_loss import DistillationLoss
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class BeYourOwnTeacher(DistillationLoss):
+    """Deep supervision with self-distillation (BYOT): heads on the stages learn from the last one.
+
+    Every stage gets a head that belongs to this loss: a bottleneck (1x1 convolution, k x k with
+    stride k down to the size of the last map, 1x1, each with BatchNorm and ReLU), the average over
+    the locations as its feature `f_i`, and a linear classifier on it. With the features `f_M`
+    (averaged likewise) and the logits of the network's end, the loss of an example is
+
+        sum_i (1 - alpha) * CE(labels, head_i) + alpha * KL(softmax(logits / T) || softmax(head_i /
+        T)) + feature_weight * |f_i - f_M|^2.
+
+    The end is a target: no gradient flows into it from here, where the distiller stops it. The
+    heads' architecture and the squared distance are after the paper and public re-implementations,
+    the defaults of the weights after the authors' code; there is no factor `T^2`, as there.
+
+    ```python
+    byot = keras_mikd.BeYourOwnTeacher(
+        teacher_layer=["stage3", "output"], student_layer=["stage1", "stage2"]
+    )
+    distiller = keras_mikd.SelfDistiller(model, [byot])
+    ```
+
+    Args:
+        teacher_layer: List of two places, the last feature map `(batch, height, width, channels)`
+            and the logits `(batch, classes)`.
+        student_layer: List of the places of the maps that get a head.
+        alpha: Share of the divergence from the last classifier in a head's own loss, from 0 to 1.
+        temperature: `T`, a finite float above 0.
+        feature_weight: Factor of the distance between features, a finite float of at least 0.
+        **kwargs: `weight`, `name` and other arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: If an argument is out of range, the tensors are not what is named above, or the
+            data has no labels.
+
+    References:
+        Zhang, Song, Gao, Chen, Bao, Ma, Be Your Own Teacher: Improve the Performance of
+        Convolutional Neural Networks via Self Distillation (arXiv:1905.08094), eqs. 1 to 4.
+    """
+
+    expects_logits = True
+
+    def __init__(
+        self,
+        *,
+        teacher_layer=("stage3", "output"),
+        student_layer=("stage1", "stage2"),
+        alpha=0.3,
+        temperature=3.0,
+        feature_weight=0.03,
+        **kwargs,
+    ):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        if not self.student_layer:
+            raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
+        for argument, value, fits in (
+            ("alpha", alpha, lambda x: 0 <= x <= 1),
+            ("temperature", temperature, lambda x: 0 < x < math.inf),
+            ("feature_weight", feature_weight, lambda x: 0 <= x < math.inf),
+        ):
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not fits(value):
+                raise ValueError(
+                    "Expected `alpha` from 0 to 1, a finite `temperature` above 0 and a finite "
+                    f"`feature_weight` of at least 0. Received: {argument}={value!r}"
+                )
+        self.alpha = float(alpha)
+        self.temperature = float(temperature)
+        self.feature_weight = float(feature_weight)
+
+    def build(self, teacher_shape, student_shape):
+        _check_shapes(teacher_shape, student_shape)
+        (_, height, width, channels), (_, classes) = teacher_shape
+        self.bottlenecks, self.classifiers = [], []
+        for shape in student_shape:
+            stride = max(1, shape[1] // height), max(1, shape[2] // width)
+            bottleneck = self._bottleneck(channels, stride)
+            bottleneck.build(tuple(shape))
+            classifier = keras.layers.Dense(classes, dtype=self.dtype_policy)
+            classifier.build((None, channels))
+            self.bottlenecks.append(bottleneck)
+            self.classifiers.append(classifier)
+
+    def call(self, teacher, student, labels=None, training=None):
+        if labels is None:
+            raise ValueError(
+                f"{self.name!r} trains classifiers. Expected labels in the data. Received: "
+                "labels=None"
+            )
+        last_map, logits = teacher
+        last_feature = ops.mean(last_map, axis=(1, 2))
+        target = ops.log_softmax(logits / self.temperature, axis=-1)
+        total = ops.zeros_like(logits[:, 0])
+        for feature_map, bottleneck, classifier in zip(
+            student, self.bottlenecks, self.classifiers, strict=True
+        ):
+            feature = ops.mean(_narrowed(feature_map, bottleneck, training), axis=(1, 2))
+            head = classifier(feature)
+            own = ops.log_softmax(head / self.temperature, axis=-1)
+            divergence = ops.sum(ops.exp(target) * (target - own), axis=-1)
+            distance = ops.sum(ops.square(feature - last_feature), axis=-1)
+            total = total + (1.0 - self.alpha) * _cross_entropy(labels, head)
+            total = total + self.alpha * divergence + self.feature_weight * distance
+        return total
+
+    def _bottleneck(self, channels, stride):
+        middle = max(1, channels // 4)
+        layers = []
+        for filters, size in ((middle, (1, 1)), (middle, stride), (channels, (1, 1))):
+            layers += [
+                keras.layers.Conv2D(
+                    filters,
+                    size,
+                    strides=size,
+                    use_bias=False,
+                    kernel_initializer="he_normal",
+                    dtype=self.dtype_policy,
+                ),
+                keras.layers.BatchNormalization(
+                    momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.dtype_policy
+                ),
+                keras.layers.ReLU(dtype=self.dtype_policy),
+            ]
+        return keras.Sequential(layers)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "alpha": self.alpha,
+            "temperature": self.temperature,
+            "feature_weight": self.feature_weight,
+        }
+
+
+def _narrowed(feature_map, bottleneck, training):
+    """Runs the bottleneck; its statistics are of the examples that there are, on all replicas."""
+    for layer in bottleneck.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            feature_map = replicas.run_network(layer, feature_map)
+        else:
+            feature_map = layer(feature_map, training=training)
+    return feature_map
+
+
+def _cross_entropy(labels, logits):
+    if len(labels.shape) == 2 and labels.shape[1] == logits.shape[1]:
+        return keras.losses.categorical_crossentropy(labels, logits, from_logits=True)
+    labels = ops.reshape(labels, (-1,))
+    return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+
+def _check_shapes(teacher_shape, student_shape):
+    lists = all(isinstance(shape[0], (list, tuple)) for shape in (teacher_shape, student_shape))
+    ranks = [len(shape) for shape in teacher_shape] if lists else []
+    maps = [teacher_shape[0], *student_shape] if lists else []
+    if ranks != [4, 2] or any(len(shape) != 4 or None in shape[1:] for shape in maps):
+        raise ValueError(
+            "Expected two places as `teacher_layer`, the last feature map and the logits, and a "
+            "list of feature maps (batch, height, width, channels) of known size as "
+            f"`student_layer`. Received: teacher_shape={teacher_shape}, "
+            f"student_shape={student_shape}"
+        )
+    if teacher_shape[1][1] < 2:
+        raise ValueError(
+            "Expected logits of at least two classes, since the heads are trained with a softmax. "
+            f"Received: teacher_shape={teacher_shape}; put out one logit per class"
+        )

@@ -1,0 +1,179 @@
+"""The contract of everything that is matched between a teacher and a student."""
+
+import math
+import numbers
+import re
+
+import keras
+from keras import ops
+
+from keras_mikd.features.feature_taps import OUTPUT
+
+
+class DistillationLoss(keras.layers.Layer):
+    """Base class of what is matched between a teacher and a student.
+
+    A distillation loss is a Keras layer: its critic, head or regressor are ordinary weights,
+    trained with the student, saved with the distiller and never exported. A subclass creates them
+    in `build` and returns the loss of every example from `call`:
+
+    ```python
+    class Cosine(keras_mikd.DistillationLoss):
+        def call(self, teacher, student, labels=None, training=None):
+            return -keras.losses.cosine_similarity(teacher, student)
+    ```
+
+    Tensors arrive in float32 whatever the dtype policy of the networks is.
+
+    Args:
+        teacher_layer: Place to read in the teacher (see `FeatureTaps`): `None` for its output, a
+            layer name, `"stage2"`, `"pooled"`, ...; a list of places where a method needs several
+            tensors.
+        student_layer: Place to read in the student, likewise.
+        weight: Factor of this loss in the total: a finite float of at least 0, or a
+            `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
+            values are not checked.
+        dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
+        **kwargs: `name` (the loss appears under it in `history` and TensorBoard; by default that of
+            the class and of a place inside the student, such as `"hint_stage2"`, and a number from
+            the second of a distiller on) and other
+            arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If `weight` is negative, not finite or not a number, or a place is no name, or
+            a list of them names one twice.
+    """
+
+    expects_logits = False
+    """Whether an output must be logits; the distiller refuses probabilities then."""
+
+    def __init__(
+        self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs
+    ):
+        teacher_layer = _places("teacher_layer", teacher_layer)
+        student_layer = _places("student_layer", student_layer)
+        named = kwargs.get("name") is not None
+        if not named:
+            kwargs["name"] = _default_name(type(self).__name__, student_layer)
+        super().__init__(dtype=dtype, **kwargs)
+        self.named = named
+        self.teacher_layer = teacher_layer
+        self.student_layer = student_layer
+        scheduled = isinstance(weight, keras.optimizers.schedules.LearningRateSchedule)
+        self.weight = (
+            weight if scheduled else checked_weight(f"the weight of {self.name!r}", weight)
+        )
+        self.xla = False
+        self.claimed = False
+        self._readouts = {}
+
+    def build(self, teacher_shape, student_shape):
+        """Creates every weight.
+
+        Args:
+            teacher_shape: Shape of the teacher's tensor (a list of shapes for a list of places).
+            student_shape: Shape of the student's tensor, likewise.
+        """
+
+    def call(self, teacher, student, labels=None, training=None):
+        """Compares the two networks on a batch.
+
+        Args:
+            teacher: Tensor of shape `(batch, ...)` (a list for a list of places). No gradient
+                flows into it.
+            student: Tensor of shape `(batch, ...)`, likewise.
+            labels: The targets of the batch, or `None`.
+            training: Whether the student is being trained.
+
+        Returns:
+            Tensor of shape `(batch,)`, float32: the loss of every example, to be minimised.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `call(teacher, student, labels=None, "
+            "training=None)` and return a loss of shape (batch,)."
+        )
+
+    def readout_metrics(self):
+        """Metrics that say in nats what this loss estimates.
+
+        Returns:
+            Dict from a suffix to a new `keras.metrics.Metric` whose name is that of this loss, an
+            underscore and the suffix, such as `critic_mi_nats`. `call` hands every metric its
+            `update_state` arguments with `add_readout`.
+        """
+        return {}
+
+    def add_readout(self, suffix, *values):
+        """Hands the metric called `suffix` its `update_state` arguments for this batch.
+
+        To be called at the end of `call`: nothing that waits for other replicas may follow.
+        """
+        self._readouts[suffix] = values
+
+    def take_readouts(self):
+        """Returns, and forgets, what `call` handed to `add_readout`."""
+        readouts, self._readouts = dict(self._readouts), {}
+        return readouts
+
+    def weight_at(self, step):
+        """Factor of this loss at optimizer iteration `step`, as float or float32 scalar tensor."""
+        if isinstance(self.weight, keras.optimizers.schedules.LearningRateSchedule):
+            return ops.cast(self.weight(step), "float32")
+        return self.weight
+
+    def compute_output_shape(self, teacher_shape, student_shape):
+        first = teacher_shape[0]
+        return (first[0] if isinstance(first, (list, tuple)) else first,)
+
+    def get_config(self):
+        weight = self.weight
+        if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+            weight = keras.saving.serialize_keras_object(weight)
+        return {
+            **super().get_config(),
+            "teacher_layer": self.teacher_layer,
+            "student_layer": self.student_layer,
+            "weight": weight,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("weight"), dict):
+            config["weight"] = keras.saving.deserialize_keras_object(config["weight"])
+        return cls(**config)
+
+
+def _places(argument, places):
+    many = isinstance(places, (list, tuple))
+    if many and len({str(place or OUTPUT) for place in places}) < len(places):
+        raise ValueError(
+            f"Expected `{argument}` to name no place twice. Received: {argument}={places!r}"
+        )
+    for place in places if many else [places]:
+        if place is not None and not isinstance(place, str):
+            raise ValueError(
+                f"Expected `{argument}` to be None, the name of a place, or a list of names. "
+                f"Received: {argument}={places!r}"
+            )
+    if many:
+        return [OUTPUT if place is None else place for place in places]
+    return OUTPUT if places is None else places
+
+
+def _default_name(class_name, place):
+    """The same in every run: Keras would count up how often a notebook's cell was run."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name.lstrip("_"))
+    words = words.lower()
+    inner = isinstance(place, str) and place != OUTPUT
+    return f"{words}_{place}".replace("/", "_") if inner else words
+
+
+def checked_weight(argument, weight):
+    """Returns `weight` as a float, if it is a finite number of at least 0."""
+    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight) or weight < 0:
+        raise ValueError(
+            f"Expected {argument} to be a finite number of at least 0. Received: {weight!r}"
+        )
+    return float(weight)

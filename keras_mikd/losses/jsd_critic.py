@@ -1,0 +1,146 @@
+"""The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
+
+import keras
+
+from keras_mikd import bounds
+from keras_mikd.critics.contrast import Contrast
+from keras_mikd.critics.critic import ConcatCritic, Critic
+from keras_mikd.features.grids import comparison_grids, locations
+from keras_mikd.losses.distillation_loss import DistillationLoss
+from keras_mikd.metrics.mutual_information import MutualInformation
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class JSDCritic(DistillationLoss):
+    """Maximises the mutual information of two features with a critic trained beside the student.
+
+    `loss = softplus(-f(t, s)) + mean over negatives of softplus(f(t, s'))`, where `(t, s)` are the
+    features of one example, `s'` is the student's feature of another example of the batch, and the
+    critic
+    `f` is trained with the student. The level follows from the ranks of the two tensors:
+
+    - *global*: vector and vector;
+    - *local*: vector and map, in either orientation; the vector is compared with every location;
+    - *feature*: map and map, both averaged to the smaller grid and compared location by location.
+
+    The Jensen-Shannon objective bounds a Jensen-Shannon divergence and not the mutual information:
+    it is a stable signal to train on, which one negative suffices for. The mutual information is
+    reported beside it, as `<name>_mi_nats`, by the Donsker-Varadhan bound with the same scores.
+
+    MIMKD's critics, layers and weights are not public: this is a reconstruction, after Deep
+    InfoMax.
+
+    Args:
+        teacher_layer: Place in the teacher: a vector `(batch, channels)` or a map
+            `(batch, height, width, channels)`.
+        student_layer: Place in the student, likewise.
+        weight: Factor in the total loss, a float or a schedule.
+        bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: `bounds.jsd`,
+            `bounds.nwj`, `bounds.donsker_varadhan`, `bounds.smile`, `bounds.info_nce`, or your own
+            (registered as serializable if the distiller is to be loaded again).
+        critic: Score network: `ConcatCritic(width=...)` or `SeparableCritic(width=...)`.
+        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
+            example of the batch (one matrix product with a separable critic).
+        negatives_from: `"batch"`: any other example. `"other_classes"`: examples of other classes,
+            and of the same only where the batch has not enough; needs labels and an int of
+            `negatives`. `<name>_mi_nats` is no bound on mutual information then.
+        grid: Most rows and columns on which maps are compared; larger maps are averaged first.
+            `None` keeps every location.
+        gather: Whether negatives come from the global batch of all replicas (then any number of
+            replicas gives the update of one) or from a replica's own examples (no communication).
+        **kwargs: `name` and other arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: If a tensor is neither vector nor map, or an argument is out of range.
+
+    References:
+        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
+        Distillation (arXiv:2110.15946); Hjelm et al. (arXiv:1808.06670), eq. 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher_layer="pooled",
+        student_layer="pooled",
+        weight=1.0,
+        bound=bounds.jsd,
+        critic=None,
+        negatives=1,
+        negatives_from="batch",
+        grid=None,
+        gather=True,
+        **kwargs,
+    ):
+        super().__init__(
+            teacher_layer=teacher_layer, student_layer=student_layer, weight=weight, **kwargs
+        )
+        if not callable(bound):
+            raise ValueError(
+                "Expected `bound` to be a function of joint and product scores, such as "
+                f"keras_mikd.bounds.jsd. Received: bound={bound!r}"
+            )
+        if critic is not None and not isinstance(critic, Critic):
+            raise ValueError(
+                "Expected `critic` to be a Critic, such as keras_mikd.SeparableCritic(). "
+                f"Received: critic={critic!r}"
+            )
+        if grid is not None and (not isinstance(grid, int) or grid < 1):
+            raise ValueError(
+                f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
+            )
+        self.bound = bound
+        self.critic = critic or ConcatCritic()
+        self.negatives = negatives
+        self.negatives_from = negatives_from
+        self.grid = grid
+        self.gather = gather
+        self._contrast = Contrast(
+            self.critic,
+            bound,
+            negatives=negatives,
+            negatives_from=negatives_from,
+            gather=gather,
+        )
+
+    def build(self, teacher_shape, student_shape):
+        for shape in (teacher_shape, student_shape):
+            if len(shape) not in (2, 4) or not isinstance(shape[-1], int):
+                raise ValueError(
+                    f"{self.name!r} compares one tensor of each network: a vector (batch, "
+                    "channels) or a feature map (batch, height, width, channels), channels known. "
+                    f"Received: teacher_shape={tuple(teacher_shape)} at {self.teacher_layer!r}, "
+                    f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
+                )
+        self._grids = comparison_grids(teacher_shape, student_shape, limit=self.grid)
+        if not self.critic.built:  # In a loaded loss it is.
+            self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
+
+    def call(self, teacher, student, labels=None, training=None):
+        teacher = locations(teacher, self._grids[0])
+        student = locations(student, self._grids[1])
+        bound, joint, product = self._contrast(teacher, student, labels, xla=self.xla)
+        self.add_readout("mi_nats", joint, product)
+        return -bound
+
+    def readout_metrics(self):
+        return {"mi_nats": MutualInformation(name=f"{self.name}_mi_nats")}
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "bound": serialize(self.bound),
+            "critic": serialize(self.critic),
+            "negatives": self.negatives,
+            "negatives_from": self.negatives_from,
+            "grid": self.grid,
+            "gather": self.gather,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        for key in ("bound", "critic"):
+            config = {**config, key: deserialize(config[key])}
+        return super().from_config(config)

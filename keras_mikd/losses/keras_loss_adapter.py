@@ -1,0 +1,171 @@
+"""Keras' own distillation losses, among ours."""
+
+import copy
+import warnings
+
+import keras
+from keras import ops
+
+from keras_mikd.losses.distillation_loss import DistillationLoss
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class KerasLossAdapter(DistillationLoss):
+    """Lets a `keras.distillation.DistillationLoss` stand among the losses of a distiller.
+
+    Keras' losses give one number for a batch; every example gets that number. So the mean is
+    right, but `sample_weight` **cannot weigh the examples inside it**: it only scales the term by
+    the mean weight.
+
+    Three faults of Keras 3.15 are dealt with. `LogitsDistillation` hands raw logits to
+    `"kl_divergence"` (its default) and to categorical cross-entropy, which expect probabilities: it
+    still does, with a warning. `FeatureDistillation` ignores a student layer without a teacher
+    layer: an error here. Loss instances divide themselves by the number of replicas and strings do
+    not: here none does, as the distiller does it. A class of your own must not divide either.
+
+    ```python
+    keras_loss = keras.distillation.FeatureDistillation(
+        loss="mse", teacher_layer_name="pool", student_layer_name="pool"
+    )
+    loss = keras_mikd.KerasLossAdapter(keras_loss, weight=0.5)
+    print(loss(np.array([[1.0], [3.0]]), np.array([[0.0], [0.0]])))  # [5. 5.]
+    ```
+
+    Args:
+        keras_loss: the loss. One with weights of its own would not be trained: derive that from
+            `keras_mikd.DistillationLoss` instead.
+        teacher_layer: place to read in the teacher, if `keras_loss` has no `teacher_layer_name`.
+        student_layer: place to read in the student, if `keras_loss` has no `student_layer_name`.
+        **kwargs: `weight` and other arguments of `DistillationLoss`.
+
+    Raises:
+        TypeError: `keras_loss` is not a Keras distillation loss.
+        ValueError: `keras_loss` has weights or sums over the batch, a student's layer stands
+            alone, or a layer is named twice, differently; in `build`, tensors that Keras' two
+            classes compare have different shapes.
+
+    References:
+        https://keras.io/api/distillation/
+    """
+
+    def __init__(self, keras_loss, *, teacher_layer=None, student_layer=None, **kwargs):
+        if not isinstance(keras_loss, keras.distillation.DistillationLoss):
+            raise TypeError(
+                "`keras_loss` must be a keras.distillation.DistillationLoss. "
+                f"Received: keras_loss={keras_loss!r}"
+            )
+        _refuse_weights(keras_loss)
+        teacher_layer = _place("teacher_layer", teacher_layer, keras_loss)
+        student_layer = _place("student_layer", student_layer, keras_loss)
+        if teacher_layer is None and getattr(keras_loss, "student_layer_name", None) is not None:
+            raise ValueError(
+                "With a `student_layer_name`, name the teacher's layer, too; its output is "
+                f"`teacher_layer='output'`. Received: student_layer_name={student_layer!r}, "
+                "teacher_layer_name=None"
+            )
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        self.keras_loss = keras_loss
+        self.expects_logits = isinstance(keras_loss, keras.distillation.LogitsDistillation)
+        if self.expects_logits:
+            _warn_of_raw_logits(keras_loss)
+        self._keras_loss = _unscaled(keras_loss)
+
+    def build(self, teacher_shape, student_shape):
+        if not isinstance(self.keras_loss, _KERAS_CLASSES):
+            self.keras_loss.validate_outputs(_tensors(teacher_shape), _tensors(student_shape))
+            return
+        name = type(self.keras_loss).__name__
+        received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
+        teacher, student = _shapes(teacher_shape), _shapes(student_shape)
+        # Not validate_outputs: reporting a mismatch, FeatureDistillation raises AttributeError.
+        if not len(teacher) == len(student) == len(keras.tree.flatten(self.keras_loss.loss)):
+            raise ValueError(
+                f"{name} needs one place in each network for every `loss` in it. {received}, "
+                f"loss={self.keras_loss.loss}"
+            )
+        if any(t[1:] != s[1:] for t, s in zip(teacher, student, strict=True)):
+            raise ValueError(
+                f"{name} compares tensors of one shape. {received}. A loss that adapts the "
+                "student, such as keras_mikd.Hint, takes different ones."
+            )
+
+    def call(self, teacher, student, labels=None, training=None):
+        loss = ops.cast(self._keras_loss.compute_loss(teacher, student), "float32")
+        return ops.broadcast_to(loss, ops.shape(keras.tree.flatten(student)[0])[:1])
+
+    def get_config(self):
+        keras_loss = keras.saving.serialize_keras_object(self.keras_loss)
+        return {**super().get_config(), "keras_loss": keras_loss}
+
+    @classmethod
+    def from_config(cls, config):
+        keras_loss = keras.saving.deserialize_keras_object(config["keras_loss"])
+        return super().from_config({**config, "keras_loss": keras_loss})
+
+
+_KERAS_CLASSES = (keras.distillation.LogitsDistillation, keras.distillation.FeatureDistillation)
+
+
+def _place(argument, place, keras_loss):
+    name = getattr(keras_loss, f"{argument}_name", None)
+    if name is None or place in (None, name):
+        return name or place
+    raise ValueError(
+        f"Name the place once: in `{argument}_name` of the Keras loss or in `{argument}`. "
+        f"Received: {argument}_name={name!r}, {argument}={place!r}"
+    )
+
+
+def _refuse_weights(keras_loss):
+    trainable = keras.layers.Layer, keras.Variable
+    parts = keras.tree.flatten(list(vars(keras_loss).values()))
+    if any(isinstance(part, trainable) for part in [keras_loss, *parts]):
+        raise ValueError(
+            "`keras_loss` has layers or variables, which would not be trained. Derive it from "
+            f"keras_mikd.DistillationLoss. Received: keras_loss={keras_loss!r}"
+        )
+
+
+def _warn_of_raw_logits(keras_loss):
+    functions = keras.losses.kl_divergence, keras.losses.categorical_crossentropy
+    for loss in keras.tree.flatten(keras_loss.loss):
+        if loss in functions or isinstance(loss, keras.losses.CategoricalCrossentropy):
+            warnings.warn(
+                "LogitsDistillation hands raw logits to this loss, which expects probabilities: "
+                f"{loss!r}. Only an instance of keras.losses.KLDivergence gets them. Use "
+                f"keras_mikd.SoftTargets(temperature={keras_loss.temperature}) instead.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _unscaled(keras_loss):
+    """Returns a copy whose loss instances leave the mean to it: they would divide by replicas."""
+    if not isinstance(keras_loss, _KERAS_CLASSES):
+        return keras_loss
+    unscaled = copy.copy(keras_loss)
+    unscaled.loss = keras.tree.map_structure(_unreduced, keras_loss.loss)
+    return unscaled
+
+
+def _unreduced(loss):
+    if not isinstance(loss, keras.losses.Loss):
+        return loss
+    if loss.reduction == "sum":
+        raise ValueError(
+            "A distillation loss is a mean over the batch. Received a Keras loss that sums: "
+            f"{loss!r}. Leave its `reduction` at the default."
+        )
+    loss = copy.copy(loss)
+    loss.reduction = "none"
+    return loss
+
+
+def _shapes(shape):
+    many = isinstance(shape[0], (list, tuple))
+    return [tuple(one) for one in shape] if many else [tuple(shape)]
+
+
+def _tensors(shape):
+    tensors = [keras.KerasTensor(one) for one in _shapes(shape)]
+    return tensors if isinstance(shape[0], (list, tuple)) else tensors[0]

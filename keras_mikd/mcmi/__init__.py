@@ -1,0 +1,1 @@
+"""Teachers with more conditional mutual information."""

@@ -1,0 +1,180 @@
+"""How far each output is from the centroid of its class: the term that MCMI adds to a loss."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_mikd.distribution import replicas
+from keras_mikd.mcmi.conditional_mutual_information import (
+    check_outputs,
+    checked_num_classes,
+    checked_temperature,
+    integer_labels,
+)
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class CMIRegularizer(keras.layers.Layer):
+    """Divergence of every output from the centroid of its class, `KL(P_x || Q^y)`, in nats.
+
+    `P_x = softmax(logits / temperature)` and `Q^y`, the row y of the centroids, is the mean of
+    `P_x` over the examples of class y. The mean of the divergence over examples is the conditional
+    mutual information `I(X; Yhat | Y)` if the centroids are those of the same examples and
+    weights, and `CMI + KL(mean of P_x || Q^y)` otherwise: with centroids that are not refreshed it
+    also rewards drift. It is subtracted from a cross entropy to raise the information (MCMI), added
+    to lower it (CMIC-DL). The gradient flows through `P_x` only.
+
+    The centroids are a weight that is not trained; it holds their logarithms, and an exact 0 counts
+    as the smallest positive float64 (`log` = -708), so that nothing becomes infinite.
+
+    ```python
+    report = keras_mikd.measure_cmi(teacher, train)      # one pass, exact
+    regularizer = keras_mikd.CMIRegularizer(num_classes=10)
+    regularizer.set_centroids(report.centroids)
+    divergence = regularizer(teacher(images), labels)   # (batch,)
+    ```
+
+    Args:
+        num_classes: Number of classes C, at least 2.
+        temperature: Temperature of `P_x`, positive. The papers have 1.
+        dtype: Precision of the arithmetic. Keep `"float32"`.
+        **kwargs: `name` and other arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    References:
+        Ye et al., Bayes Conditional Distribution Estimation for Knowledge Distillation Based on
+        Conditional Mutual Information, ICLR 2024 (arXiv:2401.08732); the released code freezes the
+        centroids. Yang et al. (arXiv:2309.09123) for the term that is minimised.
+    """
+
+    def __init__(self, num_classes, *, temperature=1.0, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+        self.num_classes = checked_num_classes(num_classes)
+        self.temperature = checked_temperature(temperature)
+        # Until they are set, the centroids are nan, and so is every divergence from them.
+        self.log_centroids = self.add_weight(
+            shape=(self.num_classes, self.num_classes),
+            initializer=keras.initializers.Constant(float("nan")),
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+            name="log_centroids",
+        )
+        self.built = True
+
+    @property
+    def has_centroids(self):
+        """Whether the centroids were set."""
+        return not np.any(np.isnan(ops.convert_to_numpy(self.log_centroids)))
+
+    @property
+    def centroids(self):
+        """The centroids as NumPy float32 of shape `(C, C)`; row y is `Q^y`."""
+        return np.exp(ops.convert_to_numpy(self.log_centroids))
+
+    def set_centroids(self, centroids):
+        """Sets the centroids.
+
+        Args:
+            centroids: Array of shape `(C, C)`; row y is the mean output of class y, such as
+                `CMIReport.centroids`.
+
+        Raises:
+            ValueError: If the shape is another one, or a row is not a distribution. A row of `nan`
+                belongs to a class without examples.
+        """
+        centroids = np.asarray(centroids, "float64")
+        if centroids.shape != (self.num_classes, self.num_classes):
+            raise ValueError(
+                f"Expected centroids of shape ({self.num_classes}, {self.num_classes}), a row for "
+                f"each class. Received: centroids of shape {centroids.shape}"
+            )
+        empty = np.flatnonzero(np.all(np.isnan(centroids), axis=1))
+        if len(empty):
+            raise ValueError(
+                f"Expected a centroid for every class. Received none for {empty.tolist()}: the "
+                "data has no examples of these classes. Measure on data that has, or, for classes "
+                "that are never trained on, put any distribution in their rows."
+            )
+        wrong = ~np.isclose(centroids.sum(axis=1), 1.0, atol=1e-3) | np.any(centroids < 0, axis=1)
+        if np.any(wrong):
+            raise ValueError(
+                "Expected every row of the centroids to be a distribution: numbers of at least 0 "
+                f"that add up to 1. Received: row {np.argmax(wrong)} is "
+                f"{centroids[np.argmax(wrong)].tolist()}"
+            )
+        self.log_centroids.assign(np.log(np.maximum(centroids, np.finfo("float64").tiny)))
+
+    def update_centroids(self, logits, labels, momentum):
+        """Moves the centroids of the classes in a batch towards their mean outputs in it.
+
+        `Q^y <- momentum * Q^y + (1 - momentum) * mean of P_x over the examples of y in the batch`.
+        Under replicas, the batch is the global one.
+
+        Args:
+            logits: Tensor of shape `(batch, C)`.
+            labels: Integer labels, shape `(batch,)`.
+            momentum: Float in [0, 1).
+        """
+        p = ops.exp(replicas.gather(self.log_probabilities(logits)))
+        labels = replicas.gather(integer_labels(labels))
+        sums = ops.segment_sum(p, labels, num_segments=self.num_classes)
+        counts = ops.segment_sum(ops.ones_like(p[:, :1]), labels, num_segments=self.num_classes)
+        old = ops.exp(self.log_centroids)
+        new = momentum * old + (1 - momentum) * ops.divide_no_nan(sums, counts)
+        smallest = float(np.finfo("float32").tiny)
+        log_new = ops.log(ops.maximum(new, smallest))
+        self.log_centroids.assign(ops.where(counts > 0, log_new, self.log_centroids))
+
+    def separation(self, logits, labels):
+        """Mean cross entropy `H(P_x, P_u)` over the pairs of a batch with different labels.
+
+        Under replicas, u runs over the global batch and the result is this replica's share: the
+        shares add up to the mean. Gradients flow through both.
+
+        Args:
+            logits: Tensor of shape `(batch, C)`.
+            labels: Integer labels, shape `(batch,)`.
+
+        Returns:
+            A float32 scalar of at least 0, in nats; 0 without such a pair.
+        """
+        log_p, labels = self.log_probabilities(logits), integer_labels(labels)
+        all_log_p, all_labels = replicas.gather(log_p), replicas.gather(labels)
+        differ = ops.cast(labels[:, None] != all_labels[None, :], log_p.dtype)
+        crossed = -ops.matmul(ops.exp(log_p), ops.transpose(all_log_p))
+        pairs = ops.sum(ops.cast(all_labels[:, None] != all_labels[None, :], log_p.dtype))
+        return ops.sum(differ * crossed) / ops.maximum(pairs, 1.0)
+
+    def log_probabilities(self, logits):
+        """Returns `log P_x` in the precision of this layer, shape `(batch, C)`."""
+        check_outputs(logits.shape, self.num_classes)
+        logits = ops.cast(logits, self.compute_dtype)
+        return ops.log_softmax(logits / self.temperature, axis=-1)
+
+    def call(self, logits, labels):
+        """Compares a batch with the centroids.
+
+        Args:
+            logits: Tensor of shape `(batch, C)`.
+            labels: Integer labels, shape `(batch,)` or `(batch, 1)`.
+
+        Returns:
+            Tensor of shape `(batch,)`, float32: the divergence of every example in nats; `nan`
+            until the centroids are set.
+        """
+        log_p = self.log_probabilities(logits)
+        log_q = ops.take(self.log_centroids, integer_labels(labels), axis=0)
+        return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+
+    def compute_output_shape(self, logits_shape, labels_shape):
+        return logits_shape[:1]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "temperature": self.temperature,
+        }

@@ -1,0 +1,136 @@
+"""What must hold before a teacher is tuned."""
+
+import math
+import numbers
+
+import keras
+
+from keras_mikd.distillers import network_checks
+from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps, output_is_probability
+
+
+def output_spec(teacher):
+    """Returns the `KerasTensor` of a classifier's logits.
+
+    Raises:
+        ValueError: If the teacher is no built model, puts out probabilities, several tensors or
+            something else than one vector for each example, or has nothing to train.
+    """
+    if not isinstance(teacher, keras.Model):
+        raise ValueError(f"Expected `teacher` to be a keras.Model. Received: teacher={teacher!r}")
+    inputs = network_checks.common_inputs({"teacher": teacher})
+    spec = FeatureTaps(teacher, [], inputs=inputs).specs[OUTPUT]
+    shape = getattr(spec, "shape", None)
+    if shape is None or len(shape) != 2 or shape[1] is None or shape[1] < 2:
+        raise ValueError(
+            "Expected a teacher with one output of shape (batch, classes). "
+            f"Received: {teacher.name!r} with output {spec!r}"
+        )
+    if output_is_probability(teacher):
+        raise ValueError(
+            f"Expected a teacher that puts out logits. Received: {teacher.name!r}, whose last "
+            "operation is a softmax or sigmoid. Build it without the final activation and "
+            "set_weights of this one on it."
+        )
+    if not teacher.trainable_variables:
+        raise ValueError(
+            f"Expected a teacher with weights to train. Received: {teacher.name!r}, of which none "
+            "is trainable: set `trainable = True` on it, or on its last layers."
+        )
+    return spec
+
+
+def checked_loss(loss):
+    """Returns the cross entropy, which is the only loss."""
+    wanted = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if loss is None:
+        return wanted
+    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        if {**loss.get_config(), "name": wanted.name} == wanted.get_config():
+            return loss
+    raise ValueError(
+        "MCMITeacher's loss is the cross entropy of logits and its own term. Expected `loss` to be "
+        "left out, or SparseCategoricalCrossentropy(from_logits=True). "
+        f"Received: loss={loss!r}"
+    )
+
+
+def checked_metrics(metrics):
+    """Returns metrics as a list; a teacher has one output."""
+    if not isinstance(metrics, (list, tuple, type(None))):
+        raise ValueError(f"Expected `metrics` to be a list. Received: metrics={metrics!r}")
+    return list(metrics or ())
+
+
+def check_split(validation_split):
+    """Refuses `validation_split`: the centroids would be measured on the validation part too."""
+    if validation_split:
+        raise ValueError(
+            "Expected `validation_data`, since the centroids are measured on all of `x`. "
+            f"Received: validation_split={validation_split}"
+        )
+
+
+def check_readable_twice(data):
+    """Refuses generators: the centroids are measured before training, on the same data."""
+    if hasattr(data, "__next__"):
+        raise ValueError(
+            "Expected data that can be read more than once, since the centroids are measured on it "
+            "first: arrays, a tf.data.Dataset or a keras.utils.PyDataset. "
+            f"Received: x={data!r}"
+        )
+
+
+def check_centroids(regularizer):
+    """Raises a `ValueError` if no centroids were measured yet."""
+    if not regularizer.has_centroids:
+        raise ValueError(
+            "Expected centroids, which `fit` and `fit_centroids` measure. Received none yet. The "
+            "CMI of a model as it is needs none: keras_mikd.measure_cmi(model, data)."
+        )
+
+
+def check_history(logs):
+    """Raises a `ValueError` if the loss of an epoch is not finite."""
+    if not math.isfinite(logs.get("loss", 0.0)):
+        raise ValueError(
+            f"The loss became {logs['loss']}, and the copy of the teacher with it; the model that "
+            "was given is intact. Make a new MCMITeacher with a smaller `weight` or "
+            "`separation_weight`, or a smaller learning rate. Expected a finite loss. "
+            f"Received: {logs}"
+        )
+
+
+def one_of(argument, value, allowed):
+    """Returns `value`, if it is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"Expected `{argument}` to be one of {allowed}. Received: {value!r}")
+    return value
+
+
+def finite(argument, value):
+    """Returns `value` as a float, if it is a finite number."""
+    if not _is_number(value):
+        raise ValueError(f"Expected `{argument}` to be a finite number. Received: {value!r}")
+    return float(value)
+
+
+def fraction(argument, value):
+    """Returns `value` as a float, if it is in [0, 1)."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"Expected `{argument}` to be in [0, 1). Received: {value!r}")
+    return float(value)
+
+
+def positive_or_none(argument, value):
+    """Returns `value` as a float, if it is a positive number, or `None`."""
+    if value is not None and not (_is_number(value) and value > 0):
+        raise ValueError(
+            f"Expected `{argument}` to be a positive number or None. Received: {value!r}"
+        )
+    return None if value is None else float(value)
+
+
+def _is_number(value):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)

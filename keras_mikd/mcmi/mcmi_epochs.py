@@ -1,0 +1,54 @@
+"""What an `MCMITeacher` does between the epochs of `fit`."""
+
+import keras
+
+from keras_mikd.mcmi import mcmi_checks
+from keras_mikd.mcmi.cmi_report import new_meter
+
+
+class MCMIEpochs(keras.callbacks.Callback):
+    """Measures centroids when they are due and looks at every epoch's loss."""
+
+    def __init__(self, mcmi, data, options):
+        super().__init__()
+        self._mcmi = mcmi
+        self._data = data
+        self._options = options
+        self._meter = None  # One for all epochs, whose graph is traced once.
+        self._fresh = False
+
+    def start(self):
+        """Measures the centroids, if they were not measured before."""
+        if not self._mcmi.regularizer.has_centroids:
+            self._fit_centroids()
+            self._fresh = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._mcmi.centroids == "epoch" and not self._fresh:
+            self._fit_centroids()
+        self._fresh = False
+
+    def _fit_centroids(self):
+        regularizer = self._mcmi.regularizer
+        if self._meter is None:
+            self._meter = new_meter(
+                self._mcmi.teacher,
+                regularizer.num_classes,
+                from_logits=True,
+                temperature=regularizer.temperature,
+            )
+        self._meter.evaluate(*self._data, **self._options)
+        regularizer.set_centroids(self._meter.report().centroids)
+
+    def on_epoch_end(self, epoch, logs=None):
+        mcmi_checks.check_history(logs or {})
+
+
+def first(callback, others):
+    """A list of callbacks in which `callback` comes first."""
+    if isinstance(others, keras.callbacks.CallbackList):
+        others = others.callbacks
+    return [
+        callback,
+        *(others if isinstance(others, (list, tuple)) else [others] if others else []),
+    ]

@@ -1,0 +1,323 @@
+"""Tuning a trained teacher so that it says more than the label."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd.distillers import data_checks
+from keras_mikd.distribution import replicas
+from keras_mikd.distribution.distributed_model import DistributedModel
+from keras_mikd.losses.distillation_loss import checked_weight
+from keras_mikd.mcmi import mcmi_checks
+from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer
+from keras_mikd.mcmi.cmi_report import measure_cmi
+from keras_mikd.mcmi.conditional_mutual_information import (
+    ConditionalMutualInformation,
+    integer_labels,
+)
+from keras_mikd.mcmi.mcmi_epochs import MCMIEpochs, first
+from keras_mikd.mcmi.teacher_copy import copied
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class MCMITeacher(DistributedModel):
+    """Fine-tunes a copy of a trained classifier for more conditional mutual information.
+
+    `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation
+    + regularizers`, in nats, with `P_x = softmax(logits / temperature)` and the centroids `Q^y` of
+    `CMIRegularizer`.
+
+    With a positive weight the teacher keeps its log-likelihood and gains information about the
+    image beyond the label (MCMI), which its students learn from. With a negative one, outputs of a
+    class contract (CMIC-DL).
+
+    The objective alone rewards a wrong answer with up to `weight * -log Q^y` nats, more than the
+    cross entropy asks for it, so a weight that is a little too large destroys a teacher. So a
+    positive weight acts on an example as long as some of its `log_likelihood_budget` is left:
+
+        effective weight = weight * clip(1 + log P(label | x) / log_likelihood_budget, 0, 1).
+
+    An example whose budget is spent is one of plain cross entropy. It holds for every example by
+    itself, whatever the weight. `None` is the objective as published.
+
+    `fit` first measures the centroids in one pass over its data, if `fit_centroids` has not done so
+    on other data. Logged are `loss`, `log_likelihood` and `accuracy`; `cmi`, the true conditional
+    mutual information, whose centroids are those of the examples it is taken over; `stale_cmi`, the
+    term that is trained, whose centroids are the stored ones, so that it also counts drift; and
+    `effective_weight`, the mean over examples.
+
+    Called, predicted with and exported, it is the tuned teacher. A `.keras` file of it goes on
+    training exactly where it stopped.
+
+    Args:
+        teacher: Trained classifier: a `keras.Model` with one output of logits, `(batch, C)`. It is
+            copied, and stays as it is.
+        weight: Weight of the divergence, any finite number. The papers use 0.1 to 0.8.
+        centroids: `"frozen"`: measured once, as the released code does, which rewards a class that
+            drifts away from its old mean; `"epoch"`: measured again at the beginning of every
+            epoch, which takes a pass over the data and leaves little room for drift (students
+            learnt more of classes they never saw, docs/results.md); `"running"`: moved towards the
+            outputs of every batch.
+        momentum: For `"running"`, how much of a centroid a batch leaves, in [0, 1).
+        temperature: Temperature of `P_x`, positive. The papers have 1.
+        separation_weight: Weight, at least 0, of the mean cross entropy between the outputs of
+            pairs of different labels in the batch, which CMIC-DL maximises.
+        log_likelihood_budget: Nats of an example's log-likelihood at which the divergence stops
+            to act on it, positive; or `None` for no limit. 0.3 leaves the label a probability of
+            about 0.74. Does not apply to a negative weight, which has no such end.
+        **kwargs: `name` and other arguments of `keras.Model`.
+
+    Raises:
+        ValueError: If the teacher puts out probabilities, has several outputs or nothing to train,
+            or an argument is out of range.
+
+    Example:
+        ```python
+        mcmi = keras_mikd.MCMITeacher(teacher)
+        mcmi.compile(keras.optimizers.SGD(0.0125, momentum=0.9))
+        mcmi.fit(train, validation_data=validation, epochs=20)
+        distiller = keras_mikd.VIDDistiller(mcmi.teacher, student)
+        ```
+
+    References:
+        Ye, Mohajer Hamidi, Tan and Yang, Bayes Conditional Distribution Estimation for Knowledge
+        Distillation Based on Conditional Mutual Information, ICLR 2024 (arXiv:2401.08732). Its
+        code is `MCMITeacher(teacher, weight=0.25, centroids="frozen", log_likelihood_budget=None)`
+        with `SGD(0.05, momentum=0.9)`, a cosine to 0 over 20 epochs and L2 penalties of 2.5e-4.
+        Yang et al., Conditional Mutual Information Constrained Deep Learning (arXiv:2309.09123)
+        for negative weights. The budget is this library's.
+    """
+
+    def __init__(
+        self,
+        teacher,
+        *,
+        weight=0.25,
+        centroids="frozen",
+        momentum=0.99,
+        temperature=1.0,
+        separation_weight=0.0,
+        log_likelihood_budget=0.3,
+        **kwargs,
+    ):
+        spec = mcmi_checks.output_spec(teacher)
+        super().__init__(**{"dtype": teacher.dtype_policy, **kwargs})
+        self.weight = mcmi_checks.finite("weight", weight)
+        self.centroids = mcmi_checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
+        self.momentum = mcmi_checks.fraction("momentum", momentum)
+        self.separation_weight = checked_weight("`separation_weight`", separation_weight)
+        self.log_likelihood_budget = mcmi_checks.positive_or_none(
+            "log_likelihood_budget", log_likelihood_budget
+        )
+        self.teacher = copied(teacher)
+        self._spec = spec
+        num_classes = spec.shape[-1]
+        self.regularizer = CMIRegularizer(num_classes, temperature=temperature)
+        self._cmi = ConditionalMutualInformation(num_classes, temperature=temperature)
+        names = ["log_likelihood", "stale_cmi", "effective_weight"]
+        names += ["separation"] if self.separation_weight else []
+        self._means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.built = True
+
+    def compile(self, optimizer="sgd", loss=None, *, metrics=("accuracy",), **kwargs):
+        """Configures training, like `keras.Model.compile`.
+
+        Args:
+            optimizer: Optimizer of the teacher.
+            loss: Leave it out: it is `SparseCategoricalCrossentropy(from_logits=True)`.
+            metrics: List of metrics, as in `keras.Model.compile`.
+            **kwargs: Further arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If `loss` is another one, or `metrics` no list.
+        """
+        loss = mcmi_checks.checked_loss(loss)
+        super().compile(optimizer, loss, metrics=mcmi_checks.checked_metrics(metrics), **kwargs)
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
+
+    def call(self, inputs, training=None):
+        return self.teacher(inputs, training=training)
+
+    def fit_centroids(
+        self, x, y=None, *, batch_size=None, steps=None, training=False, verbose="auto"
+    ):
+        """Measures the centroids in one pass over data, as `fit` does by itself on its own.
+
+        Args:
+            x: `tf.data.Dataset` or `keras.utils.PyDataset` of `(images, labels, ...)`, or images.
+            y: Integer labels, where `x` is an array.
+            batch_size: Examples in a batch, for arrays.
+            steps: Batches to read; needed for endless data.
+            training: Whether the centroids are measured in training mode, which moves the
+                statistics of BatchNormalization, as in the released code.
+            verbose: Progress bar as in `keras.Model.evaluate`.
+
+        Returns:
+            The `CMIReport` of the pass.
+        """
+        report = measure_cmi(
+            self.teacher,
+            x if y is None else (x, y),
+            from_logits=True,
+            temperature=self.regularizer.temperature,
+            num_classes=self.regularizer.num_classes,
+            batch_size=batch_size,
+            steps=steps,
+            training=training,
+            verbose=verbose,
+        )
+        self.regularizer.set_centroids(report.centroids)
+        return report
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        **kwargs,
+    ):
+        """Tunes the teacher like `keras.Model.fit`, after a look at the data.
+
+        The centroids are measured on `x` and `y`, once if `fit_centroids` was not called before;
+        with `centroids="epoch"`, at the beginning of every epoch.
+
+        Raises:
+            ValueError: If the data is empty, has integer images for a float model, soft labels,
+                labels out of range, or a class without examples (its number is named); if the loss
+                is not finite at the end of an epoch; or for `validation_split`: pass
+                `validation_data`.
+        """
+        mcmi_checks.check_split(validation_split)
+        x, y = self._checked_data("x", (x, y))
+        if validation_data is not None:
+            validation_data = self._checked_data("validation_data", validation_data)
+        options = {"batch_size": batch_size, "steps": kwargs.get("steps_per_epoch")}
+        mcmi_checks.check_readable_twice(x)
+        own = MCMIEpochs(self, (x, y), {**options, "verbose": verbose})
+        try:
+            own.start()
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                epochs,
+                verbose,
+                first(own, callbacks),
+                validation_data=validation_data,
+                **kwargs,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            raise data_checks.labels_error(error) or error from None
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluates like `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: If the centroids were not measured yet: `measure_cmi` needs none.
+        """
+        mcmi_checks.check_centroids(self.regularizer)
+        return super().evaluate(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Takes one step, like `keras.Model.train_on_batch`; `fit_centroids` comes first."""
+        mcmi_checks.check_centroids(self.regularizer)
+        return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Evaluates a batch, like `keras.Model.test_on_batch`; `fit_centroids` comes first."""
+        mcmi_checks.check_centroids(self.regularizer)
+        return super().test_on_batch(*args, **kwargs)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            logits = self._logits(x, training=True)
+            total = self._total(x, y, logits, sample_weight, training=True)
+            scaled = self.optimizer.scale_loss(total)
+        variables = self.teacher.trainable_variables
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(scaled, variables), variables, strict=True)
+        )
+        if self.centroids == "running":
+            self.regularizer.update_centroids(logits, y, self.momentum)
+        return self.compute_metrics(x, y, logits, sample_weight)
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        logits = self._logits(x, training=False)
+        self._total(x, y, logits, sample_weight, training=False)
+        return self.compute_metrics(x, y, logits, sample_weight)
+
+    def _logits(self, x, training):
+        return replicas.run_network(lambda x: self.teacher(x, training=training), x)
+
+    def _checked_data(self, argument, data):
+        return data_checks.checked_data(
+            argument, data, models={"teacher": self.teacher}, loss=self.loss, output=self._spec
+        )
+
+    def _total(self, x, y, logits, sample_weight, training):
+        logits = ops.cast(logits, "float32")
+        log_likelihood = -keras.losses.sparse_categorical_crossentropy(
+            integer_labels(y), logits, from_logits=True
+        )
+        divergence = self.regularizer(logits, y)
+        weight = self._effective_weight(log_likelihood)
+        total = -replicas.scale(_weighted_mean(weight * divergence, sample_weight))
+        if self.separation_weight:
+            separation = self.regularizer.separation(logits, y)
+            self._log(separation=separation * replicas.count())
+            total = total - self.separation_weight * separation
+        total = total + self._compute_loss(x, y, logits, sample_weight, training)
+        self._log(stale_cmi=divergence, log_likelihood=log_likelihood, effective_weight=weight)
+        self._cmi.update_state(y, logits)
+        size = ops.shape(logits)[0]
+        self._loss_tracker.update_state(total * replicas.count(), sample_weight=size)
+        return total
+
+    def _effective_weight(self, log_likelihood):
+        if self.log_likelihood_budget is None or self.weight <= 0:
+            return ops.full_like(log_likelihood, self.weight)
+        left = ops.clip(1.0 + log_likelihood / self.log_likelihood_budget, 0.0, 1.0)
+        return self.weight * ops.stop_gradient(left)
+
+    def _log(self, **values):
+        for name, value in values.items():
+            self._means[name].update_state(value)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "teacher": keras.saving.serialize_keras_object(self.teacher),
+            "weight": self.weight,
+            "centroids": self.centroids,
+            "momentum": self.momentum,
+            "temperature": self.regularizer.temperature,
+            "separation_weight": self.separation_weight,
+            "log_likelihood_budget": self.log_likelihood_budget,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{key: keras.saving.deserialize_keras_object(v) for key, v in config.items()})
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the tuned teacher, like `keras.Model.export`."""
+        return self.teacher.export(filepath, *args, **kwargs)
+
+
+def _weighted_mean(values, sample_weight):
+    """Mean over the batch, sample weights applied as Keras does: not divided by their sum."""
+    if sample_weight is not None:
+        values = values * ops.reshape(ops.cast(sample_weight, values.dtype), (-1,))
+    # A replica may be left without examples by the last batch.
+    return ops.sum(values) / ops.cast(ops.maximum(ops.shape(values)[0], 1), values.dtype)

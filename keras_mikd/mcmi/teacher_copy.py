@@ -1,0 +1,40 @@
+"""A copy of a trained model to go on training, so that the caller's own stays as it is."""
+
+import keras
+
+from keras_mikd.features.layer_graph import ends, has_graph
+
+
+def copied(model):
+    """Returns an uncompiled copy of a model with the same weights, names and `trainable` flags.
+
+    Raises:
+        ValueError: If a subclassed model cannot be made again from its configuration.
+    """
+    copy = _cloned(model) if has_graph(model) else _from_config(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _cloned(model):
+    # `clone_model` would compile the copy of a compiled model; this one never is.
+    plain = keras.Model(*ends(model), name=model.name)
+    copy = keras.models.clone_model(plain)
+    copy.trainable = True  # Sets every layer's flag, which the next lines put back.
+    for layer, original in zip(copy._flatten_layers(), plain._flatten_layers(), strict=True):
+        layer._trainable = original._trainable
+    return copy
+
+
+def _from_config(model):
+    try:
+        copy = type(model).from_config(model.get_config())
+        copy.build_from_config(model.get_build_config() or {})
+        if len(copy.weights) != len(model.weights):
+            raise ValueError("the copy has other weights")
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"Cannot copy the subclassed model {model.name!r}, which is to stay as it is. Expected "
+            f"a model that get_config and from_config make again. Received: {error}"
+        ) from error
+    return copy
