@@ -21,6 +21,7 @@ from keras_mikd.detection.detector_distiller import DetectorDistiller as Detecto
 from keras_mikd.detection.self_detector_distiller import (
     SelfDetectorDistiller as SelfDetectorDistiller,
 )
+from keras_mikd.distillers import recipes as recipes
 from keras_mikd.distillers.distiller import Distiller as Distiller
 from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
 from keras_mikd.distillers.muse_distiller import MUSEDistiller as MUSEDistiller

@@ -82,7 +82,8 @@ def class_indices(labels):
     """
     if labels is None or keras.tree.is_nested(labels):
         raise ValueError(
-            f"Expected integer labels in the data, one class for every example. Received: {labels!r}"
+            "Expected integer labels in the data, one class for every example. "
+            f"Received: labels={labels!r}"
         )
     labels = ops.convert_to_tensor(labels)
     shape = tuple(labels.shape)

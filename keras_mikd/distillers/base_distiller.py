@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd.cache import cached_batches
-from keras_mikd.distillers import data_checks, network_checks
-from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import data_checks, loss_checks, network_checks
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.features.places import OUTPUT, is_output, output_at

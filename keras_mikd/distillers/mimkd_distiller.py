@@ -3,10 +3,8 @@
 import keras
 
 from keras_mikd.critics.critic import SeparableCritic
-from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import loss_checks, recipes
 from keras_mikd.distillers.distiller import Distiller
-from keras_mikd.features.stages import POOLED, pair_stages
-from keras_mikd.losses.jsd_critic import JSDCritic
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -66,36 +64,18 @@ class MIMKDDistiller(Distiller):
                 "Expected `critic` to be a function that makes a critic, since every level needs "
                 f"its own, such as keras_mikd.ConcatCritic. Received: critic={critic!r}"
             )
-        options = {"negatives": negatives, "grid": grid, "gather": gather}
-        weights = {
+        own = {
             "global_weight": global_weight,
             "local_weight": local_weight,
             "feature_weight": feature_weight,
+            "critic": critic,
+            "negatives": negatives,
+            "grid": grid,
+            "gather": gather,
         }
-        own = {**weights, **options, "critic": critic}
         loss_checks.check_unused(self, MIMKDDistiller, distillation_losses, own)
         if distillation_losses is None:
-            pairs = pair_stages(teacher, student)
-            levels = [
-                ("jsd_global", POOLED, POOLED, global_weight),
-                ("jsd_local", POOLED, pairs[-1][1], local_weight),
-                *(
-                    (f"jsd_{place}", teacher_place, place, feature_weight)
-                    for teacher_place, place in pairs
-                ),
-            ]
-            distillation_losses = [
-                JSDCritic(
-                    teacher_layer=teacher_place,
-                    student_layer=student_place,
-                    weight=weight,
-                    critic=critic(),
-                    name=name,
-                    **options,
-                )
-                for name, teacher_place, student_place, weight in levels
-                if weight
-            ]
+            distillation_losses = recipes.mimkd(teacher, student, **own)
         if soft_targets is not None:
             distillation_losses = [soft_targets, *distillation_losses]
         super().__init__(teacher, student, distillation_losses, **kwargs)

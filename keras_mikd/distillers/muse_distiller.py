@@ -2,10 +2,8 @@
 
 import keras
 
-from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import loss_checks, recipes
 from keras_mikd.distillers.self_distiller import SelfDistiller
-from keras_mikd.features.stages import POOLED, pair_stages
-from keras_mikd.losses.muse import MUSE
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -59,14 +57,8 @@ class MUSEDistiller(SelfDistiller):
         }
         loss_checks.check_unused(self, MUSEDistiller, distillation_losses, own)
         if distillation_losses is None:
-            muse = MUSE(
-                teacher_layer=POOLED,
-                student_layer=[place for place, _ in pair_stages(model, model)],
-                weight=own.pop("muse_weight"),
-                **own,
-                name="muse",
-            )
-            distillation_losses = [muse]
+            weight = own.pop("muse_weight")
+            distillation_losses = recipes.muse(model, model, weight=weight, **own)
         if deep_supervision is not None:
             distillation_losses = [*distillation_losses, deep_supervision]
         super().__init__(model, distillation_losses, **kwargs)

@@ -7,8 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd.cache import cached_batches
-from keras_mikd.distillers import loss_checks as loss_checks
-from keras_mikd.distillers import network_checks
+from keras_mikd.distillers import loss_checks, network_checks
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.losses.distillation_loss import DistillationLoss

@@ -2,8 +2,7 @@
 
 import keras
 
-from keras_mikd.distillers import loss_checks as loss_checks
-from keras_mikd.distillers import network_checks
+from keras_mikd.distillers import loss_checks, network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
 

@@ -2,11 +2,8 @@
 
 import keras
 
-from keras_mikd.distillers import loss_checks as loss_checks
+from keras_mikd.distillers import loss_checks, recipes
 from keras_mikd.distillers.distiller import Distiller
-from keras_mikd.features.feature_taps import OUTPUT
-from keras_mikd.features.stages import pair_stages
-from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -57,28 +54,7 @@ class VIDDistiller(Distiller):
         weights = {"stage_weight": stage_weight, "logits_weight": logits_weight}
         loss_checks.check_unused(self, VIDDistiller, distillation_losses, {**weights, **head})
         if distillation_losses is None:
-            distillation_losses = []
-            if stage_weight:
-                distillation_losses += [
-                    GaussianVIDHead(
-                        teacher_layer=teacher_place,
-                        student_layer=student_place,
-                        weight=stage_weight,
-                        name=f"vid_{student_place}",
-                        **head,
-                    )
-                    for teacher_place, student_place in pair_stages(teacher, student)
-                ]
-            if logits_weight:
-                distillation_losses.append(
-                    GaussianVIDHead(
-                        teacher_layer=OUTPUT,
-                        student_layer="pooled",
-                        weight=logits_weight,
-                        name="vid_logits",
-                        **head,
-                    )
-                )
+            distillation_losses = recipes.vid(teacher, student, **weights, **head)
         if soft_targets is not None:
             distillation_losses = [soft_targets, *distillation_losses]
         super().__init__(teacher, student, distillation_losses, **kwargs)

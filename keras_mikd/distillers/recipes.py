@@ -1,0 +1,247 @@
+"""The methods of the papers as lists of losses, for any distiller.
+
+A recipe is a function `(teacher, student, ...) -> list of losses`. It finds the stages of both
+networks by itself. Lists add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
+With one network in both places, its early stages learn from its last one, for a `SelfDistiller`.
+"""
+
+from keras_mikd import bounds
+from keras_mikd.critics.critic import SeparableCritic
+from keras_mikd.features.places import OUTPUT
+from keras_mikd.features.stages import POOLED, pair_stages
+from keras_mikd.losses.attention_transfer import AttentionTransfer
+from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher
+from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
+from keras_mikd.losses.hint import Hint
+from keras_mikd.losses.jsd_critic import JSDCritic
+from keras_mikd.losses.muse import MUSE
+from keras_mikd.losses.soft_targets import SoftTargets
+
+
+def kd(teacher, student, *, weight=0.9, temperature=4.0):
+    """Soft targets, `"kd"` (Hinton et al., arXiv:1503.02531).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss, a float or a schedule.
+        temperature: See `SoftTargets`.
+
+    Returns:
+        List of one loss.
+    """
+    return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
+
+
+def attention_transfer(teacher, student, *, weight=1000.0):
+    """Attention maps of every pair of stages, `"at_<place>"` (arXiv:1612.03928).
+
+    Args:
+        teacher: Network with stages, see `stages`.
+        student: Network with stages, or the teacher itself.
+        weight: Factor of every loss, a float or a schedule; 1000 is that of RepDistiller.
+
+    Returns:
+        List of losses.
+    """
+    return _at_stages(AttentionTransfer, "at", teacher, student, weight=weight)
+
+
+def hint(teacher, student, *, weight=100.0, pairs=None):
+    """Regression of the teacher's features, `"hint_<place>"` (FitNets, arXiv:1412.6550).
+
+    Args:
+        teacher: Network with stages, see `stages`.
+        student: Network with stages, or the teacher itself.
+        weight: Factor of every loss, a float or a schedule; 100 is that of RepDistiller.
+        pairs: List of `(teacher's place, student's place)`; the pair of stages in the middle if
+            `None`.
+
+    Returns:
+        List of losses.
+    """
+    if pairs is None:
+        found = stage_pairs(teacher, student)
+        pairs = [found[len(found) // 2]]
+    return _at_stages(Hint, "hint", teacher, student, pairs=pairs, weight=weight)
+
+
+def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, **head):
+    """Gaussian heads on the pairs of stages and on the logits (VID, arXiv:1904.05835).
+
+    Args:
+        teacher: Network with stages, see `stages`.
+        student: Network with stages, or the teacher itself.
+        stage_weight: Factor of every stage pair's loss, `"vid_<place>"`; 0 leaves them out.
+        logits_weight: Factor of the loss of the teacher's logits, `"vid_logits"`, likewise.
+        **head: `variant`, `initial_variance` and `reduction` of `GaussianVIDHead`.
+
+    Returns:
+        List of losses.
+    """
+    losses = []
+    if stage_weight:
+        losses += _at_stages(GaussianVIDHead, "vid", teacher, student, weight=stage_weight, **head)
+    if logits_weight:
+        places = {"teacher_layer": OUTPUT, "student_layer": POOLED}
+        losses.append(GaussianVIDHead(**places, weight=logits_weight, name="vid_logits", **head))
+    return losses
+
+
+def mimkd(
+    teacher,
+    student,
+    *,
+    global_weight=3.0,
+    local_weight=3.0,
+    feature_weight=3.0,
+    critic=SeparableCritic,
+    negatives=1,
+    grid=8,
+    gather=True,
+):
+    """Jensen-Shannon critics at three levels (MIMKD, arXiv:2110.15946): a reconstruction.
+
+    Args:
+        teacher: Network with stages, see `stages`.
+        student: Network with stages.
+        global_weight: Factor of `"jsd_global"`, the pooled vectors; 0 leaves it out.
+        local_weight: Factor of `"jsd_local"`, the teacher's pooled vector and the student's last
+            map, likewise.
+        feature_weight: Factor of `"jsd_<place>"`, every pair of stages, likewise.
+        critic: Function of no arguments that makes the score network of a level.
+        negatives: Negatives for every positive, see `JSDCritic`.
+        grid: Most rows and columns on which maps are compared, see `JSDCritic`.
+        gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
+
+    Returns:
+        List of losses.
+    """
+    pairs = pair_stages(teacher, student)
+    levels = [
+        ("jsd_global", POOLED, POOLED, global_weight),
+        ("jsd_local", POOLED, pairs[-1][1], local_weight),
+        *((f"jsd_{own}", place, own, feature_weight) for place, own in pairs),
+    ]
+    return [
+        JSDCritic(
+            teacher_layer=teacher_place,
+            student_layer=student_place,
+            weight=weight,
+            critic=critic(),
+            negatives=negatives,
+            grid=grid,
+            gather=gather,
+            name=name,
+        )
+        for name, teacher_place, student_place, weight in levels
+        if weight
+    ]
+
+
+def info_nce(teacher, student, *, weight=1.0, grid=8, gather=True):
+    """InfoNCE critics on the pairs of stages, `"nce_<place>"`, against all of the batch.
+
+    Args:
+        teacher: Network with stages, see `stages`.
+        student: Network with stages, or the teacher itself.
+        weight: Factor of every loss, a float or a schedule.
+        grid: Most rows and columns on which maps are compared, see `JSDCritic`.
+        gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
+
+    Returns:
+        List of losses.
+    """
+    options = {"bound": bounds.info_nce, "negatives": "all", "grid": grid, "gather": gather}
+    return [
+        JSDCritic(
+            teacher_layer=teacher_place,
+            student_layer=student_place,
+            critic=SeparableCritic(),
+            weight=weight,
+            name=f"nce_{student_place}",
+            **options,
+        )
+        for teacher_place, student_place in stage_pairs(teacher, student)
+    ]
+
+
+def muse(teacher, student, *, weight=1.0, **options):
+    """MUSE of all stages towards the pooled vector, `"muse"` (arXiv:2110.12606): a reconstruction.
+
+    Args:
+        teacher: Network with a pooled vector; the student itself for self-distillation.
+        student: Network with stages, see `stages`.
+        weight: Factor of the loss, a float or a schedule.
+        **options: Other arguments of `MUSE`; negatives are of other classes if not given.
+
+    Returns:
+        List of one loss.
+    """
+    options = {"negatives_from": "other_classes", **options}
+    places = [place for place, _ in pair_stages(student, student)]
+    return [MUSE(teacher_layer=POOLED, student_layer=places, weight=weight, name="muse", **options)]
+
+
+def stage_critics(teacher, student, *, weight=1.0, negatives_from="other_classes"):
+    """The mutual term of MUSE by itself, `"jsd_<place>"`: every stage with the pooled vector.
+
+    Args:
+        teacher: Network with a pooled vector; the student itself for self-distillation.
+        student: Network with stages, see `stages`.
+        weight: Factor of every loss, a float or a schedule.
+        negatives_from: See `JSDCritic`.
+
+    Returns:
+        List of losses.
+    """
+    return [
+        JSDCritic(
+            teacher_layer=POOLED,
+            student_layer=place,
+            critic=SeparableCritic(),
+            negatives_from=negatives_from,
+            weight=weight,
+            name=f"jsd_{place}",
+        )
+        for place, _ in pair_stages(student, student)
+    ]
+
+
+def be_your_own_teacher(teacher, student, *, weight=1.0):
+    """Classifiers on the early stages, `"byot"` (arXiv:1905.08094), for a `SelfDistiller`.
+
+    Args:
+        teacher: Network whose last stage and logits the classifiers learn from.
+        student: The same network.
+        weight: Factor of the loss, a float or a schedule.
+
+    Returns:
+        List of one loss.
+    """
+    *early, last = [place for place, _ in pair_stages(student, student)]
+    heads = BeYourOwnTeacher(
+        teacher_layer=[last, OUTPUT], student_layer=early, weight=weight, name="byot"
+    )
+    return [heads]
+
+
+def stage_pairs(teacher, student):
+    """Pairs the stages of two networks, or the early stages of one with its last.
+
+    Args:
+        teacher: Network with stages, see `stages`.
+        student: Network with stages, or the teacher itself.
+
+    Returns:
+        List of `(teacher's place, student's place)`.
+    """
+    pairs = pair_stages(teacher, student)
+    return pairs if teacher is not student else [(pairs[-1][0], own) for _, own in pairs[:-1]]
+
+
+def _at_stages(loss, name, teacher, student, *, pairs=None, **options):
+    return [
+        loss(teacher_layer=place, student_layer=own, name=f"{name}_{own}", **options)
+        for place, own in pairs or stage_pairs(teacher, student)
+    ]
