@@ -54,9 +54,10 @@ test: setup ## Run the tests, but for those marked slow
 test-all: setup ## Run all tests
 	$(PYTEST) -m ""
 
-lint: setup ## Check style and formatting
+lint: setup ## Check style, formatting and which room imports which
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 
 format: setup ## Fix what lint can fix
 	$(PYTHON) -m ruff check --fix .
