@@ -34,8 +34,16 @@ def test_bad_num_classes(num_classes):
 
 
 @pytest.mark.parametrize(
-    "input_shape", [(8, 8), (8, 8, 1, 1), (2, 8, 3), (8, 8, 0), (None, None, 3), (8.0, 8, 1)]
+    ("input_shape", "message"),
+    [
+        ((8, 8), "to be 3 ints. Received: input_shape="),
+        ((8, 8, 1, 1), "to be 3 ints. Received: input_shape="),
+        ((2, 8, 3), r"an int of at least 4. Received: input_shape\[0\]=2"),
+        ((8, 8, 0), r"an int of at least 1. Received: input_shape\[2\]=0"),
+        ((None, None, 3), r"Received: input_shape\[0\]=None"),
+        ((8, 8.0, 1), r"Received: input_shape\[1\]=8.0"),
+    ],
 )
-def test_bad_input_shape(input_shape):
-    with pytest.raises(ValueError, match=r"\(height, width, channels\).*Received: input_shape="):
+def test_bad_input_shape(input_shape, message):
+    with pytest.raises(ValueError, match=message):
         check_model_arguments(num_classes=10, input_shape=input_shape)

@@ -1,13 +1,18 @@
 """The ResNets for 32x32 images that the CRD benchmark distils."""
 
+import functools
+
 import keras
 from keras import layers
 
+from keras_mikd import checks
 from keras_mikd.models.convolution_blocks import (
     batch_normalization,
     check_model_arguments,
+    check_sizes,
     classifier,
     convolution,
+    residual_stages,
 )
 
 
@@ -20,12 +25,12 @@ def cifar_resnet(
     kernel_regularizer=None,
     name: str | None = None,
 ) -> keras.Model:
-    """A residual network of three stages at the full, half and quarter resolution.
+    """Builds a residual network of three stages, at the full, half and quarter resolution.
 
-    A 3x3 convolution, then three stages of `(depth - 2) / 6` basic blocks, global average pooling
-    and a linear classifier. A block that changes the shape has a 1x1 convolution with BatchNorm on
-    its shortcut. The stage outputs, after the ReLU, are the layers "stage1_output" to
-    "stage3_output"; "pooled" is the vector before the classifier.
+    A 3x3 convolution is followed by three stages of `(depth - 2) / 6` basic blocks, global average
+    pooling and a linear classifier. A block that changes the shape has a 1x1 convolution with
+    BatchNorm on its shortcut. The layers "stage1_output" to "stage3_output" are the stage outputs,
+    after the ReLU. The layer "pooled" is the vector before the classifier.
 
     Args:
         depth: Number of layers with weights, 6n + 2: 8, 14, 20, 32, 44, 56, 110.
@@ -51,51 +56,34 @@ def cifar_resnet(
     ```
     """
     check_model_arguments(num_classes=num_classes, input_shape=input_shape)
-    if depth < 8 or depth % 6 != 2:
+    if checks.integer("depth", depth, at_least=8) % 6 != 2:
         raise ValueError(f"Expected `depth` to be 6n + 2, as 8, 14, 20. Received: depth={depth}")
-    if len(widths) != 4 or min(widths) < 1:
-        raise ValueError(
-            "Expected `widths` to be four positive integers, the stem's and the stages'. "
-            f"Received: widths={widths}"
-        )
-    num_blocks = (depth - 2) // 6
+    check_sizes("widths", widths, at_least=(1, 1, 1, 1))
+    convolve = functools.partial(convolution, kernel_regularizer=kernel_regularizer)
     inputs = keras.Input(input_shape, name="image")
-    x = convolution(inputs, widths[0], kernel_regularizer=kernel_regularizer, name="stem_conv")
-    x = layers.ReLU(name="stem")(batch_normalization(x, name="stem_bn"))
-    for stage in (1, 2, 3):
-        for block in range(1, num_blocks + 1):
-            prefix = f"stage{stage}_block{block}"
-            x = _basic_block(
-                x,
-                widths[stage],
-                strides=2 if stage > 1 and block == 1 else 1,
-                kernel_regularizer=kernel_regularizer,
-                prefix=prefix,
-                output_name=f"stage{stage}_output" if block == num_blocks else f"{prefix}_relu2",
-            )
+    x = batch_normalization(convolve(inputs, widths[0], name="stem_conv"), name="stem_bn")
+    x = residual_stages(
+        layers.ReLU(name="stem")(x),
+        functools.partial(_basic_block, convolve),
+        widths=widths[1:],
+        num_blocks=(depth - 2) // 6,
+    )
     logits = classifier(x, num_classes, kernel_regularizer=kernel_regularizer)
     return keras.Model(inputs, logits, name=name or f"resnet{depth}")
 
 
-def _basic_block(x, filters, *, strides, kernel_regularizer, prefix, output_name):
+def _basic_block(convolve, x, filters, *, strides, prefix, name):
     shortcut = x
     if strides > 1 or x.shape[-1] != filters:
-        shortcut = convolution(
-            x,
-            filters,
-            kernel_size=1,
-            strides=strides,
-            kernel_regularizer=kernel_regularizer,
-            name=f"{prefix}_shortcut_conv",
+        shortcut = convolve(
+            x, filters, kernel_size=1, strides=strides, name=f"{prefix}_shortcut_conv"
         )
         shortcut = batch_normalization(shortcut, name=f"{prefix}_shortcut_bn")
-    x = convolution(
-        x, filters, strides=strides, kernel_regularizer=kernel_regularizer, name=f"{prefix}_conv1"
-    )
+    x = convolve(x, filters, strides=strides, name=f"{prefix}_conv1")
     x = layers.ReLU(name=f"{prefix}_relu1")(batch_normalization(x, name=f"{prefix}_bn1"))
-    x = convolution(x, filters, kernel_regularizer=kernel_regularizer, name=f"{prefix}_conv2")
-    x = batch_normalization(x, name=f"{prefix}_bn2")
-    return layers.ReLU(name=output_name)(layers.Add(name=f"{prefix}_add")([x, shortcut]))
+    x = batch_normalization(convolve(x, filters, name=f"{prefix}_conv2"), name=f"{prefix}_bn2")
+    x = layers.Add(name=f"{prefix}_add")([x, shortcut])
+    return layers.ReLU(name=name or f"{prefix}_relu2")(x)
 
 
 def resnet8(num_classes, input_shape=(32, 32, 3), **kwargs):

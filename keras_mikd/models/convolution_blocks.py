@@ -1,26 +1,25 @@
 """What the networks of this package share: their convolution, BatchNorm, classifier and checks."""
 
-import numbers
-
 from keras import initializers, layers
+
+from keras_mikd import checks
 
 
 def check_model_arguments(*, num_classes, input_shape):
     """Raises a ValueError unless the two describe an image classifier of three stages."""
-    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
+    checks.integer("num_classes", num_classes, at_least=2)
+    # The last stage works at a quarter of the size.
+    check_sizes("input_shape", input_shape, at_least=(4, 4, 1))
+
+
+def check_sizes(argument, sizes, *, at_least):
+    """Raises a ValueError unless `sizes` are as many ints as `at_least`, none below its limit."""
+    if len(sizes) != len(at_least):
         raise ValueError(
-            "Expected `num_classes` to be an integer of at least 2. "
-            f"Received: num_classes={num_classes!r}"
+            f"Expected `{argument}` to be {len(at_least)} ints. Received: {argument}={sizes!r}"
         )
-    height_width_channels = tuple(input_shape)
-    if len(height_width_channels) != 3 or not all(
-        isinstance(size, numbers.Integral) and size >= smallest
-        for size, smallest in zip(height_width_channels, (4, 4, 1), strict=True)
-    ):
-        raise ValueError(
-            "Expected `input_shape` to be (height, width, channels) of at least (4, 4, 1), since "
-            f"the last stage works at a quarter of the size. Received: input_shape={input_shape!r}"
-        )
+    for position, (size, limit) in enumerate(zip(sizes, at_least, strict=True)):
+        checks.integer(f"{argument}[{position}]", size, at_least=limit)
 
 
 def convolution(x, filters, *, kernel_size=3, strides=1, kernel_regularizer=None, name):
@@ -66,3 +65,28 @@ def classifier(x, num_classes, *, kernel_regularizer=None):
     """Returns logits of shape `(batch, num_classes)` from maps: the layers "pooled", "logits"."""
     x = layers.GlobalAveragePooling2D(name="pooled")(x)
     return layers.Dense(num_classes, kernel_regularizer=kernel_regularizer, name="logits")(x)
+
+
+def residual_stages(x, block, *, widths, num_blocks):
+    """Applies residual blocks, stage by stage, at the full, half, quarter, ... resolution.
+
+    Args:
+        x: Shape `(batch, height, width, channels)`.
+        block: Function `(x, filters, *, strides, prefix, name) -> x` of one block. The names of its
+            layers start with `prefix`; `name` is that of its last layer, or None.
+        widths: Channels of the stages.
+        num_blocks: Blocks in each stage.
+
+    Returns:
+        The last block's output. That of each stage is the layer "stage1_output" and so on.
+    """
+    for stage, filters in enumerate(widths, start=1):
+        for number in range(1, num_blocks + 1):
+            x = block(
+                x,
+                filters,
+                strides=2 if stage > 1 and number == 1 else 1,
+                prefix=f"stage{stage}_block{number}",
+                name=f"stage{stage}_output" if number == num_blocks else None,
+            )
+    return x

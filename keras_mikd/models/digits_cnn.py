@@ -6,6 +6,7 @@ from keras import layers
 from keras_mikd.models.convolution_blocks import (
     batch_normalization,
     check_model_arguments,
+    check_sizes,
     classifier,
     convolution,
 )
@@ -18,10 +19,11 @@ def digits_cnn(
     widths: tuple[int, int, int] = (8, 16, 24),
     name: str = "digits_cnn",
 ) -> keras.Model:
-    """A student of 5,026 trainable weights: three times 3x3 convolution, BatchNorm and ReLU.
+    """Builds a student of 5,026 trainable weights: three times 3x3 convolution, BatchNorm and ReLU.
 
-    The stages work at the full, half and quarter resolution. Their outputs, after the ReLU, are the
-    layers "stage1_output" to "stage3_output"; "pooled" is the vector before the classifier.
+    The stages work at the full, half and quarter resolution. The layers "stage1_output" to
+    "stage3_output" are their outputs, after the ReLU. The layer "pooled" is the vector before the
+    classifier.
 
     Args:
         num_classes: Number of classes, at least 2.
@@ -42,10 +44,7 @@ def digits_cnn(
     ```
     """
     check_model_arguments(num_classes=num_classes, input_shape=input_shape)
-    if len(widths) != 3 or min(widths) < 1:
-        raise ValueError(
-            f"Expected `widths` to be three positive integers. Received: widths={widths}"
-        )
+    check_sizes("widths", widths, at_least=(1, 1, 1))
     inputs = x = keras.Input(input_shape, name="image")
     for stage, (width, strides) in enumerate(zip(widths, (1, 2, 2), strict=True), start=1):
         x = convolution(x, width, strides=strides, name=f"stage{stage}_conv")

@@ -1,13 +1,17 @@
 """Wide residual networks for 32x32 images."""
 
+import functools
+
 import keras
 from keras import layers
 
+from keras_mikd import checks
 from keras_mikd.models.convolution_blocks import (
     batch_normalization,
     check_model_arguments,
     classifier,
     convolution,
+    residual_stages,
 )
 
 
@@ -20,14 +24,15 @@ def wide_resnet(
     kernel_regularizer=None,
     name: str | None = None,
 ) -> keras.Model:
-    """A pre-activation residual network, `width` times as wide as a ResNet of that depth.
+    """Builds a pre-activation residual network, `width` times as wide as a ResNet of that depth.
 
-    A 3x3 convolution of 16 channels, then three stages of `(depth - 4) / 6` blocks with 16, 32 and
-    64 times `width` channels at the full, half and quarter resolution, BatchNorm and ReLU, global
-    average pooling and a linear classifier. "pooled" is the vector before the classifier.
+    A 3x3 convolution of 16 channels is followed by three stages of `(depth - 4) / 6` blocks,
+    BatchNorm and ReLU, global average pooling and a linear classifier. The stages have 16, 32 and
+    64 times `width` channels, at the full, half and quarter resolution. The layer "pooled" is the
+    vector before the classifier.
 
-    The raw stage outputs, which VID's code and the CRD benchmark distil, are the layers
-    "stage1_output" to "stage3_output": name them, since `stages` finds the activations after them.
+    The layers "stage1_output" to "stage3_output" are the raw stage outputs, which VID's code and
+    the CRD benchmark distil. Name them: `stages` finds the activations after them.
 
     Args:
         depth: Number of layers with weights, 6n + 4: 10, 16, 22, 28, 40.
@@ -53,51 +58,33 @@ def wide_resnet(
     ```
     """
     check_model_arguments(num_classes=num_classes, input_shape=input_shape)
-    if depth < 10 or depth % 6 != 4:
+    if checks.integer("depth", depth, at_least=10) % 6 != 4:
         raise ValueError(f"Expected `depth` to be 6n + 4, as 16, 28, 40. Received: depth={depth}")
-    if width < 1:
-        raise ValueError(f"Expected `width` to be at least 1. Received: width={width}")
-    num_blocks = (depth - 4) // 6
+    checks.integer("width", width, at_least=1)
+    convolve = functools.partial(convolution, kernel_regularizer=kernel_regularizer)
     inputs = keras.Input(input_shape, name="image")
-    x = convolution(inputs, 16, kernel_regularizer=kernel_regularizer, name="stem_conv")
-    for stage, filters in enumerate((16 * width, 32 * width, 64 * width), start=1):
-        for block in range(1, num_blocks + 1):
-            prefix = f"stage{stage}_block{block}"
-            x = _preactivation_block(
-                x,
-                filters,
-                strides=2 if stage > 1 and block == 1 else 1,
-                kernel_regularizer=kernel_regularizer,
-                prefix=prefix,
-                output_name=f"stage{stage}_output" if block == num_blocks else f"{prefix}_add",
-            )
+    x = residual_stages(
+        convolve(inputs, 16, name="stem_conv"),
+        functools.partial(_preactivation_block, convolve),
+        widths=(16 * width, 32 * width, 64 * width),
+        num_blocks=(depth - 4) // 6,
+    )
     x = layers.ReLU(name="final_relu")(batch_normalization(x, name="final_bn"))
     logits = classifier(x, num_classes, kernel_regularizer=kernel_regularizer)
     return keras.Model(inputs, logits, name=name or f"wrn_{depth}_{width}")
 
 
-def _preactivation_block(x, filters, *, strides, kernel_regularizer, prefix, output_name):
+def _preactivation_block(convolve, x, filters, *, strides, prefix, name):
     activated = layers.ReLU(name=f"{prefix}_relu1")(batch_normalization(x, name=f"{prefix}_bn1"))
     shortcut = x
     if x.shape[-1] != filters:
-        shortcut = convolution(
-            activated,
-            filters,
-            kernel_size=1,
-            strides=strides,
-            kernel_regularizer=kernel_regularizer,
-            name=f"{prefix}_shortcut_conv",
+        shortcut = convolve(
+            activated, filters, kernel_size=1, strides=strides, name=f"{prefix}_shortcut_conv"
         )
-    x = convolution(
-        activated,
-        filters,
-        strides=strides,
-        kernel_regularizer=kernel_regularizer,
-        name=f"{prefix}_conv1",
-    )
+    x = convolve(activated, filters, strides=strides, name=f"{prefix}_conv1")
     x = layers.ReLU(name=f"{prefix}_relu2")(batch_normalization(x, name=f"{prefix}_bn2"))
-    x = convolution(x, filters, kernel_regularizer=kernel_regularizer, name=f"{prefix}_conv2")
-    return layers.Add(name=output_name)([x, shortcut])
+    x = convolve(x, filters, name=f"{prefix}_conv2")
+    return layers.Add(name=name or f"{prefix}_add")([x, shortcut])
 
 
 def wrn_16_1(num_classes, input_shape=(32, 32, 3), **kwargs):
