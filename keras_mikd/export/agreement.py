@@ -1,0 +1,114 @@
+"""How far a converted network agrees with the Keras model that it was made from."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_ARRAY_BATCH = 32
+
+
+def checked_batches(argument, data, model):
+    """Returns `data` as a `tf.data.Dataset` of batches that `model` takes; `None` stays `None`."""
+    if data is None:
+        return None
+    if isinstance(data, (np.ndarray, tf.Tensor)) and data.ndim:
+        data = tf.data.Dataset.from_tensor_slices(data).batch(_ARRAY_BATCH)
+    if not isinstance(data, tf.data.Dataset):
+        raise TypeError(
+            f"Expected `{argument}` to be a tf.data.Dataset of batches or one array of examples. "
+            f"Received: {argument}={type(data).__name__}. Of images and labels, pass the images."
+        )
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"Expected `{argument}` to be finite. Received: {argument}=an endless data set. "
+            "Add .take(batches)."
+        )
+    spec, inputs = data.element_spec, inputs_of(model)
+    spec = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)[0]
+    if len(inputs) == 1 and tuple(spec.shape) == tuple(inputs[0].shape[1:]):
+        raise ValueError(
+            f"Expected `{argument}` to be a data set of batches. Received: {argument}=single "
+            f"examples of shape {tuple(spec.shape)}. Add .batch(32)."
+        )
+    return data
+
+
+def inputs_of(model):
+    """Returns the symbolic inputs of a model; none of a subclassed one."""
+    return getattr(model, "inputs", None) or ()
+
+
+def inputs_in(argument, batches):
+    """Yields the inputs of each batch, `x` or `(x, y, ...)`; raises where there are no examples."""
+    examples = 0
+    for batch in batches:
+        x = batch[0] if isinstance(batch, tuple) else batch
+        examples += keras.tree.flatten(x)[0].shape[0]
+        yield x
+    if not examples:
+        raise ValueError(f"Expected `{argument}` to hold examples. Received: {argument}=[]")
+
+
+def compare(model, content, batches):
+    """Runs a float32 model and the bytes of its file on the same examples.
+
+    Returns the number of examples, the largest absolute difference over all outputs, and the
+    fraction of output vectors whose largest entry is in the same place (`None` without any).
+    """
+    runner = _interpreter(content).get_signature_runner()
+    examples, largest, same, vectors = 0, 0.0, 0, 0
+    for x in inputs_in("check_on", batches):
+        # On a GPU, float32 may mean TF32, which differs by more than a good conversion does.
+        with tf.device("CPU"):
+            expected = _named(model(x, training=False))
+        actual = runner(**_feed(model, runner, x))
+        examples += keras.tree.flatten(x)[0].shape[0]
+        for name, value in expected.items():
+            largest = np.maximum(largest, _largest_difference(value, actual[name]))
+            if value.ndim > 1 and value.shape[-1] > 1:
+                agrees = value.argmax(axis=-1) == actual[name].argmax(axis=-1)
+                same, vectors = same + agrees.sum(), vectors + agrees.size
+    return examples, float(largest), float(same / vectors) if vectors else None
+
+
+def _interpreter(content):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:  # It is optional; the one inside TensorFlow is deprecated, and says so.
+        Interpreter = tf.lite.Interpreter
+    return Interpreter(model_content=content)
+
+
+def _named(outputs):
+    """Names Keras' outputs as the file's signature does."""
+    if not isinstance(outputs, dict):
+        outputs = {f"output_{i}": value for i, value in enumerate(keras.tree.flatten(outputs))}
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def _feed(model, runner, x):
+    """Returns the inputs of a batch as `{name in the file: array}`."""
+    details = runner.get_input_details()
+    names = [tensor.name for tensor in inputs_of(model)]
+    if len(details) == 1:
+        names = list(details)
+    by_name = isinstance(x, dict) and x.keys() >= set(names)
+    values = [x[name] for name in names] if by_name else keras.tree.flatten(x)
+    if set(names) != set(details) or len(names) != len(values):
+        raise ValueError(
+            f"Expected one tensor in a batch of `check_on` for each input of the file, "
+            f"{sorted(details)}. Received: {len(values)} tensors, for the inputs {names} of the "
+            "model. Several inputs need a Functional model."
+        )
+    pairs = zip(names, values, strict=True)
+    return {name: np.asarray(value).astype(details[name]["dtype"]) for name, value in pairs}
+
+
+def _largest_difference(expected, actual):
+    if expected.shape != actual.shape:
+        raise RuntimeError(
+            f"Expected outputs of the converted network to have the shape {expected.shape}. "
+            f"Received: shape={actual.shape}. Nothing was written."
+        )
+    with np.errstate(invalid="ignore"):  # inf - inf is nan, and nan fails the check.
+        return np.max(np.abs(expected.astype("float64") - actual), initial=0.0)
