@@ -91,7 +91,9 @@ def sizes(flag):
     """Returns the values of a list flag, which have to be integers above 1."""
     values = FLAGS[flag].value
     if not values or not all(value.isdecimal() and int(value) > 1 for value in values):
-        raise SystemExit(f"--{flag}: expected integers above 1; got {','.join(values)}")
+        raise SystemExit(
+            f"Expected --{flag} to be integers above 1. Received: --{flag}={','.join(values)}"
+        )
     return [int(value) for value in values]
 
 

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 
 import keras_mikd as mikd
 import reports
-from methods import METHODS, STUDENT, compiled
+from methods import METHODS, STUDENT, check_names, compiled
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -95,9 +95,7 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     reports.check_output()
-    unknown = sorted(set(FLAGS.methods) - set(METHODS))
-    if unknown or not FLAGS.methods:
-        raise SystemExit(f"--methods: expected some of {', '.join(METHODS)}; got {unknown}")
+    check_names("methods", FLAGS.methods, METHODS)
     keras.utils.set_random_seed(0)
     data = mikd.datasets.load_digits(batch_size=FLAGS.batch_size, seed=0).train
     (batch,) = data.take(1)

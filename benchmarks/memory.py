@@ -28,7 +28,7 @@ from absl import app, flags
 
 import keras_mikd as mikd
 import reports
-from methods import EQUAL_SHAPES, FLOOR, METHODS, compiled
+from methods import EQUAL_SHAPES, FLOOR, METHODS, check_names, compiled
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("teacher", "resnet32x4", "Network of keras_mikd.models.")
@@ -105,9 +105,7 @@ def print_row(row):
 
 def chosen_methods():
     names = FLAGS.methods or (["KD", "VID"] if FLAGS.quick else ALL)
-    unknown = [name for name in names if name not in ALL]
-    if unknown:
-        raise SystemExit(f"--methods: expected some of {list(ALL)}; got {unknown}")
+    check_names("methods", names, ALL)
     # References first, because the rows of the others are compared with theirs.
     return dict.fromkeys([*map(reference, names), *names])
 

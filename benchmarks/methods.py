@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 import keras_mikd as mikd
+from keras_mikd import recipes
 
 # What distillation cannot do without: the teacher's forward and the student's plain step.
 FLOOR = "floor"
@@ -39,61 +40,54 @@ class SideBySide(keras.Model):
         return sum(self.loss(y, output) for output in y_pred)
 
 
-def offline(losses):
-    """A `Distiller` with the losses that `losses` makes for a teacher and a student."""
+def offline(recipe, *, xla_critics="auto", **options):
+    """A `Distiller` with the losses of a recipe."""
 
     def build(new_teacher, new_student):
         teacher, student = new_teacher(), new_student()
-        return mikd.Distiller(teacher, student, losses(teacher, student))
+        losses = recipe(teacher, student, **options)
+        return mikd.Distiller(teacher, student, losses, xla_critics=xla_critics)
 
     return Method(build, FLOOR)
 
 
-def soft_targets(teacher, student):
-    return [mikd.SoftTargets(weight=0.9)]
+def by_itself(recipe, **options):
+    """A `SelfDistiller` with the losses of a recipe."""
+
+    def build(_, new_student):
+        student = new_student()
+        return mikd.SelfDistiller(student, recipe(student, student, **options))
+
+    return Method(build, STUDENT)
 
 
-def at_stages(loss):
-    return lambda teacher, student: [
-        loss(teacher_layer=place, student_layer=own, name=f"loss_{own}")
-        for place, own in mikd.pair_stages(teacher, student)
-    ]
+def mutual(recipe):
+    """Two peers, with the losses of a recipe."""
 
-
-def info_nce(**options):
-    options = {"bound": mikd.bounds.info_nce, "negatives": "all", **options}
-    return lambda teacher, student: [mikd.JSDCritic(critic=mikd.SeparableCritic(), **options)]
-
-
-def _assembled(distiller, **options):
-    return Method(lambda teacher, student: distiller(teacher(), student(), **options), FLOOR)
-
-
-def muse(**options):
-    return Method(lambda _, student: mikd.MUSEDistiller(student(), **options), STUDENT)
-
-
-def _stages(model):
-    return [place for place, _ in mikd.pair_stages(model, model)]
-
-
-def _be_your_own_teacher(_, new_student):
-    student = new_student()
-    *early, last = _stages(student)
-    heads = mikd.BeYourOwnTeacher(teacher_layer=[last, "output"], student_layer=early)
-    return mikd.SelfDistiller(student, [heads])
-
-
-def _mutual(with_muse):
     def build(_, new_student):
         peers = [new_student(), new_student()]
-        losses = [mikd.SoftTargets(temperature=1.0, name="dml")]
-        if with_muse:
-            stages = _stages(peers[0])
-            losses += [mikd.MUSE(teacher_layer="pooled", student_layer=stages, name="muse")]
-        return mikd.MutualDistiller(peers, losses)
+        return mikd.MutualDistiller(peers, recipe(*peers))
 
     return Method(build, TWO_STUDENTS)
+
+
+def hints(teacher, student):
+    return recipes.hint(teacher, student, pairs=mikd.pair_stages(teacher, student))
+
+
+def info_nce(teacher, student, **options):
+    """One critic of the pooled vectors, against all of the batch."""
+    critic = mikd.SeparableCritic()
+    options = {"bound": mikd.bounds.info_nce, "negatives": "all", **options}
+    return [mikd.JSDCritic(critic=critic, **options)]
+
+
+def dml(peer, other):
+    return [mikd.SoftTargets(temperature=1.0, name="dml")]
+
+
+def dml_muse(peer, other):
+    return dml(peer, other) + recipes.muse(peer, other, negatives_from="batch")
 
 
 def _mcmi(new_teacher, _):
@@ -107,12 +101,12 @@ def _mcmi(new_teacher, _):
 STAGES = ("stage1_output", "stage2_output", "stage3_output")  # As Keras' own losses call them.
 
 
-def keras_features():
+def keras_features(*_):
     loss = keras.distillation.FeatureDistillation
     return [loss("mse", teacher_layer_name=name, student_layer_name=name) for name in STAGES]
 
 
-def keras_logits():
+def keras_logits(*_):
     return keras.distillation.LogitsDistillation(temperature=4.0, loss=keras.losses.KLDivergence())
 
 
@@ -128,27 +122,36 @@ METHODS = {
     STUDENT: Method(lambda _, student: student(), STUDENT),
     TWO_STUDENTS: Method(lambda _, student: SideBySide([student(), student()]), TWO_STUDENTS),
     TEACHER: Method(lambda teacher, _: teacher(), TEACHER),
-    "KD": offline(soft_targets),
-    "AT": offline(at_stages(mikd.AttentionTransfer)),
-    "hint": offline(at_stages(mikd.Hint)),
-    "VID": _assembled(mikd.VIDDistiller),
-    "VID + logits": _assembled(mikd.VIDDistiller, logits_weight=1.0),
-    "MIMKD": _assembled(mikd.MIMKDDistiller, xla_critics=True),
-    "MIMKD (no XLA)": _assembled(mikd.MIMKDDistiller, xla_critics=False),
-    "InfoNCE in the batch": offline(info_nce()),
+    "KD": offline(recipes.kd),
+    "AT": offline(recipes.attention_transfer),
+    "hint": offline(hints),
+    "VID": offline(recipes.vid),
+    "VID + logits": offline(recipes.vid, logits_weight=1.0),
+    "MIMKD": offline(recipes.mimkd, xla_critics=True),
+    "MIMKD (no XLA)": offline(recipes.mimkd, xla_critics=False),
+    "InfoNCE in the batch": offline(info_nce),
     "Keras (logits)": _keras(keras_logits),
-    "BYOT (self)": Method(_be_your_own_teacher, STUDENT),
-    "MUSE (self)": muse(),
-    "MUSE additive (self)": muse(combine="additive"),
-    "DML (two peers)": _mutual(with_muse=False),
-    "DML + MUSE (two peers)": _mutual(with_muse=True),
+    "BYOT (self)": by_itself(recipes.be_your_own_teacher),
+    "MUSE (self)": by_itself(recipes.muse),
+    "MUSE additive (self)": by_itself(recipes.muse, combine="additive"),
+    "DML (two peers)": mutual(dml),
+    "DML + MUSE (two peers)": mutual(dml_muse),
     "MCMI": Method(_mcmi, TEACHER),
 }
 # Keras compares features of equal shape only, which few pairs of networks have.
 EQUAL_SHAPES = {
     "Keras (3 features)": _keras(keras_features),
-    "same in mikd.Distiller": offline(lambda teacher, student: keras_features()),
+    "same in mikd.Distiller": offline(keras_features),
 }
+
+
+def check_names(flag, names, known):
+    """Refuses names that are not known, and none at all."""
+    if not names or not set(names) <= set(known):
+        raise SystemExit(
+            f"Expected --{flag} to be some of {', '.join(known)}. "
+            f"Received: --{flag}={','.join(names)}"
+        )
 
 
 def compiled(model, steps_per_execution=1):

@@ -26,7 +26,7 @@ def define_output():
 def check_output():
     """Refuses before anything is measured what could not be written after it."""
     if FLAGS.output and Path(FLAGS.output).exists():
-        raise SystemExit(f"--output: {FLAGS.output} exists; name another file")
+        raise SystemExit(f"Expected a new file. Received: --output={FLAGS.output}, which exists")
 
 
 def write(results):

@@ -34,7 +34,8 @@ from absl import app, flags
 import keras_mikd as mikd
 import reports
 import traffic
-from methods import METHODS, compiled, info_nce, muse, offline
+from keras_mikd import recipes
+from methods import METHODS, by_itself, check_names, compiled, info_nce, offline
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -62,10 +63,10 @@ MEASURED = {
     "VID": METHODS["VID"],
     "MIMKD": METHODS["MIMKD (no XLA)"],
     "InfoNCE (global)": METHODS["InfoNCE in the batch"],
-    "InfoNCE (local)": offline(info_nce(gather=False)),
+    "InfoNCE (local)": offline(info_nce, gather=False),
     "MUSE": METHODS["MUSE (self)"],
-    "MUSE (negatives of the batch)": muse(negatives_from="batch"),
-    "MUSE (local)": muse(gather=False),
+    "MUSE (negatives of the batch)": by_itself(recipes.muse, negatives_from="batch"),
+    "MUSE (local)": by_itself(recipes.muse, gather=False),
     "DML": METHODS["DML (two peers)"],
 }
 CLASSES = 100
@@ -80,10 +81,9 @@ def networks():
 
 
 def chosen_methods():
-    unknown = [name for name in FLAGS.methods if name not in MEASURED]
-    if unknown:
-        raise SystemExit(f"--methods: expected some of {list(MEASURED)}; got {unknown}")
-    return {name: MEASURED[name] for name in FLAGS.methods or MEASURED}
+    names = FLAGS.methods or list(MEASURED)
+    check_names("methods", names, MEASURED)
+    return {name: MEASURED[name] for name in names}
 
 
 def weights(variables):

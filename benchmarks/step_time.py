@@ -17,6 +17,7 @@ call of every method; the floor takes its steps one by one.
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
 
+import functools
 import os
 import random
 import statistics
@@ -31,7 +32,8 @@ from absl import app, flags
 
 import keras_mikd as mikd
 import reports
-from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, Method, compiled
+from keras_mikd import recipes
+from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, check_names, compiled, offline
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -71,43 +73,27 @@ PAIRS = {
 }
 
 
-def feature_critics(critic, width, grid, xla):
-    def build(new_teacher, new_student):
-        teacher, student = new_teacher(), new_student()
-        losses = [
-            mikd.JSDCritic(
-                teacher_layer=place,
-                student_layer=student_place,
-                critic=critic(width=width),
-                grid=grid,
-                name=f"jsd_{student_place}",
-            )
-            for place, student_place in mikd.pair_stages(teacher, student)
-        ]
-        return mikd.Distiller(teacher, student, losses, xla_critics=xla)
-
-    return Method(build, FLOOR)
-
-
-def mimkd_levels(**weights):
+def mimkd(xla=True, **options):
+    """The levels of MIMKD whose weights are given."""
     off = {"global_weight": 0.0, "local_weight": 0.0, "feature_weight": 0.0}
-    return Method(lambda t, s: mikd.MIMKDDistiller(t(), s(), **{**off, **weights}), FLOOR)
+    return offline(recipes.mimkd, xla_critics=xla, **{**off, **options})
 
 
 def critic_designs():
     """Each level of MIMKD alone, then the feature level with one setting changed at a time."""
     variants = {
         "MIMKD": METHODS["MIMKD"],
-        "global": mimkd_levels(global_weight=0.2),
-        "local": mimkd_levels(local_weight=0.8),
-        "feature": mimkd_levels(feature_weight=0.8),
+        "global": mimkd("auto", global_weight=0.2),
+        "local": mimkd("auto", local_weight=0.8),
+        "feature": mimkd("auto", feature_weight=0.8),
     }
     for name, critic in (("concat", mikd.ConcatCritic), ("separable", mikd.SeparableCritic)):
         designs = [(width, 4, True) for width in (64, 128, 256, 512)]
         designs += [(128, grid, True) for grid in (1, 2, 8, None)] + [(128, 4, False)]
         for width, grid, xla in designs:
             label = f"feature: {name}, width {width}, grid {grid}{'' if xla else ', no XLA'}"
-            variants[label] = feature_critics(critic, width, grid, xla)
+            design = {"critic": functools.partial(critic, width=width), "grid": grid}
+            variants[label] = mimkd(xla, feature_weight=1.0, **design)
     return variants
 
 
@@ -239,11 +225,9 @@ def main(argv):
     del argv
     reports.check_output()
     known = {**METHODS, **EQUAL_SHAPES}
-    unknown = sorted(set(FLAGS.methods) - set(known))
-    if unknown:
-        raise SystemExit(f"--methods: expected some of {', '.join(known)}; got {unknown}")
+    check_names("methods", FLAGS.methods or known, known)
     if FLAGS.critics and FLAGS.methods:
-        raise SystemExit("--critics and --methods are given; expected one of them")
+        raise SystemExit("Expected --critics or --methods. Received: both")
     keras.config.set_dtype_policy(FLAGS.dtype_policy)
     keras.utils.set_random_seed(0)
     results = {}

@@ -25,6 +25,7 @@ from absl import app, flags
 
 import keras_mikd as mikd
 import reports
+from methods import compiled
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -39,14 +40,6 @@ reports.define_output()
 
 FLOOR = "student alone"
 CLASSES = 100
-
-
-def compiled(model):
-    model.compile(
-        keras.optimizers.SGD(0.0, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
 
 
 def variants(teacher, images, labels, folder):
@@ -127,7 +120,10 @@ def main(argv):
     del argv
     reports.check_output()
     if FLAGS.batch_size > FLAGS.examples:
-        raise SystemExit(f"--batch_size: expected at most {FLAGS.examples}; got {FLAGS.batch_size}")
+        raise SystemExit(
+            f"Expected --batch_size of at most {FLAGS.examples}. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
     keras.utils.set_random_seed(0)
     results = {name: measure(name) for name in FLAGS.teachers}
     print_table(results)
