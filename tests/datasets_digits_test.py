@@ -1,6 +1,4 @@
-import os
 import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -21,19 +19,22 @@ def data_dir(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    return load_digits(data_dir=data_dir)
+
+
 def _arrays(dataset):
     images, labels = zip(*dataset, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def test_splits_have_the_promised_sizes(data_dir):
-    digits = load_digits(data_dir=data_dir)
+def test_splits_have_the_promised_sizes(digits):
     assert (digits.num_train, digits.num_validation, digits.num_test) == (898, 360, 539)
     assert (digits.num_classes, digits.image_shape) == (10, (8, 8, 1))
 
 
-def test_splits_are_stratified(data_dir):
-    digits = load_digits(data_dir=data_dir)
+def test_splits_are_stratified(digits):
     totals = np.bincount(sklearn.datasets.load_digits().target)
     for dataset, fraction in ((digits.validation, 0.2), (digits.test, 0.3)):
         counts = np.bincount(_arrays(dataset)[1])
@@ -55,13 +56,13 @@ def test_splits_together_are_the_images_of_scikit_learn(data_dir):
     assert sorted(stored) == sorted(original)
 
 
-def test_split_is_pinned_across_machines(data_dir):
-    labels = _arrays(load_digits(data_dir=data_dir).test)[1]
+def test_split_is_pinned_across_machines(digits):
+    labels = _arrays(digits.test)[1]
     assert labels[:12].tolist() == [0, 1, 4, 5, 8, 5, 6, 5, 9, 9, 1, 3]
 
 
-def test_images_are_counts_over_sixteen(data_dir):
-    images, labels = _arrays(load_digits(data_dir=data_dir).test)
+def test_images_are_counts_over_sixteen(digits):
+    images, labels = _arrays(digits.test)
     assert images.dtype == np.float32
     assert labels.dtype == np.int32
     assert (images.min(), images.max()) == (0.0, 1.0)
@@ -136,9 +137,7 @@ def test_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path, mo
 
 
 def test_builder_is_registered_with_tfds(data_dir):
-    train, info = tfds.load("mikd_digits", split="train", data_dir=data_dir, with_info=True)
-    assert len(train) == 898
-    assert "13 people" in info.description
+    assert len(tfds.load("mikd_digits", split="train", data_dir=data_dir)) == 898
 
 
 @pytest.mark.parametrize("package", ["tensorflow_datasets", "importlib_resources"])
@@ -152,10 +151,3 @@ def test_missing_scikit_learn_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r'scikit-learn: pip install "keras_mikd\[data\]"'):
         load_digits(data_dir=str(tmp_path))
-
-
-def test_package_is_imported_without_tfds():
-    code = "import sys, keras_mikd.datasets; sys.exit('tensorflow_datasets' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert done.returncode == 0

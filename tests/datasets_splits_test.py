@@ -4,8 +4,8 @@ import pytest
 from keras_mikd.datasets.image_pipeline import ImagePipeline
 from keras_mikd.datasets.splits import (
     LabelledImages,
+    Training,
     build_splits,
-    check_arguments,
     draw_per_class,
     partition_per_class,
 )
@@ -21,18 +21,25 @@ def _numbered(labels):
     return LabelledImages(images, labels.astype(np.int32))
 
 
-def _build(**changes):
-    arguments = {
-        "num_classes": 3,
-        "pipeline": ImagePipeline(max_value=1.0),
-        "batch_size": 5,
-        "labels_per_class": None,
-        "train_fraction": None,
-        "seed": 0,
-        "augment": False,
-    }
+TRAINING = {
+    "batch_size": 5,
+    "seed": 0,
+    "augment": False,
+    "labels_per_class": None,
+    "train_fraction": None,
+}
+
+
+def _build(validation=True, **changes):
     data = _numbered(LABELS)
-    return build_splits(data, data, data, **(arguments | changes))
+    return build_splits(
+        data,
+        data if validation else None,
+        data,
+        num_classes=3,
+        pipeline=ImagePipeline(max_value=1.0),
+        training=Training(**(TRAINING | changes)),
+    )
 
 
 def _positions(dataset):
@@ -73,11 +80,11 @@ def test_draw_larger_than_class_names_the_class_and_its_size():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` to be an integer of at least 1. Received: batch_size=0"),
+        ({"batch_size": 0}, "`batch_size` to be an int of at least 1. Received: batch_size=0"),
         ({"batch_size": 2.5}, "Received: batch_size=2.5"),
         ({"labels_per_class": 0}, "`labels_per_class` to be .* Received: labels_per_class=0"),
         ({"labels_per_class": -1}, "Received: labels_per_class=-1"),
-        ({"train_fraction": 0}, "above 0 and at most 1. Received: train_fraction=0"),
+        ({"train_fraction": 0}, "above 0 and of at most 1 or None. Received: train_fraction=0"),
         ({"train_fraction": 1.1}, "Received: train_fraction=1.1"),
         ({"train_fraction": "half"}, "Received: train_fraction='half'"),
         ({"train_fraction": 0.5, "labels_per_class": 3}, "not both.*labels_per_class=3, train"),
@@ -87,8 +94,7 @@ def test_draw_larger_than_class_names_the_class_and_its_size():
 )
 def test_arguments_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
-        valid = {"batch_size": 8, "labels_per_class": None, "train_fraction": None, "seed": 0}
-        check_arguments(**(valid | changes))
+        Training(**(TRAINING | changes))
 
 
 def test_batch_larger_than_training_set():
@@ -141,18 +147,6 @@ def test_evaluation_has_every_image_in_order():
 
 
 def test_no_validation_split():
-    data = _numbered(LABELS)
-    splits = build_splits(
-        data,
-        None,
-        data,
-        num_classes=3,
-        pipeline=ImagePipeline(max_value=1.0),
-        batch_size=5,
-        labels_per_class=None,
-        train_fraction=None,
-        seed=0,
-        augment=False,
-    )
+    splits = _build(validation=False)
     assert splits.validation is None
     assert splits.num_validation == 0

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_mikd.datasets.image_pipeline import finished
+from keras_mikd.datasets.splits import Splits, check_batch_size
 
 BOX_FORMAT = "xyxy"
 """KerasCV's name of the boxes' format: left, top, right, bottom in pixels."""
@@ -29,17 +30,47 @@ def targets(objects, shape, max_boxes):
     }
 
 
-def for_training(dataset, prepare, *, batch_size, seed, shuffle_buffer):
-    """Returns full batches, in a new order in every epoch.
+def build_splits(
+    builder, train, validation, test, *, prepare, image_shape, batch_size, seed, shuffle_buffer
+):
+    """Returns a `Splits` of detection data.
 
     Args:
-        dataset: `tf.data.Dataset` of examples, each a tuple.
-        prepare: Function `(*example, seed) -> (image, targets)`; `seed` is a new integer scalar
-            for every example and epoch.
+        builder: The TFDS builder that the examples are of.
+        train: `tf.data.Dataset` of examples, each a tuple, of known cardinality.
+        validation: Likewise, or None.
+        test: Likewise.
+        prepare: Function `(*example, seed=None) -> (image, targets)`; `seed` is a new integer
+            scalar for every training example and epoch, and None in evaluation.
+        image_shape: Shape of the images that `prepare` returns.
         batch_size: Images in a batch.
         seed: Seed of the order and of what `prepare` draws. TensorFlow mixes its global seed in.
-        shuffle_buffer: Examples among which the next one is drawn.
+        shuffle_buffer: Training examples among which the next one is drawn.
+
+    Raises:
+        ValueError: If the training images do not fill a batch.
     """
+    check_batch_size(batch_size, len(train))
+
+    def evaluated(examples):
+        return for_evaluation(examples, prepare, batch_size=batch_size)
+
+    return Splits(
+        train=for_training(
+            train, prepare, batch_size=batch_size, seed=seed, shuffle_buffer=shuffle_buffer
+        ),
+        validation=evaluated(validation) if validation else None,
+        test=evaluated(test),
+        num_classes=builder.info.features["objects"]["label"].num_classes,
+        image_shape=image_shape,
+        num_train=len(train),
+        num_validation=len(validation) if validation else 0,
+        num_test=len(test),
+    )
+
+
+def for_training(dataset, prepare, *, batch_size, seed, shuffle_buffer):
+    """Returns full batches, in a new order in every epoch; arguments as in `build_splits`."""
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     shuffled = tf.data.Dataset.zip((dataset.shuffle(shuffle_buffer, seed=seed), seeds))
     images = shuffled.map(
@@ -49,13 +80,7 @@ def for_training(dataset, prepare, *, batch_size, seed, shuffle_buffer):
 
 
 def for_evaluation(dataset, prepare, *, batch_size):
-    """Returns every image once, in the order of `dataset`; the last batch may be smaller.
-
-    Args:
-        dataset: `tf.data.Dataset` of examples, each a tuple.
-        prepare: Function `(*example) -> (image, targets)`.
-        batch_size: Images in a batch.
-    """
+    """Returns every image once, in the order of `dataset`; the last batch may be smaller."""
     images = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     even = int(dataset.cardinality()) % batch_size == 0
     return finished(images.batch(batch_size, drop_remainder=even))

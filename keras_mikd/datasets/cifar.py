@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 as the distillation papers prepare them."""
 
+from keras_mikd import checks
 from keras_mikd.datasets.image_pipeline import ImagePipeline
-from keras_mikd.datasets.splits import Splits, build_splits, check_arguments, partition_per_class
+from keras_mikd.datasets.splits import Splits, Training, build_splits, partition_per_class
 from keras_mikd.datasets.tfds_arrays import downloaded_builder, read_split
 
 _CIFAR10_PIPELINE = ImagePipeline(
@@ -44,10 +45,9 @@ def load_cifar10(
         labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
             keeps them all. A smaller draw is a subset of a larger one.
         train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
-            ones of the file, whatever their classes, the same ones for every seed. An epoch stays
-            as long as with all images; those that are kept come up again and again. This is the
-            few-shot protocol of MCMI (arXiv 2401.08732), but for the order: TFDS shuffles when it
-            writes its files. None keeps all images.
+            ones of the file, whatever their classes and the seed. An epoch stays as long as with
+            all images. This is the few-shot protocol of MCMI (arXiv 2401.08732), except for the
+            order: TFDS shuffles when it writes its files. None keeps all images.
         seed: Seed of the draw and, mixed with TensorFlow's global seed, of the order of each
             epoch and of the augmentation. The three splits do not depend on it.
         data_dir: Folder of the TFDS data sets. None is TFDS' default, `~/tensorflow_datasets`.
@@ -56,7 +56,7 @@ def load_cifar10(
             validation split, in [0, 1). With 0 there is no validation split, and
             `Splits.validation` is None. The 10,000 test images are the test split.
         download: Whether to download the data, about 170 MB, if it is not in `data_dir`. Without a
-            network TFDS tries for some three minutes before it gives up.
+            network, TFDS gives up after some three minutes.
 
     Returns:
         A `Splits`.
@@ -78,17 +78,9 @@ def load_cifar10(
     model.fit(cifar.train, validation_data=cifar.validation, epochs=200)
     ```
     """
+    training = Training(batch_size, seed, augment, labels_per_class, train_fraction)
     return _load_cifar(
-        "cifar10",
-        _CIFAR10_PIPELINE,
-        batch_size=batch_size,
-        labels_per_class=labels_per_class,
-        train_fraction=train_fraction,
-        seed=seed,
-        data_dir=data_dir,
-        augment=augment,
-        validation_fraction=validation_fraction,
-        download=download,
+        "cifar10", _CIFAR10_PIPELINE, training, validation_fraction, data_dir, download
     )
 
 
@@ -107,8 +99,8 @@ def load_cifar100(
 
     Images are float32 of shape `(32, 32, 3)`, normalised by mean (0.5071, 0.4867, 0.4408) and
     standard deviation (0.2675, 0.2565, 0.2761). Augmentation: add 4 black pixels on every side,
-    crop 32x32 at random, mirror half of the images. The benchmark trains on all 50,000 images and
-    holds nothing out, which is `validation_fraction=0`.
+    crop 32x32 at random, mirror half of the images. The benchmark trains on all 50,000 images, as
+    with `validation_fraction=0`.
 
     Args:
         batch_size: As in `load_cifar10`.
@@ -140,44 +132,14 @@ def load_cifar100(
     model.fit(cifar.train, epochs=240)
     ```
     """
+    training = Training(batch_size, seed, augment, labels_per_class, train_fraction)
     return _load_cifar(
-        "cifar100",
-        _CIFAR100_PIPELINE,
-        batch_size=batch_size,
-        labels_per_class=labels_per_class,
-        train_fraction=train_fraction,
-        seed=seed,
-        data_dir=data_dir,
-        augment=augment,
-        validation_fraction=validation_fraction,
-        download=download,
+        "cifar100", _CIFAR100_PIPELINE, training, validation_fraction, data_dir, download
     )
 
 
-def _load_cifar(
-    name,
-    pipeline,
-    *,
-    batch_size,
-    labels_per_class,
-    train_fraction,
-    seed,
-    data_dir,
-    augment,
-    validation_fraction,
-    download,
-):
-    check_arguments(
-        batch_size=batch_size,
-        labels_per_class=labels_per_class,
-        train_fraction=train_fraction,
-        seed=seed,
-    )
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(
-            "Expected `validation_fraction` to be at least 0 and less than 1. "
-            f"Received: validation_fraction={validation_fraction!r}"
-        )
+def _load_cifar(name, pipeline, training, validation_fraction, data_dir, download):
+    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
     builder = downloaded_builder(
         name, loader=f"load_{name}", size="about 170 MB", data_dir=data_dir, download=download
     )
@@ -192,9 +154,5 @@ def _load_cifar(
         read_split(builder, "test"),
         num_classes=builder.info.features["label"].num_classes,
         pipeline=pipeline,
-        batch_size=batch_size,
-        labels_per_class=labels_per_class,
-        train_fraction=train_fraction,
-        seed=seed,
-        augment=augment,
+        training=training,
     )

@@ -1,11 +1,10 @@
 """MS COCO 2017 as ready-made pipelines for detectors."""
 
-import numbers
-
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.datasets import box_pipeline
-from keras_mikd.datasets.splits import Splits, check_arguments, check_batch_size
+from keras_mikd.datasets.splits import Splits, check_seed
 from keras_mikd.datasets.tfds_arrays import downloaded_builder, import_tfds
 
 _SHUFFLE_BUFFER = 2048
@@ -24,17 +23,17 @@ def load_coco(
 ) -> Splits:
     """Loads MS COCO 2017 for object detection.
 
-    An image is scaled, keeping its proportions, until its longer side has `image_size` pixels, and
-    filled up with black at the right or at the bottom. Augmentation mirrors half of the images.
+    An image is scaled, keeping its proportions, until its longer side has `image_size` pixels. The
+    rest, at the right or at the bottom, is black. Augmentation mirrors half of the images.
 
-    The pipelines yield `(images, {"boxes": boxes, "classes": classes})`: images are float32
+    The pipelines yield `(images, {"boxes": boxes, "classes": classes})`. Images are float32
     `(batch, image_size, image_size, 3)` in [0, 255], for a backbone that rescales
-    (`include_rescaling=True`); boxes float32 `(batch, max_boxes, 4)` in KerasCV's format "xyxy"
-    (left, top, right, bottom in pixels); classes float32 `(batch, max_boxes)` from 0 to 79, in the
-    order of TFDS. Boxes and classes that an image does not have are -1.
+    (`include_rescaling=True`). Boxes are float32 `(batch, max_boxes, 4)` in KerasCV's format "xyxy"
+    (left, top, right, bottom in pixels). Classes are float32 `(batch, max_boxes)` from 0 to 79, in
+    the order of TFDS. Boxes and classes that an image does not have are -1.
 
-    Regions that COCO marks as crowds are left out. COCO's own evaluation forgives detections
-    there, so a number to be compared with published ones needs its annotation files.
+    Regions that COCO marks as crowds are left out. COCO's own evaluation ignores detections there,
+    so numbers are comparable with published ones only with its annotation files.
 
     Args:
         batch_size: Images in a batch, at least 1.
@@ -48,7 +47,7 @@ def load_coco(
             validation split, in [0, 1). With 0 there is no validation split, and
             `Splits.validation` is None. The 5,000 images of `val2017` are the test split.
         download: Whether to download the data, about 25 GB, if it is not in `data_dir`. Without a
-            network TFDS tries for some three minutes before it gives up.
+            network, TFDS gives up after some three minutes.
 
     Returns:
         A `Splits`. Images are read from disk in every epoch.
@@ -68,40 +67,26 @@ def load_coco(
     detector.fit(coco.train, validation_data=coco.validation, epochs=12, shuffle=False)
     ```
     """
-    check_arguments(batch_size=batch_size, seed=seed, image_size=image_size, max_boxes=max_boxes)
-    if not isinstance(validation_fraction, numbers.Real) or not 0 <= validation_fraction < 1:
-        raise ValueError(
-            "Expected `validation_fraction` to be at least 0 and less than 1. "
-            f"Received: validation_fraction={validation_fraction!r}"
-        )
+    checks.integer("batch_size", batch_size, at_least=1)
+    checks.integer("image_size", image_size, at_least=1)
+    checks.integer("max_boxes", max_boxes, at_least=1)
+    check_seed(seed)
+    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
     builder = downloaded_builder(
         "coco/2017", loader="load_coco", size="about 25 GB", data_dir=data_dir, download=download
     )
     available = builder.info.splits["train"].num_examples
-    num_validation = round(validation_fraction * available)
-    num_train = available - num_validation
-    check_batch_size(batch_size, num_train)
-    prepare = _Prepare(builder, image_size, max_boxes, augment)
-
-    def for_evaluation(split):
-        examples = _encoded(builder, split)
-        return box_pipeline.for_evaluation(examples, prepare, batch_size=batch_size)
-
-    return Splits(
-        train=box_pipeline.for_training(
-            _encoded(builder, f"train[:{num_train}]", shuffle_seed=seed),
-            prepare,
-            batch_size=batch_size,
-            seed=seed,
-            shuffle_buffer=_SHUFFLE_BUFFER,
-        ),
-        validation=for_evaluation(f"train[{num_train}:]") if num_validation else None,
-        test=for_evaluation("validation"),
-        num_classes=builder.info.features["objects"]["label"].num_classes,
+    num_train = available - round(validation_fraction * available)
+    return box_pipeline.build_splits(
+        builder,
+        _encoded(builder, f"train[:{num_train}]", shuffle_seed=seed),
+        _encoded(builder, f"train[{num_train}:]") if num_train < available else None,
+        _encoded(builder, "validation"),
+        prepare=_Prepare(builder, image_size, max_boxes, augment),
         image_shape=(image_size, image_size, 3),
-        num_train=num_train,
-        num_validation=num_validation,
-        num_test=builder.info.splits["validation"].num_examples,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle_buffer=_SHUFFLE_BUFFER,
     )
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.datasets import box_pipeline
-from keras_mikd.datasets.splits import Splits, check_arguments, check_batch_size
+from keras_mikd.datasets.splits import Splits, check_seed
 from keras_mikd.datasets.tfds_arrays import import_tfds, prepared_builder
 
 
@@ -17,15 +18,15 @@ def load_digit_scenes(
 ) -> Splits:
     """Loads 3,000 scenes of one to five real handwritten digits, without a download.
 
-    The first call writes them as a TFDS data set (`MikdDigitScenes`), which takes some ten seconds;
-    later calls read it. A scene is a black canvas with digits of scikit-learn, enlarged to heights
-    of 12 to 28 pixels and put where they do not overlap. The digits of the three splits are those
-    of the three splits of `load_digits`.
+    The first call writes them as a TFDS data set (`MikdDigitScenes`), which takes some ten seconds.
+    Later calls read it. A scene is a black canvas with digits of scikit-learn, enlarged to heights
+    of 12 to 28 pixels, none over another. Each split shows the digits of the same split of
+    `load_digits`.
 
-    The pipelines yield `(images, {"boxes": boxes, "classes": classes})`: images are float32
-    `(batch, 64, 64, 1)` in [0, 1]; boxes float32 `(batch, 5, 4)` in KerasCV's format "xyxy" (left,
-    top, right, bottom in pixels); classes float32 `(batch, 5)` from 0 to 9. Boxes and classes that
-    a scene does not have are -1.
+    The pipelines yield `(images, {"boxes": boxes, "classes": classes})`. Images are float32
+    `(batch, 64, 64, 1)` in [0, 1]. Boxes are float32 `(batch, 5, 4)` in KerasCV's format "xyxy"
+    (left, top, right, bottom in pixels). Classes are float32 `(batch, 5)` from 0 to 9. Boxes and
+    classes that a scene does not have are -1.
 
     Args:
         batch_size: Scenes in a batch, at least 1.
@@ -52,26 +53,24 @@ def load_digit_scenes(
     detector.fit(scenes.train, validation_data=scenes.validation, epochs=30, shuffle=False)
     ```
     """
-    check_arguments(batch_size=batch_size, num_scenes=num_scenes, seed=seed)
+    checks.integer("batch_size", batch_size, at_least=1)
+    checks.integer("num_scenes", num_scenes, at_least=1, optional=True)
+    check_seed(seed)
     import_tfds()
     from keras_mikd.datasets.digit_scenes_builder import MAX_DIGITS, MikdDigitScenes
 
     builder = prepared_builder(lambda: MikdDigitScenes(data_dir=data_dir), quiet=True)
     kept = _drawn(builder.info.splits["train"].num_examples, num_scenes, seed)
-    check_batch_size(batch_size, len(kept))
     train = _in_memory(builder, "train", MAX_DIGITS, kept)
-    validation, test = (_in_memory(builder, split, MAX_DIGITS) for split in ("validation", "test"))
-    return Splits(
-        train=box_pipeline.for_training(
-            train, _scaled, batch_size=batch_size, seed=seed, shuffle_buffer=len(train)
-        ),
-        validation=box_pipeline.for_evaluation(validation, _scaled, batch_size=batch_size),
-        test=box_pipeline.for_evaluation(test, _scaled, batch_size=batch_size),
-        num_classes=builder.info.features["objects"]["label"].num_classes,
+    return box_pipeline.build_splits(
+        builder,
+        train,
+        *(_in_memory(builder, split, MAX_DIGITS) for split in ("validation", "test")),
+        prepare=_scaled,
         image_shape=builder.info.features["image"].shape,
-        num_train=len(train),
-        num_validation=len(validation),
-        num_test=len(test),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle_buffer=len(train),
     )
 
 

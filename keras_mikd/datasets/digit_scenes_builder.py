@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_mikd.datasets.digits_builder import digits_by_split
+from keras_mikd.datasets.digits_builder import CITATION, HOMEPAGE, digits_by_split
 
 SIZE = 64
 """Height and width of a scene, in pixels."""
@@ -20,16 +20,6 @@ attempts is left out.
 
 The scenes of a split hold digits of the same split of `mikd_digits` only, so that no digit of the
 test scenes was seen in training.
-"""
-
-_CITATION = """\
-@misc{alpaydin1998optical,
-    author = {Alpaydin, E. and Kaynak, C.},
-    title = {Optical Recognition of Handwritten Digits},
-    year = {1998},
-    howpublished = {UCI Machine Learning Repository},
-    doi = {10.24432/C50P49},
-}
 """
 
 _SCENES = {"train": 2000, "validation": 400, "test": 600}
@@ -69,8 +59,8 @@ class MikdDigitScenes(tfds.core.GeneratorBasedBuilder):
                     "objects": tfds.features.Sequence(objects),
                 }
             ),
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            citation=_CITATION,
+            homepage=HOMEPAGE,
+            citation=CITATION,
             disable_shuffling=True,
         )
 

@@ -1,7 +1,7 @@
 """The digits of scikit-learn as ready-made pipelines."""
 
 from keras_mikd.datasets.image_pipeline import ImagePipeline
-from keras_mikd.datasets.splits import Splits, build_splits, check_arguments
+from keras_mikd.datasets.splits import Splits, Training, build_splits
 from keras_mikd.datasets.tfds_arrays import import_tfds, prepared_builder, read_split
 
 _PIPELINE = ImagePipeline(max_value=16.0, padding=1)
@@ -26,10 +26,9 @@ def load_digits(
         labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
             keeps the whole train split. A smaller draw is a subset of a larger one.
         train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
-            ones of the file, whatever their classes, the same ones for every seed. An epoch stays
-            as long as with all images; those that are kept come up again and again. This is the
-            few-shot protocol of MCMI (arXiv 2401.08732), but for the order: TFDS shuffles when it
-            writes its files. None keeps all images.
+            ones of the file, whatever their classes and the seed. An epoch stays as long as with
+            all images. This is the few-shot protocol of MCMI (arXiv 2401.08732), except for the
+            order: TFDS shuffles when it writes its files. None keeps all images.
         seed: Seed of the draw and, mixed with TensorFlow's global seed, of the order of each
             epoch and of the augmentation. The three splits do not depend on it.
         data_dir: Folder of the TFDS data sets. None is TFDS' default, `~/tensorflow_datasets`.
@@ -53,25 +52,14 @@ def load_digits(
     model.fit(digits.train, validation_data=digits.validation, epochs=60)
     ```
     """
-    check_arguments(
-        batch_size=batch_size,
-        labels_per_class=labels_per_class,
-        train_fraction=train_fraction,
-        seed=seed,
-    )
+    training = Training(batch_size, seed, augment, labels_per_class, train_fraction)
     import_tfds()
     from keras_mikd.datasets.digits_builder import MikdDigits
 
     builder = prepared_builder(lambda: MikdDigits(data_dir=data_dir), quiet=True)
     return build_splits(
-        read_split(builder, "train"),
-        read_split(builder, "validation"),
-        read_split(builder, "test"),
+        *(read_split(builder, split) for split in ("train", "validation", "test")),
         num_classes=builder.info.features["label"].num_classes,
         pipeline=_PIPELINE,
-        batch_size=batch_size,
-        labels_per_class=labels_per_class,
-        train_fraction=train_fraction,
-        seed=seed,
-        augment=augment,
+        training=training,
     )

@@ -15,7 +15,8 @@ fixed seed. The same 13 people wrote the digits of all three, so test accuracy s
 digits by other hands.
 """
 
-_CITATION = """\
+HOMEPAGE = "https://archive.ics.uci.edu/dataset/80"
+CITATION = """\
 @misc{alpaydin1998optical,
     author = {Alpaydin, E. and Kaynak, C.},
     title = {Optical Recognition of Handwritten Digits},
@@ -56,8 +57,8 @@ class MikdDigits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            citation=_CITATION,
+            homepage=HOMEPAGE,
+            citation=CITATION,
             # Keeps the order of scikit-learn, so that a key is a position in its arrays.
             disable_shuffling=True,
         )

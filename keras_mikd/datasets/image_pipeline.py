@@ -11,9 +11,9 @@ import tensorflow as tf
 class ImagePipeline:
     """How the images of one data set are scaled and augmented.
 
-    Scaling: `(image / max_value - mean) / std`, for each channel. Augmentation: pad every side by
-    `padding` pixels, crop a window of the original size at random, then mirror half of the images
-    if `flip`.
+    Scaling is `(image / max_value - mean) / std`, for each channel. Augmentation pads every side by
+    `padding` pixels and crops a window of the original size at random. With `flip`, it then mirrors
+    half of the images.
 
     Attributes:
         max_value: The pixel value that becomes 1 before `mean` and `std` are applied.
@@ -32,7 +32,7 @@ class ImagePipeline:
     flip: bool = False
 
     def for_training(self, images, labels, *, batch_size, seed, augment, epoch_size=None):
-        """Returns full batches, in a new order in every epoch.
+        """Returns full batches of static shapes, in a new order in every epoch.
 
         Args:
             images: uint8, shape `(n, height, width, channels)`.
@@ -40,11 +40,7 @@ class ImagePipeline:
             batch_size: Images in a batch, at most `epoch_size`.
             seed: Seed of the order and of the augmentation. TensorFlow mixes its global seed in.
             augment: Whether to augment.
-            epoch_size: Images in an epoch, at least `n`: they come up in turn until there are as
-                many, and are shuffled together. None is `n`.
-
-        Returns:
-            A `tf.data.Dataset` of `(images, labels)` with static shapes.
+            epoch_size: Images in an epoch, at least `n`, the default: they come up in turn.
         """
         with tf.device("CPU"):
             images, labels = tf.constant(images), tf.constant(labels)
@@ -69,23 +65,15 @@ class ImagePipeline:
     def for_evaluation(self, images, labels, *, batch_size):
         """Returns every image once, in the given order; the last batch may be smaller.
 
-        Args:
-            images: uint8, shape `(n, height, width, channels)`.
-            labels: int32, shape `(n,)`.
-            batch_size: Images in a batch.
-
-        Returns:
-            A `tf.data.Dataset` of `(images, labels)`. Its shapes are static if `batch_size`
-            divides `n`.
+        Shapes are static if `batch_size` divides the number of images.
         """
         with tf.device("CPU"):
             examples = tf.data.Dataset.from_tensor_slices((images, labels))
         batches = examples.batch(batch_size, drop_remainder=len(labels) % batch_size == 0)
-
-        def scale(batch, targets):
-            return self.scale(batch), targets
-
-        return finished(batches.map(scale, num_parallel_calls=tf.data.AUTOTUNE))
+        scaled = batches.map(
+            lambda batch, targets: (self.scale(batch), targets), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return finished(scaled)
 
     def scale(self, images):
         """Returns float32 images, `(image / max_value - mean) / std`."""

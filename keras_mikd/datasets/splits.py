@@ -1,12 +1,12 @@
 """Train, validation and test pipelines, and how examples are drawn class by class."""
 
 import dataclasses
-import numbers
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.datasets.image_pipeline import ImagePipeline
 
 
@@ -19,8 +19,8 @@ class Splits:
     loads them says.
 
     Attributes:
-        train: Shuffled anew in every epoch, in full batches only. The images that do not fill the
-            last batch are left out of that epoch; another shuffle leaves out others.
+        train: Shuffled anew in every epoch, in full batches only. Images that do not fill the last
+            batch are left out of that epoch.
         validation: In a fixed order, every image once. None where nothing was held out.
         test: In a fixed order, every image once.
         num_classes: Number of classes.
@@ -51,6 +51,107 @@ class LabelledImages(NamedTuple):
         return LabelledImages(self.images[indices], self.labels[indices])
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Which training images are used and how they come in batches; checked before data is read.
+
+    Attributes:
+        batch_size: Images in a batch.
+        seed: Seed of the draw, of the order and of the augmentation.
+        augment: Whether images are augmented.
+        labels_per_class: Images to keep of each class; None keeps all of them.
+        train_fraction: First fraction of the images to keep, in epochs as long as with all of them;
+            None keeps all of them.
+
+    Raises:
+        ValueError: If one of them could not fit any data set.
+    """
+
+    batch_size: int
+    seed: int
+    augment: bool
+    labels_per_class: int | None
+    train_fraction: float | None
+
+    def __post_init__(self):
+        checks.integer("batch_size", self.batch_size, at_least=1)
+        check_seed(self.seed)
+        checks.integer("labels_per_class", self.labels_per_class, at_least=1, optional=True)
+        checks.number("train_fraction", self.train_fraction, above=0, at_most=1, optional=True)
+        if self.train_fraction is not None and self.labels_per_class is not None:
+            raise ValueError(
+                "Expected `labels_per_class` or `train_fraction`, not both. Received: labels_per_"
+                f"class={self.labels_per_class}, train_fraction={self.train_fraction}"
+            )
+
+    def kept(self, train):
+        """Returns the training images to keep, and how many an epoch has."""
+        if self.labels_per_class is not None:
+            train = train.take(draw_per_class(train.labels, self.labels_per_class, seed=self.seed))
+        epoch_size = len(train.labels)
+        check_batch_size(self.batch_size, epoch_size)
+        if self.train_fraction is not None:
+            train = train.take(slice(int(self.train_fraction * epoch_size)))
+            if not len(train.labels):
+                raise ValueError(
+                    f"Expected `train_fraction` to keep one of {epoch_size} training images at "
+                    f"least. Received: train_fraction={self.train_fraction}"
+                )
+        return train, epoch_size
+
+
+def check_seed(seed):
+    """Raises a ValueError for what is no seed of NumPy."""
+    checks.integer("seed", seed, at_least=0, at_most=2**32 - 1)
+
+
+def check_batch_size(batch_size, num_train):
+    """Raises a ValueError if the training images do not fill a batch."""
+    if batch_size > num_train:
+        raise ValueError(
+            f"Expected `batch_size` to be at most {num_train}, the number of training images: "
+            f"only full batches are trained on. Received: batch_size={batch_size}"
+        )
+
+
+def build_splits(
+    train: LabelledImages,
+    validation: LabelledImages | None,
+    test: LabelledImages,
+    *,
+    num_classes: int,
+    pipeline: ImagePipeline,
+    training: Training,
+) -> Splits:
+    """Keeps the few training images, if asked to, and puts pipelines on top of the arrays.
+
+    Raises:
+        ValueError: If a class is too small for `labels_per_class`, the training set for a batch, or
+            `train_fraction` for a single image.
+    """
+    train, epoch_size = training.kept(train)
+
+    def evaluated(split):
+        return pipeline.for_evaluation(*split, batch_size=training.batch_size)
+
+    return Splits(
+        train=pipeline.for_training(
+            *train,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            augment=training.augment,
+            epoch_size=epoch_size,
+        ),
+        validation=evaluated(validation) if validation else None,
+        test=evaluated(test),
+        num_classes=num_classes,
+        image_shape=tuple(train.images.shape[1:]),
+        num_train=len(train.labels),
+        num_validation=len(validation.labels) if validation else 0,
+        num_test=len(test.labels),
+    )
+
+
 def partition_per_class(labels, fractions, *, seed):
     """Cuts the examples of every class into parts of the given fractions.
 
@@ -71,9 +172,7 @@ def partition_per_class(labels, fractions, *, seed):
 
 
 def draw_per_class(labels, count, *, seed):
-    """Draws `count` examples of every class at random.
-
-    A smaller draw with the same seed is a subset of a larger one.
+    """Draws `count` examples of every class at random; a smaller draw is a subset of a larger one.
 
     Args:
         labels: Integer labels, shape `(n,)`.
@@ -95,104 +194,6 @@ def draw_per_class(labels, count, *, seed):
             f"{available} training images. Received: labels_per_class={count}"
         )
     return np.sort(np.concatenate([indices[:count] for indices in shuffled.values()]))
-
-
-def check_arguments(*, batch_size, seed, train_fraction=None, **counts):
-    """Raises a ValueError for what no data set could satisfy, before any data is read."""
-    given = {name: count for name, count in counts.items() if count is not None}
-    for name, value in {"batch_size": batch_size, **given}.items():
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(
-                f"Expected `{name}` to be an integer of at least 1. Received: {name}={value!r}"
-            )
-    if train_fraction is not None:
-        if not isinstance(train_fraction, numbers.Real) or not 0 < train_fraction <= 1:
-            raise ValueError(
-                "Expected `train_fraction` to be above 0 and at most 1. "
-                f"Received: train_fraction={train_fraction!r}"
-            )
-        if "labels_per_class" in given:
-            raise ValueError(
-                "Expected `labels_per_class` or `train_fraction`, not both. Received: labels_per_"
-                f"class={given['labels_per_class']}, train_fraction={train_fraction}"
-            )
-    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
-        raise ValueError(
-            f"Expected `seed` to be an integer from 0 to 2**32 - 1. Received: seed={seed!r}"
-        )
-
-
-def check_batch_size(batch_size, num_train):
-    """Raises a ValueError if the training images do not fill a batch."""
-    if batch_size > num_train:
-        raise ValueError(
-            f"Expected `batch_size` to be at most {num_train}, the number of training images: "
-            f"only full batches are trained on. Received: batch_size={batch_size}"
-        )
-
-
-def build_splits(
-    train: LabelledImages,
-    validation: LabelledImages | None,
-    test: LabelledImages,
-    *,
-    num_classes: int,
-    pipeline: ImagePipeline,
-    batch_size: int,
-    labels_per_class: int | None,
-    train_fraction: float | None,
-    seed: int,
-    augment: bool,
-) -> Splits:
-    """Keeps the few labels, if asked to, and puts pipelines on top of the arrays.
-
-    Args:
-        train: All training examples.
-        validation: Validation examples, or None.
-        test: Test examples.
-        num_classes: Number of classes.
-        pipeline: How images are scaled and augmented.
-        batch_size: Images in a batch.
-        labels_per_class: Training images to keep of each class; None keeps all of them.
-        train_fraction: First fraction of the training images to keep, in the given order, in epochs
-            as long as with all of them; None keeps all of them.
-        seed: Seed of the draw, of the order and of the augmentation.
-        augment: Whether training images are augmented.
-
-    Returns:
-        A `Splits`.
-
-    Raises:
-        ValueError: If a class is too small for `labels_per_class`, the training set for a batch, or
-            `train_fraction` for a single image.
-    """
-    if labels_per_class is not None:
-        train = train.take(draw_per_class(train.labels, labels_per_class, seed=seed))
-    epoch_size = len(train.labels)
-    check_batch_size(batch_size, epoch_size)
-    if train_fraction is not None:
-        train = train.take(slice(int(train_fraction * epoch_size)))
-        if not len(train.labels):
-            raise ValueError(
-                f"Expected `train_fraction` to keep one of {epoch_size} training images at least. "
-                f"Received: train_fraction={train_fraction}"
-            )
-    validation_batches, num_validation = None, 0
-    if validation is not None:
-        validation_batches = pipeline.for_evaluation(*validation, batch_size=batch_size)
-        num_validation = len(validation.labels)
-    return Splits(
-        train=pipeline.for_training(
-            *train, batch_size=batch_size, seed=seed, augment=augment, epoch_size=epoch_size
-        ),
-        validation=validation_batches,
-        test=pipeline.for_evaluation(*test, batch_size=batch_size),
-        num_classes=num_classes,
-        image_shape=tuple(train.images.shape[1:]),
-        num_train=len(train.labels),
-        num_validation=num_validation,
-        num_test=len(test.labels),
-    )
 
 
 def _shuffled_by_class(labels, seed):
