@@ -25,7 +25,9 @@ def test_axes_come_as_a_grid_of_the_asked_size():
 def test_a_mapping_is_several_panels_and_anything_else_is_one():
     assert as_panels({"a": 1, 2: 3}, "x") == {"a": 1, "2": 3}
     assert as_panels([1, 2], "x") == {"": [1, 2]}
-    with pytest.raises(ValueError, match="at least one entry. Received: predictions={}"):
+    with pytest.raises(
+        ValueError, match="`predictions` to have at least one entry. Received: predictions={}"
+    ):
         as_panels({}, "predictions")
 
 

@@ -73,7 +73,7 @@ def test_bad_input_writes_nothing(figure, tmp_path, write):
     path = tmp_path / "a.png"
     with pytest.raises(TypeError, match="matplotlib.figure.Figure. Received: figure=Axes"):
         write(figure.axes[0], path)
-    with pytest.raises(ValueError, match="above 0. Received: dpi=0"):
+    with pytest.raises(ValueError, match="`dpi` to be a finite number above 0. Received: dpi=0"):
         write(figure, path, dpi=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,8 +1,8 @@
 """Figures of teachers and students: confusion matrix, t-SNE, CMI trajectory, Eigen-CAM.
 
-Every function that draws returns a `matplotlib.figure.Figure` that belongs to the caller alone:
-pyplot is not used, no backend is chosen, nothing has to be closed. `save_png` and
-`log_to_tensorboard` put one where people look. Needs `pip install "keras_mikd[figures]"`.
+Every function that draws returns a `matplotlib.figure.Figure` that belongs to the caller alone.
+Pyplot is not used, no backend is chosen, and nothing has to be closed. `save_png` and
+`log_to_tensorboard` store a figure. Needs `pip install "keras_mikd[figures]"`.
 """
 
 from keras_mikd.figures.cmi_trajectory import cmi_trajectory as cmi_trajectory

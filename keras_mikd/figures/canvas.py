@@ -1,4 +1,4 @@
-"""Empty figures, and one thing or several side by side in them."""
+"""Empty figures, and the panels side by side in them."""
 
 import collections.abc
 import contextlib
@@ -6,11 +6,7 @@ import contextlib
 
 @contextlib.contextmanager
 def figures_extra():
-    """Imports in this context say what to install.
-
-    Raises:
-        ImportError: If a package that only figures need is not installed.
-    """
+    """Imports in this context raise an ImportError that says what to install."""
     try:
         yield
     except ImportError as error:
@@ -20,35 +16,22 @@ def figures_extra():
         ) from error
 
 
-def new_figure(rows, columns, *, width, height, **subplots):
+def new_figure(rows, columns, *, width, height):
     """Returns a figure and its axes, an array of shape `(rows, columns)`.
 
-    Args:
-        rows: Number of rows of axes.
-        columns: Number of columns.
-        width: Width of one of them, in inches.
-        height: Height of one of them, in inches.
-        **subplots: Further arguments of `Figure.subplots`.
+    `width` and `height` are those of one of the axes, in inches.
     """
     with figures_extra():
         # Not pyplot, which keeps every figure alive and chooses a backend for the whole process.
         from matplotlib.figure import Figure
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def as_panels(value, name):
-    """Returns `{title: what to draw}`; what is no mapping is one panel without a title.
-
-    Args:
-        value: A mapping, or one thing to draw.
-        name: Name of the argument, for the message.
-
-    Raises:
-        ValueError: If the mapping is empty.
-    """
+    """Returns `{title: what to draw}` of the argument `name`; no mapping is one untitled panel."""
     if not isinstance(value, collections.abc.Mapping):
         return {"": value}
     if not value:
-        raise ValueError(f"Expected at least one entry. Received: {name}={{}}")
+        raise ValueError(f"Expected `{name}` to have at least one entry. Received: {name}={{}}")
     return {str(title): each for title, each in value.items()}

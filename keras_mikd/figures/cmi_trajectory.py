@@ -12,9 +12,9 @@ from keras_mikd.figures.canvas import as_panels, new_figure
 def cmi_trajectory(runs, *, cmi="cmi", log_likelihood="log_likelihood"):
     """Draws conditional mutual information over log-likelihood, epoch by epoch.
 
-    Each run is a line from its first epoch (a ring) to its last (a disc); a run of one epoch, such
-    as the teacher before tuning, is a disc. Up is more context, right is a better fit: a teacher
-    that MCMI improves goes up and not far to the left.
+    Each run is a line from its first epoch (a ring) to its last (a disc). A run of one epoch, such
+    as the teacher before tuning, is a disc. Up is more context, and right is a better fit. A
+    teacher that MCMI improves moves up, and not far to the left.
 
     Args:
         runs: Mapping `{title: run}`, or one run. A run is what `fit` returned, its `history` (a

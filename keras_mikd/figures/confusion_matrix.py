@@ -1,4 +1,4 @@
-"""What a network takes each class for."""
+"""Which classes a network confuses."""
 
 import numpy as np
 
@@ -12,9 +12,9 @@ _MOST_NUMBERED = 20
 def confusion_matrix(labels, predictions, *, num_classes=None, class_names=None):
     """Draws row-normalised confusion matrices.
 
-    The cell in row i and column j is the fraction of the examples of class i that were taken for
-    class j, as a percentage where there is room for it. The row of a class without examples stays
-    empty.
+    The cell in row i and column j is the fraction of the examples of class i that were classified
+    as class j, written as a percentage where there is room for it. The row of a class without
+    examples stays empty.
 
     Args:
         labels: True classes, integers of shape `(n,)`.
@@ -27,8 +27,8 @@ def confusion_matrix(labels, predictions, *, num_classes=None, class_names=None)
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If the indices are none, no integers, out of range, or not as many on both
-            sides; or if there are not as many names as classes.
+        ValueError: If there are no indices, they are no integers, out of range, or of another
+            number on the two sides; or if there are not as many names as classes.
         ImportError: If matplotlib or scikit-learn is not installed.
 
     Example:

@@ -17,12 +17,12 @@ def eigen_cam(model, images, place=None, *, center=False):
 
     For each image, the activations `A` of a convolutional layer, one row per location and one
     column per channel, are decomposed as `A = U S V^T`. The map is `A v_1`, the projection of every
-    location on the first right singular vector; negative values become 0, the map is enlarged to
-    the image bilinearly, and stretched to [0, 1]. No gradients and no class are involved.
+    location on the first right singular vector. Negative values become 0, and the map is enlarged
+    to the image bilinearly and stretched to [0, 1]. No gradients and no class are involved.
 
     The sign of `v_1` is arbitrary. It is chosen so that the positive values of `A v_1` hold at
-    least half of its energy (sum of squares): where `A` comes out of a ReLU, all of it. A map that
-    is constant up to rounding has no preferred location and is returned as zeros.
+    least half of its energy (sum of squares), or all of it after a ReLU. A map that is constant up
+    to rounding has no preferred location and is returned as zeros.
 
     Args:
         model: Functional or built Sequential model, such as a teacher, with one input.
@@ -103,13 +103,11 @@ def _check_model(model):
     if not has_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input. Received: "
-            f"{type(model).__name__} {getattr(model, 'name', '')!r}. Of a distiller, pass the "
-            "network: distiller.student."
+            f"model={type(model).__name__}. Of a distiller, pass the network: distiller.student."
         )
     if len(model.inputs) != 1:
         raise ValueError(
-            f"Expected a model with one input, images. Received: model={model.name!r}, which has "
-            f"{len(model.inputs)}"
+            f"Expected a model with one input, images. Received: {len(model.inputs)} inputs"
         )
 
 

@@ -4,6 +4,7 @@ import io
 
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.atomic_files import require_free, write_whole
 from keras_mikd.figures.canvas import figures_extra
 
@@ -11,7 +12,7 @@ from keras_mikd.figures.canvas import figures_extra
 def save_png(figure, path, *, dpi=120, overwrite=False):
     """Writes a figure as a PNG file.
 
-    The file appears when it is complete; if drawing fails, an older file stays as it was.
+    The file appears when it is complete. If drawing fails, an older file stays as it was.
 
     Args:
         figure: `matplotlib.figure.Figure`.
@@ -79,8 +80,7 @@ def _png(figure, dpi):
         raise TypeError(
             f"Expected a matplotlib.figure.Figure. Received: figure={type(figure).__name__}"
         )
-    if not dpi > 0:
-        raise ValueError(f"Expected dpi above 0. Received: dpi={dpi!r}")
+    checks.number("dpi", dpi, above=0)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_mikd import checks
 from keras_mikd.figures.canvas import as_panels, figures_extra, new_figure
 from keras_mikd.figures.class_labels import checked_class_names, checked_labels
 
@@ -12,8 +13,8 @@ _MOST_NAMED = 20
 def logits_tsne(logits, labels, *, class_names=None, perplexity=15.0, seed=0):
     """Draws the t-SNE of logits, a colour for each class.
 
-    Distances between far points, sizes and densities of clusters mean nothing in a t-SNE; which
-    points are neighbours does. Two panels are two embeddings, so only shapes can be compared.
+    Neighbours mean something in a t-SNE. Distances between far points do not, nor do the sizes and
+    densities of clusters. Two panels are two embeddings, so only shapes can be compared.
 
     Args:
         logits: Floats of shape `(n, classes)`; or a mapping `{title: logits}` over the same
@@ -28,8 +29,9 @@ def logits_tsne(logits, labels, *, class_names=None, perplexity=15.0, seed=0):
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If the logits are none, not finite, all the same or not two-dimensional, if
-            labels are out of range or not as many, or `perplexity` is out of range.
+        ValueError: If there are no logits, they are not finite, all the same or not
+            two-dimensional, if labels are out of range or not as many, or `perplexity` is out of
+            range.
         ImportError: If matplotlib or scikit-learn is not installed.
 
     References:
@@ -48,15 +50,11 @@ def logits_tsne(logits, labels, *, class_names=None, perplexity=15.0, seed=0):
     num_examples, num_classes = next(iter(panels.values())).shape
     labels = checked_labels(labels, "labels", num_examples=num_examples, num_classes=num_classes)
     names = checked_class_names(class_names, num_classes)
-    if not 0 < perplexity < num_examples:
-        raise ValueError(
-            f"Expected `perplexity` to be above 0 and less than {num_examples}, the number of "
-            f"examples. Received: perplexity={perplexity!r}"
-        )
+    checks.number("perplexity", perplexity, above=0, below=num_examples)
     figure, (row,) = new_figure(1, len(panels), width=5.0, height=4.5)
     for axes, (title, each) in zip(row, panels.items(), strict=True):
-        # The threads of scikit-learn's t-SNE spin while they wait for one another: on a machine
-        # that does anything else, one of them is ten times faster than several.
+        # The threads of scikit-learn's t-SNE spin while they wait for one another. On a busy
+        # machine, one of them is ten times faster than several.
         with threadpool_limits(1, "openmp"):
             embedding = TSNE(perplexity=perplexity, random_state=seed).fit_transform(each)
         points = _scatter(axes, embedding, labels, names)
@@ -83,15 +81,14 @@ def _checked(logits):
     logits = np.asarray(logits)
     if logits.ndim != 2 or not logits.size or logits.dtype.kind not in "fiu":
         raise ValueError(
-            "Expected logits: floats of shape (n, classes), n > 0. "
+            "Expected `logits` to be floats of shape (n, classes), n > 0. "
             f"Received: logits of shape {logits.shape} and dtype {logits.dtype}"
         )
     if not np.isfinite(logits).all():
         raise ValueError("Expected finite logits. Received: logits with nan or inf")
     if (logits == logits[0]).all():
         raise ValueError(
-            f"Expected logits that differ. Received: {len(logits)} times the same logits, which "
-            "have no neighbours"
+            f"Expected logits that differ. Received: {len(logits)} times the same logits"
         )
     return logits.astype(np.float32)
 
