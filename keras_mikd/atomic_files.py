@@ -1,34 +1,29 @@
-"""Writing a file that people keep: whole or not at all, and never over another one unasked."""
+"""Writes a file whole or not at all, and never over another one unasked."""
 
 import os
 import pathlib
 
 
 def require_free(path, *, suffix, overwrite):
-    """Checks, before the work starts, that a file may be written.
-
-    Args:
-        path: The file.
-        suffix: What its name has to end in, such as `".png"`.
-        overwrite: Whether a file that exists may be replaced.
-
-    Returns:
-        The path as `pathlib.Path`.
+    """Checks, before the work starts, that a file may be written; returns its `pathlib.Path`.
 
     Raises:
-        ValueError: If the path has another suffix.
+        ValueError: If the path has another suffix than `suffix`, such as `".png"`.
         FileExistsError: If it exists and `overwrite` is false.
     """
     path = pathlib.Path(path)
     if path.suffix != suffix:
         raise ValueError(f"Expected a path that ends in {suffix!r}. Received: path={str(path)!r}")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{str(path)!r} exists. Pass overwrite=True to replace it.")
+        raise FileExistsError(
+            f"Expected a path without a file. Received: path={str(path)!r}. Pass overwrite=True to "
+            "replace the file."
+        )
     return path
 
 
 def write_whole(path, content):
-    """Writes bytes to `path`, which never holds a part of them; makes missing folders."""
+    """Writes bytes to a `pathlib.Path`, which never holds a part of them; makes missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

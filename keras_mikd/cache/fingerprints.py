@@ -1,4 +1,4 @@
-"""Short names of models, functions and data, by which one is told from another in a later run."""
+"""Short names of models, functions and data, to recognise them in a later run."""
 
 import functools
 import hashlib
@@ -7,6 +7,7 @@ import types
 
 import keras
 
+from keras_mikd import keras_internals
 from keras_mikd.features.layer_graph import LayerGraph, has_graph
 
 _SIMPLE = (bool, bytes, float, int, str, type(None))
@@ -21,18 +22,18 @@ def of_bytes(*contents):
 
 
 def of_model(model):
-    """Returns a name of a model: its layers, the weights that they have, and how they are wired.
+    """Returns a name of a model: its layers, their weights, and how they are wired.
 
-    The wiring of a subclassed model cannot be seen.
+    Two subclassed models that differ in the wiring alone have the same name.
     """
     digest = hashlib.sha256()
     if has_graph(model):
         graph = LayerGraph(model)
         wiring = [call.parents for call in graph.calls], graph.outputs
         digest.update(json.dumps(wiring).encode())
-    for layer in model._flatten_layers(include_self=False):
+    for layer in keras_internals.layers_of(model, include_self=False):
         # Automatic names differ from one process to the next.
-        inner = list(layer._flatten_layers(include_self=False))
+        inner = list(keras_internals.layers_of(layer, include_self=False))
         config = {} if inner else {k: v for k, v in layer.get_config().items() if k != "name"}
         kind = type(layer).__name__
         digest.update(json.dumps([kind, config], sort_keys=True, default=_kind).encode())
@@ -44,16 +45,16 @@ def of_model(model):
 
 
 def of_function(function):
-    """Returns a name of a function: its code, defaults and what it encloses, or of `None`.
+    """Returns a name of a function, or of `None`: its code, defaults and what it encloses.
 
-    What is told apart are constants and other functions. Of anything else, and of what lies behind
-    the names of modules, the kind alone is known.
+    Constants and functions count by their content, anything else by its type alone. A global name
+    counts as a name, whatever it stands for.
     """
     return of_bytes(json.dumps(_described(function)).encode())
 
 
 def _described(value, around=()):
-    """What JSON can hold of a value that the values `around` enclose."""
+    """Returns what JSON can hold of a value that the values `around` enclose."""
     if isinstance(value, _SIMPLE):
         return repr(value)
     if any(value is each for each in around):  # A function can enclose itself.

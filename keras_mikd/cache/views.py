@@ -1,4 +1,4 @@
-"""Augmented views of examples that can be made again: stateless, by example and view."""
+"""Augmented views of examples, each of a seed of its own, so that it can be made again."""
 
 import tensorflow as tf
 
@@ -8,8 +8,8 @@ MIXES = ("mixup", "cutmix")
 class Views:
     """The rows `0 ... views * n - 1` of a data set of `n` examples in `views` views each.
 
-    Row `r` is the example `r % n` in the view `r // n`. What is drawn for it depends on the seed
-    and on `r` alone, so that the same row is the same tensor in every epoch, process and batch.
+    Row `r` is the example `r % n` in the view `r // n`. Its random draws depend on the seed and on
+    `r` alone. So the same row is the same tensor in every epoch, process and batch.
 
     Args:
         images: Array of shape `(n, ...)`.
@@ -77,7 +77,7 @@ class Views:
 
 
 def _box(shape, side, centre):
-    """Mask of a box with sides of `side` times those of the image, cut off at its edges."""
+    """Returns the mask of a box `side` times as wide and high as the image, cut off at its edges."""
     inside = []
     for size, middle in zip(shape, tf.unstack(centre), strict=True):
         pixel = tf.range(size, dtype=tf.float32) + 0.5

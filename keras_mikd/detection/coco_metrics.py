@@ -7,8 +7,7 @@ import math
 import keras
 import numpy as np
 
-BOX_FORMAT = "xyxy"
-
+_BOX_FORMAT = "xyxy"
 _NAMES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
@@ -18,10 +17,9 @@ _NAMES = (
 def coco_metrics(detector, dataset):
     """Evaluates a detector as COCO does: average precision and recall over all classes.
 
-    Every image of the data set counts, also one without boxes or without detections, and every
-    class that has boxes. Boxes are compared as they are: there are no crowds, regions in which
-    COCO's own evaluation forgives detections, so on `load_coco` the numbers are not quite the
-    published ones.
+    Every image of the data set counts, even without boxes or detections, and so does every class
+    that has boxes. COCO's own evaluation ignores detections in crowd regions. `load_coco` has no
+    such regions, so the numbers differ a little from published ones.
 
     Args:
         detector: Model whose `predict` returns decoded detections, `{"boxes": (batch,
@@ -34,7 +32,7 @@ def coco_metrics(detector, dataset):
     Returns:
         The 12 numbers of COCO's summary as a dict of floats in [0, 1]: `"AP"` (the mean over the
         overlaps 0.50, 0.55, ..., 0.95), `"AP50"`, `"AP75"`; `"AP_small"` (below 32x32 pixels),
-        `"AP_medium"`, `"AP_large"` (from 96x96); `"AR_1"`, `"AR_10"`, `"AR_100"` (recall with so
+        `"AP_medium"`, `"AP_large"` (from 96x96); `"AR_1"`, `"AR_10"`, `"AR_100"` (recall with that
         many detections in an image) and `"AR_small"`, `"AR_medium"`, `"AR_large"`. NaN where there
         are no boxes of that size.
 
@@ -54,39 +52,37 @@ def coco_metrics(detector, dataset):
     """
     coco, evaluation = _pycocotools()
     _check_format(detector)
-    # Not KerasCV's own evaluation: its PyCOCOCallback takes class 0 for padding, and what it and
-    # BoxCOCOMetrics call leaves out images without detections, which are misses.
-    num_images, truths, found = 0, [], []
+    # Not KerasCV's own evaluation: its PyCOCOCallback takes class 0 for padding, and both it and
+    # BoxCOCOMetrics leave out images without detections, which are misses.
+    truths, found = [], []
     for images, targets in dataset:
         detections = detector.predict(images, batch_size=len(images), verbose=0)
         _check_detections(detections)
         targets, detections = keras.tree.map_structure(np.asarray, (targets, detections))
         for i in range(len(images)):
-            truths += _truths(num_images, targets["boxes"][i], targets["classes"][i])
-            found.append(_found(num_images, {key: v[i] for key, v in detections.items()}))
-            num_images += 1
+            truths += _truths(len(found), targets["boxes"][i], targets["classes"][i])
+            found.append(_found(len(found), {key: v[i] for key, v in detections.items()}))
     if not truths:
-        raise ValueError(
-            f"Expected a data set with boxes. Received: {num_images} images without any"
-        )
+        raise ValueError(f"Expected a data set with boxes. Received: {len(found)} images without")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does.
-        summary = _summary(coco, evaluation, num_images, truths, np.concatenate(found))
+        summary = _summary(coco, evaluation, truths, found)
     # COCO's code marks with -1 what it cannot tell.
     values = (math.nan if value < 0 else float(value) for value in summary)
     return dict(zip(_NAMES, values, strict=True))
 
 
-def _summary(coco, evaluation, num_images, truths, found):
-    """Returns the 12 numbers; `found` has a row (image, left, top, width, height, score, class)."""
+def _summary(coco, evaluation, truths, found):
+    """Returns the 12 numbers; `found` has rows (image, left, top, width, height, score, class)."""
     truth = coco()
     truth.dataset = {
         "info": {},
-        "images": [{"id": i} for i in range(num_images)],
+        "images": [{"id": i} for i in range(len(found))],
         "categories": [{"id": c} for c in sorted({each["category_id"] for each in truths})],
         "annotations": [{"id": i, **each} for i, each in enumerate(truths, 1)],
     }
     truth.createIndex()
-    results = truth.loadRes(found) if len(found) else coco()
+    rows = np.concatenate(found)
+    results = truth.loadRes(rows) if len(rows) else coco()
     evaluated = evaluation(truth, results, "bbox")
     evaluated.evaluate()
     evaluated.accumulate()
@@ -128,10 +124,10 @@ def _with_sizes(boxes):
 
 def _check_format(detector):
     detector = getattr(detector, "student", detector)
-    box_format = getattr(detector, "bounding_box_format", BOX_FORMAT)
-    if str(box_format).lower() != BOX_FORMAT:
+    box_format = getattr(detector, "bounding_box_format", _BOX_FORMAT)
+    if str(box_format).lower() != _BOX_FORMAT:
         raise ValueError(
-            f'Expected a detector with bounding_box_format="{BOX_FORMAT}". '
+            f'Expected a detector with bounding_box_format="{_BOX_FORMAT}". '
             f"Received: bounding_box_format={box_format!r}"
         )
 
