@@ -23,6 +23,7 @@ from absl import app, flags
 
 import keras_mikd as mikd
 import reports
+from keras_mikd.critics.critic import xla_scope
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("batches", ["16", "64", "256"], "Images in a batch.")
@@ -46,15 +47,13 @@ def step_of(options, batch, xla):
     """Returns a function that computes the gradients of a new critic."""
     loss = mikd.JSDCritic(teacher_layer="stage", student_layer="stage", **options)
     loss.build((None, *MAP), (None, *MAP))
-    loss.xla = xla
     generator = tf.random.Generator.from_seed(0)
     teacher, student = (tf.Variable(generator.normal((batch, *MAP))) for _ in range(2))
 
     @tf.function
     def step():
-        with tf.GradientTape() as tape:
+        with xla_scope(xla), tf.GradientTape() as tape:
             value = tf.reduce_mean(loss(teacher, student, training=True))
-        loss.take_readouts()
         return tape.gradient(value, [student, *loss.trainable_variables])
 
     return step

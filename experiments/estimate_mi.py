@@ -92,6 +92,13 @@ def train_critic(objective, rng, dimension, nats, steps):
     return loss.critic
 
 
+def scores(critic, teacher, student):
+    """Returns the scores of the true pairs, and of every teacher with the next students."""
+    teacher, student = critic.embed_teacher(teacher), critic.embed_student(student)
+    others = [ops.roll(student, -k, axis=0) for k in range(1, HELD_OUT_NEGATIVES + 1)]
+    return critic.score(teacher, student), critic.score(teacher[:, None], ops.stack(others, axis=1))
+
+
 def read_out(critic, rng, dimension, nats):
     """Returns `{bound: (estimate, standard error)}` on fresh pairs.
 
@@ -102,7 +109,7 @@ def read_out(critic, rng, dimension, nats):
 
     @tf.function
     def batch_means(teacher, student):
-        joint, product = critic(teacher, student, first=0, negatives=HELD_OUT_NEGATIVES)
+        joint, product = scores(critic, teacher, student)
         donsker_varadhan.update_state(joint, product)
         nwj = mikd.bounds.nwj(joint, product, log_ratio=True)
         return [ops.mean(x) for x in (joint, nwj, mikd.bounds.info_nce(joint, product))]

@@ -1,34 +1,17 @@
-import importlib.util
 import json
-import pathlib
 
 import keras
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 import keras_mikd as mikd
-
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "estimate_mi.py"
+from tests import script_runs
 
 
 @pytest.fixture(scope="module")
 def script():
-    """The example as a module; its flags go with it, since other examples define the same names."""
-    before = set(flags.FLAGS)
-    spec = importlib.util.spec_from_file_location("estimate_mi", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-
-
-def _run(script, *arguments):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["estimate_mi.py", *arguments])
-        script.main([])
+    with script_runs.module("experiments", "estimate_mi") as script:
+        yield script
 
 
 class ExactLogRatio:
@@ -38,50 +21,48 @@ class ExactLogRatio:
         self.nats, self.scale, self.offset = nats, scale, offset
         self.correlation = mikd.bounds.gaussian_correlation(nats, dimension)
 
-    def __call__(self, teacher, student, first, negatives):
-        pairs = [keras.ops.roll(student, -k, axis=0) for k in range(1, negatives + 1)]
-        joint = self._score(teacher, student)
-        return joint, keras.ops.stack([self._score(teacher, other) for other in pairs], axis=1)
+    def embed_teacher(self, teacher):
+        return teacher
 
-    def _score(self, teacher, student):
+    def embed_student(self, student):
+        return student
+
+    def score(self, teacher, student):
         rho = self.correlation
         quadratic = rho**2 * (teacher**2 + student**2) - 2 * rho * teacher * student
         log_ratio = self.nats - keras.ops.sum(quadratic, axis=-1) / (2 * (1 - rho**2))
         return self.scale * log_ratio + self.offset
 
 
-def test_quick_run_prints_and_writes_estimates_below_the_truth(script, tmp_path, capsys):
-    path = tmp_path / "mi.json"
-    _run(script, "--quick", f"--output={path}")
+@pytest.mark.slow
+def test_a_small_run_prints_and_keeps_estimates_below_the_truth(script, tmp_path, capsys):
+    flags = ["--dimensions=5", "--nats=2", "--steps=300", "--seeds=1", f"--output_dir={tmp_path}"]
+    script_runs.call(script, *flags)
     printed = capsys.readouterr().out.splitlines()
-    written = json.loads(path.read_text())
-    (row,) = written["rows"]
-    assert (row["dimension"], row["nats"], written["flags"]["seeds"]) == (5, 2.0, 1)
+    kept = json.loads((tmp_path / "results.json").read_text())
+    (run,) = kept["runs"]
+    assert (run["dimension"], run["nats"], kept["settings"]) == (5, 2.0, {"steps": 300})
     for bound in ("DV", "NWJ", "InfoNCE"):
-        cell = row[bound]
-        assert cell["verdict"] == "ok"
-        assert 1.7 < cell["estimate"] < 2.0 + 3 * cell["standard_error"]
-        assert 0.0 < cell["standard_error"] < 0.03
-        assert cell["runs"] == [[cell["estimate"], cell["standard_error"]]]
-    assert row["NWJ"]["estimate"] <= row["DV"]["estimate"] + 1e-6
-    assert sum(line.startswith("  5   2.00   1.") for line in printed) == 1
-    assert "against the truth: " in printed[-1]
+        estimate, error = run[bound]
+        assert 1.7 < estimate < 2.0 + 3 * error and 0.0 < error < 0.03
+        assert any(f"{estimate:.3f} +- {error:.3f} +-    -   ok" in line for line in printed)
+    assert run["NWJ"][0] <= run["DV"][0] + 1e-6
+    assert "against the truth: " in printed[-2]
 
 
 @pytest.mark.slow
-def test_table_has_every_row_and_nothing_is_written_without_output(
-    script, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
+def test_the_table_has_every_row(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "HELD_OUT_NEGATIVES", 2)
     monkeypatch.setattr(
-        script, "train_critic", lambda _, rng, dimension, nats: ExactLogRatio(nats, dimension)
+        script,
+        "train_critic",
+        lambda _, rng, dimension, nats, steps: ExactLogRatio(nats, dimension),
     )
-    _run(script, "--dimensions=1,5", "--nats=0.5,1", "--seeds=2")
+    flags = ["--dimensions=1,5", "--nats=0.5,1", "--seeds=2", f"--output_dir={tmp_path}"]
+    script_runs.call(script, *flags)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = [(line[0], line[1]) for line in lines if line[3:4] == ["+-"]]
     assert rows == [("1", "0.50"), ("1", "1.00"), ("5", "0.50"), ("5", "1.00")]
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("nats", "dimension"), [(0.5, 1), (2.0, 5), (2.0, 20)])
@@ -148,30 +129,15 @@ def test_a_cell_sums_up_its_seeds(script):
     assert script.summarize("DV", 2.0, [(1.9, 0.03)])["spread"] is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--quick", "--steps=5"], "--steps: --quick sets it"),
-        (["--quick", "--nats=2"], "--nats: --quick sets it"),
-        (["--dimensions=0"], "--dimensions: expected positive integers"),
-        (["--dimensions=1,2.5"], "--dimensions: expected positive integers"),
-        (["--dimensions="], "--dimensions: expected positive integers"),
-        (["--nats=0"], "--nats: expected positive numbers"),
-        (["--nats=2,many"], "--nats: expected positive numbers"),
-        (["--nats=nan"], "--nats: expected positive numbers"),
-        (["--nats="], "--nats: expected positive numbers"),
-        (["--nats=11"], "at most 10 per dimension.*in dimension 1"),
-        (["--output=/nowhere/mi.json"], "--output: there is no folder /nowhere"),
-    ],
-)
-def test_wrong_flags_are_refused(script, arguments, message):
-    with pytest.raises(SystemExit, match=message):
-        _run(script, *arguments)
+def test_the_highest_run_is_told_in_its_standard_errors(script):
+    runs = [
+        {"nats": 2.0, "DV": [2.1, 0.05], "NWJ": [1.9, 0.1], "InfoNCE": [1.0, 0.1]},
+        {"nats": 5.0, "DV": [4.9, 0.1], "NWJ": [4.0, 0.1], "InfoNCE": [3.0, 0.1]},
+    ]
+    assert script.highest(runs) == pytest.approx(2.0)
 
 
-def test_an_existing_output_is_kept(script, tmp_path):
-    path = tmp_path / "mi.json"
-    path.write_text("precious")
-    with pytest.raises(SystemExit, match="exists and is kept; name another file"):
-        _run(script, "--quick", f"--output={path}")
-    assert path.read_text() == "precious"
+def test_correlations_that_float32_cannot_hold_are_refused(script):
+    script.check_pairs([1, 5], [0.5, 10.0])
+    with pytest.raises(SystemExit, match="at most 10 per dimension.*nats=11 in dimension 1"):
+        script.check_pairs([1, 5], [0.5, 11.0])
