@@ -8,8 +8,14 @@ locations (of a feature map); bounds are averaged over them.
 Every bound is to be *maximised* and comes back per example, as float32 of shape `(batch,)`; its
 mean over the batch is the bound. Without negatives (a batch of one) there is nothing to contrast:
 the result is 0 nats (for `jsd` what a constant critic gets, -2 log 2) and its gradient is zero.
+
+A bound says of itself, by attributes of the function, what losses have to know: `couples_examples`,
+whether the value of an example takes the scores of others (true if not said); `ceiling(negatives)`,
+the most it can be in nats (none if not said); `uninformed`, what a constant critic gets (0 if not
+said).
 """
 
+import functools
 import math
 
 import keras
@@ -19,7 +25,30 @@ from keras import ops
 _LARGEST_EXPONENT = 60.0
 
 
-@keras.saving.register_keras_serializable("keras_mikd")
+def _bound(**says):
+    """Registers a bound with Keras, and lets it say of itself what losses have to know."""
+
+    def decorate(function):
+        vars(function).update(says)
+        return keras.saving.register_keras_serializable("keras_mikd")(function)
+
+    return decorate
+
+
+def couples_examples(bound):
+    """Whether the value of an example takes the scores of others of the batch, too.
+
+    Args:
+        bound: Function `(joint, product) -> (batch,)`, or a `functools.partial` of one.
+
+    Returns:
+        What the bound says of itself; `True` if it says nothing.
+    """
+    function = bound.func if isinstance(bound, functools.partial) else bound
+    return getattr(function, "couples_examples", True)
+
+
+@_bound(couples_examples=False, ceiling=lambda negatives: 0.0, uninformed=-2.0 * math.log(2.0))
 def jsd(joint, product, *, shifted=False):
     """Objective of the Jensen-Shannon divergence (JSD) between joint and product of marginals.
 
@@ -52,7 +81,7 @@ def jsd(joint, product, *, shifted=False):
     return value + 2.0 * math.log(2.0) if shifted else value
 
 
-@keras.saving.register_keras_serializable("keras_mikd")
+@_bound(couples_examples=False)
 def nwj(joint, product, *, log_ratio=False):
     """Lower bound on MI of Nguyen, Wainwright and Jordan (also called f-GAN KL, MINE-f).
 
@@ -90,7 +119,7 @@ def nwj(joint, product, *, log_ratio=False):
     return _per_example(joint - partition, product)
 
 
-@keras.saving.register_keras_serializable("keras_mikd")
+@_bound(couples_examples=True)
 def donsker_varadhan(joint, product):
     """Lower bound on MI of Donsker and Varadhan (that of MINE, without its moving average).
 
@@ -119,7 +148,7 @@ def donsker_varadhan(joint, product):
     return _per_example(joint - _log_mean_exp(product, axes=(0, 1)), product)
 
 
-@keras.saving.register_keras_serializable("keras_mikd")
+@_bound(couples_examples=True)
 def smile(joint, product, *, clip=5.0):
     """Donsker-Varadhan with clipped product scores: less variance, but no longer a bound.
 
@@ -150,7 +179,7 @@ def smile(joint, product, *, clip=5.0):
     return donsker_varadhan(joint, ops.clip(product, -clip, clip))
 
 
-@keras.saving.register_keras_serializable("keras_mikd")
+@_bound(couples_examples=False, ceiling=lambda negatives: ops.log1p(negatives))
 def info_nce(joint, product):
     """InfoNCE lower bound on MI: tell the joint pair from K product pairs.
 

@@ -71,29 +71,34 @@ def temperature(value):
     return number("temperature", value, above=0)
 
 
-def class_indices(labels):
-    """Returns labels as the class of every example, int32 of shape `(batch,)`.
+def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
+    """Returns the class of every example, a tensor of shape `(batch,)`.
 
     Args:
-        labels: Integers, or floats that hold integers, of shape `(batch,)` or `(batch, 1)`.
+        labels: Indices of shape `(batch,)` or `(batch, 1)`.
+        one_hot: Whether rows over the classes, `(batch, classes)`, are taken as well; their class
+            is that of the largest number.
+        dtype: What indices are cast to; with `None`, floats stay what they are.
+        hint: What else can be done where labels do not fit, for the message.
 
     Raises:
-        ValueError: If they have another shape, as one-hot and soft labels have.
+        ValueError: If there are no labels, or they have another shape.
     """
     if labels is None or keras.tree.is_nested(labels):
-        raise ValueError(
-            "Expected integer labels in the data, one class for every example. "
-            f"Received: labels={labels!r}"
-        )
-    labels = ops.convert_to_tensor(labels)
-    shape = tuple(labels.shape)
-    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-        raise ValueError(
-            "Expected integer labels of shape (batch,), one class for every example. Received: "
-            f"labels of shape {shape}. One-hot labels become integers with "
-            "ops.argmax(labels, axis=-1); soft labels are not supported."
-        )
-    return ops.cast(ops.reshape(labels, (-1,)), "int32")
+        received = f"labels={labels!r}"
+    else:
+        labels = ops.convert_to_tensor(labels)
+        columns = labels.shape[1] if len(labels.shape) == 2 else 1
+        if len(labels.shape) in (1, 2) and (one_hot or columns == 1):
+            classes = ops.reshape(labels, (-1,)) if columns == 1 else ops.argmax(labels, axis=1)
+            floats = "float" in keras.backend.standardize_dtype(classes.dtype)
+            return classes if floats and dtype is None else ops.cast(classes, dtype or "int32")
+        received = f"labels of shape {tuple(labels.shape)}"
+    kinds = "indices (batch,) or one-hot (batch, classes)" if one_hot else "integers (batch,)"
+    raise ValueError(
+        f"Expected labels in the data, the class of every example as {kinds}. Received: "
+        f"{received}. {hint or 'One-hot labels become integers with ops.argmax(labels, axis=-1).'}"
+    )
 
 
 def _message(argument, expected, value, optional=False):

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mikd.atomic_files import write_whole
-from keras_mikd.cache import cached_batches, fingerprints
+from keras_mikd.cache import fingerprints
+from keras_mikd.cache.batches import Batch
 from keras_mikd.cache.views import MIXES, Views
 from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps
 
@@ -176,7 +177,9 @@ class TeacherCache:
                 batches of images and labels, for which the distiller runs its teacher.
 
         Returns:
-            `tf.data.Dataset` of one epoch, with static shapes.
+            `tf.data.Dataset` of one epoch, with static shapes: of batches `(images, labels,
+            sample_weight, teacher_features)`, where `()` stands for no weights; without the
+            teacher, of `(images, labels)`.
 
         Raises:
             ValueError: If the cache is not built, or the batch is larger than the data set.
@@ -210,7 +213,7 @@ class TeacherCache:
         )
 
     def _read(self, rows):
-        """Images of rows and what the teacher said about them, and their labels."""
+        """The batch of rows: images, labels and what the teacher said about them."""
         x, y = self._views(rows)
         names = list(self._arrays)
         kinds = [tf.as_dtype(self._columns[name][1]) for name in names]
@@ -223,7 +226,7 @@ class TeacherCache:
             name: tf.ensure_shape(value, (rows.shape[0], *self._columns[name][0]))
             for name, value in zip(names, values, strict=True)
         }
-        return cached_batches.pack(x, self._features(columns), self._key), y
+        return Batch(x, y, teacher_features={self._key: self._features(columns)})
 
     def _forward(self, rows):
         """What is kept of the teacher's tensors, `{column: tensor}`."""

@@ -77,7 +77,7 @@ class Views:
 
 
 def _box(shape, side, centre):
-    """Returns the mask of a box `side` times as wide and high as the image, cut off at its edges."""
+    """Returns the mask of a box `side` times the size of the image, cut off at its edges."""
     inside = []
     for size, middle in zip(shape, tf.unstack(centre), strict=True):
         pixel = tf.range(size, dtype=tf.float32) + 0.5

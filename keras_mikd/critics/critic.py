@@ -1,19 +1,39 @@
-"""Score networks: how well two features fit together, in true pairs and in pairs by chance."""
+"""Score networks: how well two features fit together."""
 
-import math
+import contextlib
+import contextvars
 
 import keras
+import tensorflow as tf
 from keras import ops
+
+from keras_mikd import checks
+
+_BY_XLA = contextvars.ContextVar("critics_by_xla", default=False)
+
+
+@contextlib.contextmanager
+def xla_scope(enabled):
+    """Within this scope, XLA compiles the critics of a step by themselves, if `enabled`."""
+    token = _BY_XLA.set(enabled)
+    try:
+        yield
+    finally:
+        _BY_XLA.reset(token)
+
+
+def compiled(function):
+    """Returns `function`, a critic's arithmetic on tensors, as the `xla_scope` wants it."""
+    by_xla = tf.function(function, jit_compile=True)
+    return lambda *tensors: (by_xla if _BY_XLA.get() else function)(*tensors)
 
 
 class Critic(keras.layers.Layer):
     """Base class of score networks `f(t, s)` over the locations of two features.
 
     A subclass embeds each side once (`embed_teacher`, `embed_student`) and scores embeddings that
-    broadcast against one another (`score`). Pairing is done here, on embeddings, so that every
-    negative reuses what was computed for the positive: the negatives of example `i` are the
-    student features of the examples `i + 1`, ..., `i + negatives` of the batch (cyclic), never of
-    example `i` itself.
+    broadcast against one another (`score`). So every negative reuses what was computed for the
+    positive. Which pairs are scored is not a critic's business, see `Negatives`.
 
     Args:
         width: Number of units of every hidden layer.
@@ -22,29 +42,15 @@ class Critic(keras.layers.Layer):
 
     Call arguments:
         teacher: Tensor of shape `(batch, locations or 1, teacher channels)`.
-        student: Tensor of shape `(pool, locations or 1, student channels)`; `pool` is `batch`, or
-            the global batch where there are several replicas.
-        first: Index in `student` of the partner of the teacher's first example, an integer scalar;
-            `None` for 0.
-        negatives: Negatives for every example: a positive int, at most `pool - 1` of which are
-            used, or `None` for every other example of the pool.
-        classes: Class of every student of the pool, a tensor of shape `(pool,)`: examples
-            of other classes come first as negatives then, and those of the same class only where
-            there are not enough others. `None` to ignore classes.
-        following: Students of the examples that come after the last one of `student` in the global
-            batch, of shape `(at most negatives, locations or 1, student channels)`; as many
-            negatives are used. `None` if the first one comes after the last one.
+        student: Tensor of shape `(batch, locations or 1, student channels)`.
 
     Returns:
-        `(joint, product)`: scores of shapes `(batch, locations)` and `(batch, negatives,
-        locations)`.
+        Scores of the pairs, a tensor of shape `(batch, locations)`.
     """
 
     def __init__(self, *, width=512, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"Expected `width` to be a positive int. Received: width={width!r}")
-        self.width = width
+        self.width = checks.integer("width", width, at_least=1)
 
     def embed_teacher(self, teacher):
         """Maps `(batch, locations, channels)` to embeddings `(batch, locations, units)`."""
@@ -62,26 +68,8 @@ class Critic(keras.layers.Layer):
         """Scores every teacher embedding with every student's: `(batch, pool, locations)`."""
         return self.score(teacher[:, None], student[None])
 
-    def call(self, teacher, student, first, negatives, classes=None, following=None):
-        available = ops.shape(student)[0] - 1
-        if following is not None:
-            available = ops.shape(following)[0]
-            student = ops.concatenate([student, following], axis=0)
-        teacher, student = self.embed_teacher(teacher), self.embed_student(student)
-        if first is not None:
-            student = ops.roll(student, -first, axis=0)
-            classes = None if classes is None else ops.roll(classes, -first, axis=0)
-        if negatives is None:
-            return _diagonal_and_rest(self.score_all(teacher, student))
-        batch = ops.shape(teacher)[0]
-        if classes is not None:
-            others = ops.take(student, _others_first(classes, batch)[:, :negatives], axis=0)
-            joint = self.score(teacher, student[:batch])
-            return joint, self.score(teacher[:, None], others)
-        offsets = range(1, negatives + 1)
-        partners = [student[:batch]] + [ops.roll(student, -k, axis=0)[:batch] for k in offsets]
-        scores = self.score(teacher[:, None], ops.stack(partners, axis=1))
-        return scores[:, 0], scores[:, 1 : ops.minimum(negatives, available) + 1]
+    def call(self, teacher, student):
+        return self.score(self.embed_teacher(teacher), self.embed_student(student))
 
     def get_config(self):
         return {**super().get_config(), "width": self.width}
@@ -144,11 +132,7 @@ class SeparableCritic(Critic):
 
     def __init__(self, *, width=64, temperature=0.1, **kwargs):
         super().__init__(width=width, **kwargs)
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise ValueError(
-                f"Expected `temperature` to be a finite number above 0. Received: {temperature=}"
-            )
-        self.temperature = temperature
+        self.temperature = checks.temperature(temperature)
 
     def build(self, teacher_shape, student_shape):
         dense = _dense_factory(self)
@@ -189,22 +173,3 @@ def _dense_factory(critic):
         return layer
 
     return dense
-
-
-def _others_first(classes, batch):
-    """Indices `(batch, pool - 1)` of the other examples, those of other classes in front."""
-    pool = ops.shape(classes)[0]
-    rows, offsets = ops.arange(batch)[:, None], ops.arange(1, pool)[None]
-    partners = ops.mod(rows + offsets, pool)
-    same = ops.equal(ops.take(classes, partners, axis=0), classes[:batch, None])
-    order = ops.argsort(offsets + pool * ops.cast(same, offsets.dtype), axis=1)
-    return ops.take_along_axis(partners, order, axis=1)
-
-
-def _diagonal_and_rest(scores):
-    batch, pool = ops.shape(scores)[0], ops.shape(scores)[1]
-    rows = ops.arange(batch)[:, None]
-    columns = ops.arange(pool - 1)[None]
-    others = columns + ops.cast(columns >= rows, columns.dtype)
-    joint = ops.take_along_axis(scores, rows[:, :, None], axis=1)
-    return joint[:, 0], ops.take_along_axis(scores, others[:, :, None], axis=1)

@@ -33,22 +33,19 @@ def targets(objects, shape, max_boxes):
 def build_splits(
     builder, train, validation, test, *, prepare, image_shape, batch_size, seed, shuffle_buffer
 ):
-    """Returns a `Splits` of detection data.
+    """Returns a `Splits` of data sets of known cardinality, whose examples are tuples.
 
     Args:
         builder: The TFDS builder that the examples are of.
-        train: `tf.data.Dataset` of examples, each a tuple, of known cardinality.
-        validation: Likewise, or None.
-        test: Likewise.
+        train: Training examples.
+        validation: Validation examples, or None.
+        test: Test examples.
         prepare: Function `(*example, seed=None) -> (image, targets)`; `seed` is a new integer
             scalar for every training example and epoch, and None in evaluation.
         image_shape: Shape of the images that `prepare` returns.
         batch_size: Images in a batch.
         seed: Seed of the order and of what `prepare` draws. TensorFlow mixes its global seed in.
         shuffle_buffer: Training examples among which the next one is drawn.
-
-    Raises:
-        ValueError: If the training images do not fill a batch.
     """
     check_batch_size(batch_size, len(train))
 

@@ -116,11 +116,7 @@ def load_cifar100(
         A `Splits`.
 
     Raises:
-        ValueError: If an argument is out of range, a class is smaller than `labels_per_class`, or
-            both it and `train_fraction` are given.
-        FileNotFoundError: If the data is not in `data_dir` and `download` is False.
-        RuntimeError: If the download fails.
-        ImportError: If tensorflow-datasets is not installed.
+        ValueError, FileNotFoundError, RuntimeError, ImportError: As in `load_cifar10`.
 
     References:
         Tian et al., Contrastive Representation Distillation, arXiv 1910.10699; constants from the

@@ -153,15 +153,10 @@ def build_splits(
 
 
 def partition_per_class(labels, fractions, *, seed):
-    """Cuts the examples of every class into parts of the given fractions.
+    """Cuts the examples of every class into parts of the given fractions, which add up to 1.
 
-    Args:
-        labels: Integer labels, shape `(n,)`.
-        fractions: Size of each part as a fraction of the class; they add up to 1.
-        seed: Seed of the random order, the same on every machine.
-
-    Returns:
-        One sorted index array for each fraction. Together they hold each of `0..n-1` once.
+    Returns one sorted index array for each fraction. Together they hold each of `0..n-1` once. The
+    random order depends on the seed alone, not on the machine.
     """
     edges = np.cumsum(fractions)[:-1]
     parts = [
@@ -174,13 +169,7 @@ def partition_per_class(labels, fractions, *, seed):
 def draw_per_class(labels, count, *, seed):
     """Draws `count` examples of every class at random; a smaller draw is a subset of a larger one.
 
-    Args:
-        labels: Integer labels, shape `(n,)`.
-        count: Examples to draw of each class, at least 1.
-        seed: Seed of the draw, the same on every machine.
-
-    Returns:
-        A sorted index array of shape `(count * num_classes,)`.
+    Returns a sorted index array of shape `(count * num_classes,)`, the same on every machine.
 
     Raises:
         ValueError: If a class has fewer than `count` examples.

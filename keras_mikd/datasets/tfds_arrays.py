@@ -9,11 +9,7 @@ from keras_mikd.datasets.splits import LabelledImages
 
 
 def import_tfds():
-    """Returns the module `tensorflow_datasets`.
-
-    Raises:
-        ImportError: If it, or what it needs, is not installed.
-    """
+    """Returns the module `tensorflow_datasets`, or says what to install."""
     try:
         # TFDS 4.9.10 needs this package and does not declare it (tensorflow/datasets issue 11212).
         import importlib_resources  # noqa: F401
@@ -35,8 +31,8 @@ def is_prepared(builder):
 def prepared_builder(make_builder, *, quiet=False):
     """Returns a builder whose data is on disk, and puts it there if it is not.
 
-    TFDS writes to a temporary folder and renames it when complete, so that an interrupted run
-    leaves nothing half-written, and of two processes that prepare the same data one wins.
+    TFDS writes to a temporary folder and renames it when complete. So an interrupted run leaves
+    nothing half-written, and of two processes that prepare the same data one wins.
 
     Args:
         make_builder: Function without arguments that returns a new `tfds.core.DatasetBuilder`.
@@ -61,33 +57,27 @@ def prepared_builder(make_builder, *, quiet=False):
 def downloaded_builder(name, *, loader, size, data_dir, download):
     """Returns a builder of TFDS whose data is on disk, downloaded if it has to be and may be.
 
-    Args:
-        name: Name of the data set in TFDS.
-        loader: Name of the function that the user called, for messages.
-        size: How much is downloaded, for messages.
-        data_dir: Folder of the TFDS data sets, or None for TFDS' default.
-        download: Whether to download what is missing.
+    Messages name the function `loader` that the user called, and the `size` of the download.
 
     Raises:
         FileNotFoundError: If the data is not on disk and `download` is False.
         RuntimeError: If the download fails.
-        ImportError: If tensorflow-datasets is not installed.
     """
     tfds = import_tfds()
     builder = tfds.builder(name, data_dir=data_dir)
     advice = (
-        f"Call `{loader}(download=True)` where there is network access ({size}), or pass as "
-        f"`data_dir` a TFDS folder that already holds `{name}`. Received: data_dir={data_dir!r}"
+        f"Received: data_dir={data_dir!r}. Call `{loader}(download=True)` where there is network "
+        f"access ({size}), or pass as `data_dir` a TFDS folder that already holds `{name}`."
     )
     if not download and not is_prepared(builder):
         raise FileNotFoundError(
-            f"{name} is not at {builder.data_dir}, and `download` is False. {advice}"
+            f"Expected {name} at {builder.data_dir}, since `download` is False. {advice}"
         )
     try:
         return prepared_builder(lambda: tfds.builder(name, data_dir=data_dir))
     except (OSError, tfds.download.DownloadError) as error:
         raise RuntimeError(
-            f"{name} could not be downloaded and prepared at {builder.data_dir}. {advice}"
+            f"Expected to download {name} and prepare it at {builder.data_dir}. {advice}"
         ) from error
 
 

@@ -6,9 +6,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_mikd.cache.batches import take_apart
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import as_logs
 from keras_mikd.features.layer_graph import as_called, sized
+from keras_mikd.keras_internals import loss_metrics, scaled_penalty
 
 _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
@@ -87,13 +89,8 @@ class DetectorTask:
     def call(self, inputs, training=None):
         return self.student(as_called(self.student, inputs), training=training)
 
-    def predict_step(self, data):
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-
-        def decoded(x):
-            return self.student.decode_predictions(self(x, training=False), x)
-
-        return replicas.run_network(decoded, x)
+    def _predict(self, x):
+        return self.student.decode_predictions(self(x, training=False), x)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the detector's own weighted loss plus all regularizers and `add_loss` terms."""
@@ -106,7 +103,7 @@ class DetectorTask:
             x=x, y=y, y_pred=y_pred, sample_weight=None, training=training
         )
         # The detector has added its regularizers, which are no part of the weighted task.
-        penalties = [self._aggregate_additional_loss(each) for each in self.student.losses]
+        penalties = [scaled_penalty(self, each) for each in self.student.losses]
         task = ops.cast(task - sum(penalties), "float32")
         if self._sums:
             task = replicas.scale(task)
@@ -117,7 +114,7 @@ class DetectorTask:
         logs = self.student.compute_metrics(x, y, y_pred, sample_weight)
         if self._sums:
             # Keras multiplies what it shows of a loss by the replicas, as if it had divided it.
-            shown = {metric.name for metric in self.student._compile_loss.metrics}
+            shown = loss_metrics(self.student)
             logs = {k: v / replicas.count() if k in shown else v for k, v in logs.items()}
         logs = as_logs(logs)
         # The detector's `loss` is that of no step of its own.
@@ -198,7 +195,5 @@ def _targets(data):
     x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
     if isinstance(x, tf.data.Dataset):
         spec = x.element_spec
-        if isinstance(spec, dict):
-            return spec
-        _, y, _ = keras.utils.unpack_x_y_sample_weight(spec)
+        return spec if isinstance(spec, dict) else take_apart(spec).y
     return y

@@ -8,12 +8,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.cache import cached_batches
+from keras_mikd import checks, keras_internals
+from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
+from keras_mikd.critics.critic import xla_scope
 from keras_mikd.distillers import data_checks, loss_checks, network_checks
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.features.places import OUTPUT, is_output, output_at
-from keras_mikd.losses.distillation_loss import checked_weight
 
 
 class BaseDistiller(DistributedModel):
@@ -39,21 +40,20 @@ class BaseDistiller(DistributedModel):
             task_loss_weight: Factor of the compiled loss.
             xla_critics: `True`, `False` or `"auto"`, see `Distiller`.
         """
-        trained = {n: m for n, m in networks.models.items() if n not in networks.fixed}
-        network_checks.check_scope(trained, self)
+        network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = losses
-        self.task_loss_weight = checked_weight("`task_loss_weight`", task_loss_weight)
-        self.xla_critics = loss_checks.checked_xla_critics(xla_critics)
+        self.task_loss_weight = checks.number("task_loss_weight", task_loss_weight, at_least=0)
+        self.xla_critics = checks.one_of("xla_critics", xla_critics, (True, False, "auto"))
         self.critic_optimizer = None
         self._networks = networks
         networks.build_losses()
         self._task_tracker = keras.metrics.Mean(name="task_loss")
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
-        self._readouts = {loss.name: loss.readout_metrics() for loss in losses}
-        readouts = [m.name for metrics in self._readouts.values() for m in metrics.values()]
+        readouts = [metric.name for loss in losses for metric in loss.metrics]
         loss_checks.check_names([*self._term_trackers, *readouts])
-        loss_checks.claim(losses)
+        for loss in losses:
+            loss.join()
         self.built = True
 
     def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):
@@ -83,10 +83,21 @@ class BaseDistiller(DistributedModel):
         with self.distribute_strategy.scope():
             for each, variables in self._optimizers():
                 each.build(variables)
-        for distillation_loss in self.distillation_losses:
-            distillation_loss.xla = self._critics_use_xla()
 
-    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        **kwargs,
+    ):
         """Trains like `keras.Model.fit`, after a look at the data.
 
         Raises:
@@ -97,11 +108,25 @@ class BaseDistiller(DistributedModel):
         x, y = self._checked_data("x", (x, y))
         if validation_data is not None:
             validation_data = self._checked_data("validation_data", validation_data)
-        try:
-            with self._finalizing_each():
-                return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            raise data_checks.labels_error(error) or error from None
+        if class_weight and isinstance(getattr(x, "element_spec", None), Batch):
+            x, class_weight = with_class_weight(x, class_weight), None
+        options = {"batch_size": batch_size, "steps": kwargs.get("steps_per_epoch")}
+        own = self._own_callbacks(x, y, verbose=verbose, **options)
+        _, _, output = self._labelled(self.loss)[0]
+        with data_checks.told_labels(output), self._finalizing_each():
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                epochs,
+                verbose,
+                [*own, *_listed(callbacks)] if own else callbacks,
+                validation_split,
+                validation_data,
+                shuffle,
+                class_weight,
+                **kwargs,
+            )
 
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates like `keras.Model.evaluate`.
@@ -109,37 +134,89 @@ class BaseDistiller(DistributedModel):
         Raises:
             ValueError: If the batches are those of another teacher's `TeacherCache`.
         """
-        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has looked at its own.
+        if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has looked at its own.
             self._networks.check_cache(x)
         return super().evaluate(x, *args, **kwargs)
 
     def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, cached = cached_batches.unpack(x)
-        fixed = self._networks.read_fixed(x, cached)
+        batch = take_apart(data)
+        fixed = self._read_fixed(batch)
         with tf.GradientTape() as tape:
-            features = fixed | self._networks.read_trained(x, training=True)
-            total = self._total(x, y, sample_weight, features, training=True)
+            features = fixed | self._read(self._networks.trained, batch.x, training=True)
+            total = self._total(batch, features, training=True)
         self._update(tape, total)
-        return self.compute_metrics(x, y, self._predictions(features), sample_weight)
+        return self._logs(batch, features)
 
     def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, cached = cached_batches.unpack(x)
-        fixed = self._networks.read_fixed(x, cached)
-        features = fixed | self._networks.read_trained(x, training=False)
-        self._total(x, y, sample_weight, features, training=False)
-        return self.compute_metrics(x, y, self._predictions(features), sample_weight)
+        batch = take_apart(data)
+        trained = self._read(self._networks.trained, batch.x, training=False)
+        features = self._read_fixed(batch) | trained
+        self._total(batch, features, training=False)
+        return self._logs(batch, features)
+
+    def predict_step(self, data):
+        return replicas.run_network(self._predict, take_apart(data).x)
+
+    def batch_to_build_from(self, specs):
+        batch = take_apart(specs)
+        return batch.x, batch.y, batch.sample_weight
+
+    def _predict(self, x):
+        """Returns what `predict` gives for inputs."""
+        return self(x, training=False)
+
+    def _read_fixed(self, batch):
+        """Runs the fixed networks, or takes what a cache has of them."""
+        if batch.teacher_features is not None:
+            return dict.fromkeys(self._networks.fixed, batch.teacher_features)
+        return self._read(self._networks.fixed, batch.x, training=False)
+
+    def _read(self, names, x, training):
+        """Runs each of the networks once: `{name: {place: tensor}}`."""
+        taps = self._networks.taps
+
+        def read(x):
+            return {name: taps[name](x, training=training) for name in names}
+
+        return replicas.run_network(read, x)
+
+    def _total(self, batch, features, training):
+        x, y, sample_weight, _ = batch
+        with xla_scope(self._critics_use_xla()):
+            total = self._shared(batch, features, training)
+        # After the losses have run, so that what they add with `add_loss` is of this step.
+        y_pred = self._predictions(features)
+        total = total + self.compute_loss(x, y, y_pred, sample_weight, training)
+        keras_internals.show_loss(self, total * replicas.count(), _batch_size(x))
+        return total
+
+    def _shared(self, batch, features, training):
+        """Returns the weighted sum of what the networks share: this replica's part of it."""
+        total = ops.zeros(())
+        for term in self._networks.terms:
+            loss, (teacher, student) = term.loss, self._networks.pair(term, features)
+            values = loss(teacher, student, labels=batch.y, training=training)
+            value = weighted_mean(values, batch.sample_weight, loss=loss)
+            self._term_trackers[loss.name].update_state(value, sample_weight=_batch_size(batch.x))
+            weight = term.factor * loss.weight_at(self.optimizer.iterations)
+            total = total + weight * replicas.scale(value)
+        return total
+
+    def _logs(self, batch, features):
+        y_pred = self._predictions(features)
+        return self.compute_metrics(batch.x, batch.y, y_pred, batch.sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the weighted task loss plus the networks' regularizers and `add_loss` terms."""
         total = ops.zeros(())
-        if self._compile_loss is not None:
-            task = ops.cast(self._compile_loss(y, y_pred, sample_weight), "float32")
+        task_loss = keras_internals.compiled_loss(self)
+        if task_loss is not None:
+            task = ops.cast(task_loss(y, y_pred, sample_weight), "float32")
             self._task_tracker.update_state(task * replicas.count(), _batch_size(x))
             total = self.task_loss_weight * task
         for penalty in self.losses:
-            total = total + ops.cast(self._aggregate_additional_loss(penalty), "float32")
+            penalty = keras_internals.scaled_penalty(self, penalty)
+            total = total + ops.cast(penalty, "float32")
         return total
 
     def _predictions(self, features):
@@ -158,25 +235,9 @@ class BaseDistiller(DistributedModel):
             argument, data, models=self._networks.models, loss=loss, output=output
         )
 
-    def _total(self, x, y, sample_weight, features, training):
-        total = ops.zeros(())
-        for term in self._networks.terms:
-            loss, (teacher, student) = term.loss, self._networks.pair(term, features)
-            values = loss(teacher, student, labels=y, training=training)
-            value = _weighted_mean(loss, values, sample_weight)
-            self._log(loss, value, _batch_size(x))
-            weight = term.factor * loss.weight_at(self.optimizer.iterations)
-            total = total + weight * replicas.scale(value)
-        # After the losses have run, so that what they add with `add_loss` is of this step.
-        y_pred = self._predictions(features)
-        total = total + self._compute_loss(x, y, y_pred, sample_weight, training)
-        self._loss_tracker.update_state(total * replicas.count(), sample_weight=_batch_size(x))
-        return total
-
-    def _log(self, loss, value, batch_size):
-        self._term_trackers[loss.name].update_state(value, sample_weight=batch_size)
-        for suffix, arguments in loss.take_readouts().items():
-            self._readouts[loss.name][suffix].update_state(*arguments)
+    def _own_callbacks(self, x, y, *, batch_size, steps, verbose):
+        """Returns callbacks that `fit` runs before those of the caller."""
+        return []
 
     def _optimizers(self):
         """Pairs of an optimizer and the variables it trains."""
@@ -274,11 +335,16 @@ def check_distinct(optimizers):
             )
 
 
-def _weighted_mean(loss, values, sample_weight):
+def weighted_mean(values, sample_weight, *, loss):
     """Mean over the batch, sample weights applied as Keras does: not divided by their sum.
 
     Where there are weights for every output, a loss of an output takes those of this output, one of
     inner places their mean.
+
+    Args:
+        values: Loss of every example, of shape `(batch,)`.
+        sample_weight: Weights of the examples, in the structure of the outputs, or `None`.
+        loss: The `DistillationLoss` that they are of.
     """
     if len(values.shape) != 1:
         raise ValueError(
@@ -295,7 +361,11 @@ def _weighted_mean(loss, values, sample_weight):
             for each in keras.tree.flatten(sample_weight)
         ]
         values = values * (sum(weights) / max(1, len(weights)))
-    # A replica may be left without examples by the last batch.
+    return mean_of_batch(values)
+
+
+def mean_of_batch(values):
+    """Mean of a value of every example; 0 on a replica that the last batch left without any."""
     return ops.sum(values) / ops.cast(ops.maximum(ops.shape(values)[0], 1), values.dtype)
 
 
@@ -307,3 +377,10 @@ def _of_examples(weights, values):
 
 def _batch_size(x):
     return ops.shape(keras.tree.flatten(x)[0])[0]
+
+
+def _listed(callbacks):
+    """Returns the callbacks of `fit` as a list."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks.callbacks
+    return [] if callbacks is None else keras.tree.flatten(callbacks)

@@ -1,13 +1,14 @@
 """A look at the data before the first step."""
 
-import re
+import contextlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd.cache import cached_batches
+from keras_mikd.cache.batches import take_apart
 from keras_mikd.cache.teacher_cache import TeacherCache
+from keras_mikd.keras_internals import layers_of
 
 
 def checked_data(argument, data, *, models, loss, output):
@@ -23,7 +24,7 @@ def checked_data(argument, data, *, models, loss, output):
 
     Returns:
         `data`; a data set is not read, which would change the order of its shuffling, but comes
-        back with a check of the labels of every batch (see `labels_error`).
+        back with a check of the labels of every batch (see `told_labels`).
     """
     if isinstance(data, tf.data.Dataset):
         return _checked_dataset(argument, data, models, loss, output)
@@ -56,42 +57,48 @@ def checked_data(argument, data, *, models, loss, output):
 def _checked_dataset(argument, dataset, models, loss, output):
     if dataset.cardinality() == 0:
         raise ValueError(f"`{argument}` is an empty data set. Expected at least one batch.")
-    x, y, _ = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)
-    x, _ = cached_batches.unpack(x)
-    for spec in keras.tree.flatten(x):
+    batch = take_apart(dataset.element_spec)
+    for spec in keras.tree.flatten(batch.x):
         _check_images(models, argument, spec)
-    classes = _num_classes(loss, output, y)
+    classes = _num_classes(loss, output, batch.y)
     if classes is None:
         return dataset
-    _check_indices(argument, y.shape, output)
+    _check_indices(argument, batch.y.shape, output)
     ignored = getattr(loss, "ignore_class", None)
+    message = _labels_message(argument, classes)
 
-    def check(*batch):
-        labels = batch[1]
+    def check(*data):
+        data = data if len(data) > 1 else data[0]
+        labels = take_apart(data).y
         fits = tf.logical_and(labels >= 0, labels < tf.cast(classes, labels.dtype))
         if ignored is not None:
             fits = tf.logical_or(fits, labels == tf.cast(ignored, labels.dtype))
-        message = _labels_message(argument, classes)
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(fits), [message])]):
-            return tf.nest.map_structure(tf.identity, batch)
+            return tf.nest.map_structure(tf.identity, data)
 
     checked = dataset.map(check)
     if argument == "validation_data":  # Reading it disturbs no training, and spares an epoch.
-        try:
+        with told_labels(output):
             next(iter(checked), None)
-        except tf.errors.InvalidArgumentError as error:
-            raise labels_error(error) or error from None
     return checked
 
 
-def labels_error(error):
-    """Returns the `ValueError` behind an error of a checked data set, or `None`."""
-    found = re.search(_labels_message("(.*?)", "(.*?)"), str(error))
-    return None if found is None else ValueError(f"{found[0]} Received labels outside of that.")
+@contextlib.contextmanager
+def told_labels(output):
+    """Raises a `ValueError` where a checked data set finds labels that are none of `output`."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        classes = None if keras.tree.is_nested(output) else output.shape[-1]
+        for argument in ("x", "validation_data"):
+            message = _labels_message(argument, classes)
+            if message in str(error):
+                raise ValueError(f"{message} Received labels outside of that.") from None
+        raise
 
 
 def _labels_message(argument, classes):
-    last = classes - 1 if isinstance(classes, int) else classes
+    last = None if classes is None else classes - 1
     return (
         f"Expected the labels in `{argument}` to be integers from 0 to {last}, one for every output"
         " of the network."
@@ -122,7 +129,7 @@ def _accepts_integers(model):
     if not inputs or any("int" in tensor.dtype for tensor in inputs):
         return True
     rescaling = (keras.layers.Rescaling, keras.layers.Normalization)
-    return any(isinstance(layer, rescaling) for layer in model._flatten_layers())
+    return any(isinstance(layer, rescaling) for layer in layers_of(model))
 
 
 def _check_indices(argument, shape, output):

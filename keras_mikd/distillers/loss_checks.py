@@ -7,8 +7,7 @@ import warnings
 
 import keras
 
-from keras_mikd.features.feature_taps import OUTPUT, output_is_probability
-from keras_mikd.features.layer_graph import has_graph
+from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter
 
@@ -34,23 +33,17 @@ def checked_losses(losses, *, optional=False):
                 "Expected every distillation loss to be a keras_mikd.DistillationLoss or a "
                 f"keras.distillation.DistillationLoss. Received: {loss!r}"
             )
-        if loss.claimed:
+        if loss.joined:
             raise ValueError(
                 f"{loss.name!r} belongs to another distiller, whose trained weights it holds. "
                 "Expected new losses for every distiller."
             )
-    _number(losses)
+    default_names = collections.Counter()
+    for loss in losses:
+        default_names[loss.name] += 1
+        loss.number(default_names[loss.name])
     check_names([loss.name for loss in losses])
     return losses
-
-
-def _number(losses):
-    """Gives losses that would have the same default name numbers, in their order."""
-    taken = collections.Counter()
-    for loss in losses:
-        taken[loss.name] += 1
-        if not loss.named and not loss.built and taken[loss.name] > 1:
-            loss.name = f"{loss.name}_{taken[loss.name]}"
 
 
 def check_unused(distiller, assembly, losses, arguments):
@@ -127,46 +120,28 @@ def check_names(names):
             )
 
 
-def checked_xla_critics(xla_critics):
-    """Returns `xla_critics`, if it is one of the three values."""
-    if xla_critics not in (True, False, "auto"):
-        raise ValueError(
-            f'Expected `xla_critics` to be True, False or "auto". Received: {xla_critics=}'
-        )
-    return xla_critics
-
-
 def check_logits(teacher, student, loss):
-    """Checks that a loss of logits is not given probabilities, where the graph tells."""
-    for name, model, places in (
+    """Checks that a loss of logits is not given probabilities, where the graph tells.
+
+    Args:
+        teacher: `FeatureTaps` of the teacher.
+        student: `FeatureTaps` of the student.
+        loss: `DistillationLoss`.
+    """
+    if not loss.expects_logits:
+        return
+    for name, taps, places in (
         ("teacher", teacher, loss.teacher_layer),
         ("student", student, loss.student_layer),
     ):
-        places = places if isinstance(places, list) else [places]
-        found = [place for place in places if _is_probability(model, place)]
-        if loss.expects_logits and found:
-            raise ValueError(
-                f"{loss.name!r} compares logits, and the {name} {model.name!r} puts out "
-                "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
-                f"build the {name} without the final activation, or name the layer before it "
-                f"as `{name}_layer`. Received: {name}_layer={found[0]!r}"
-            )
-
-
-def _is_probability(model, place):
-    if str(place).split("/")[0] == OUTPUT:
-        return output_is_probability(model, place)
-    if not has_graph(model) or place not in {layer.name for layer in model.layers}:
-        return False
-    layer = model.get_layer(place)
-    activation = getattr(getattr(layer, "activation", None), "__name__", "")
-    return isinstance(layer, keras.layers.Softmax) or activation in ("softmax", "sigmoid")
-
-
-def claim(losses):
-    """Marks losses as a distiller's own, since a second one would go on with trained critics."""
-    for loss in losses:
-        loss.claimed = True
+        for place in places if isinstance(places, list) else [places]:
+            if taps.features is None and holds_probabilities(taps.model, place):
+                raise ValueError(
+                    f"{loss.name!r} compares logits, and the {name} {taps.model.name!r} puts out "
+                    "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
+                    f"build the {name} without the final activation, or name the layer before it "
+                    f"as `{name}_layer`. Received: {name}_layer={place!r}"
+                )
 
 
 def build_loss(loss, teacher, student):

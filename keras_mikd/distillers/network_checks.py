@@ -4,8 +4,9 @@ import itertools
 
 import keras
 
-from keras_mikd.features.feature_taps import output_is_probability
 from keras_mikd.features.layer_graph import ends, has_graph
+from keras_mikd.features.probabilities import holds_probabilities
+from keras_mikd.keras_internals import operation_of, strategy_made_under
 
 _CROSS_ENTROPIES = (
     keras.losses.SparseCategoricalCrossentropy,
@@ -49,7 +50,7 @@ def check_scope(models, distiller):
     """Checks that trained networks `{name: model}` are of the strategy that trains them."""
     for name, model in models.items():
         # Without a scope Keras has `None` here; its property would tell the scope of the moment.
-        own, wanted = (each._distribute_strategy for each in (model, distiller))
+        own, wanted = (strategy_made_under(each) for each in (model, distiller))
         if own is not wanted:
             raise ValueError(
                 f"Expected the {name} and the distiller to be made under one strategy: make both, "
@@ -142,7 +143,7 @@ def check_task_loss(model, loss):
         from_logits = False
     else:
         return
-    probabilities = output_is_probability(model)
+    probabilities = holds_probabilities(model)
     if not probabilities and not _ends_in_linear_layer(model):
         return
     if probabilities == from_logits:
@@ -158,7 +159,7 @@ def _ends_in_linear_layer(model):
     """Whether every output is a linear layer's, so that it is certain to be logits."""
     if not has_graph(model):
         return False
-    layers = [t._keras_history.operation for t in keras.tree.flatten(ends(model)[1])]
+    layers = [operation_of(tensor) for tensor in keras.tree.flatten(ends(model)[1])]
     linear = keras.activations.linear
     return all(isinstance(x, _KERNEL_LAYERS) and x.activation is linear for x in layers)
 

@@ -6,9 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.cache import cached_batches
+from keras_mikd.cache.batches import check_teacher
 from keras_mikd.distillers import loss_checks, network_checks
-from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
@@ -54,8 +53,7 @@ class Networks:
             for name, model in models.items()
         }
         for term in terms:
-            teacher, student = models[term.teacher], models[term.student]
-            loss_checks.check_logits(teacher, student, term.loss)
+            loss_checks.check_logits(self.taps[term.teacher], self.taps[term.student], term.loss)
 
     def build_losses(self):
         """Creates the weights of every loss, from the symbolic tensors."""
@@ -64,30 +62,17 @@ class Networks:
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
             loss_checks.build_loss(term.loss, teacher, student)
 
-    def read_fixed(self, x, cached=None):
-        """Runs the fixed networks: `{name: {place: tensor}}`, or takes what a cache has of them."""
-        if cached is not None:
-            return dict.fromkeys(self.fixed, cached)
-        return self._read(self.fixed, x, training=False)
+    @property
+    def trained(self):
+        """Names of the networks that are trained."""
+        return [name for name in self.models if name not in self.fixed]
 
     def check_cache(self, data):
         """Refuses the batches of a `TeacherCache` that is not of the fixed network here."""
         if isinstance(data, tf.data.Dataset):
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
             fixed = next(iter(self.fixed), None)
             places = self.taps[fixed].places if fixed else ()
-            cached_batches.check_teacher(x, self.models.get(fixed), places)
-
-    def read_trained(self, x, training):
-        """Runs the other networks, likewise."""
-        trained = [name for name in self.models if name not in self.fixed]
-        return self._read(trained, x, training)
-
-    def _read(self, names, x, training):
-        def read(x):
-            return {name: self.taps[name](x, training=training) for name in names}
-
-        return replicas.run_network(read, x)
+            check_teacher(data.element_spec, self.models.get(fixed), places)
 
     def pair(self, term, features):
         """Returns the teacher's and the student's tensors for the loss of a term."""

@@ -6,12 +6,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.cache import cached_batches
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.worker_callbacks import without_writers
+from keras_mikd.keras_internals import ModelBuiltFromSpecs
 
 
-class DistributedModel(keras.Model):
+class DistributedModel(ModelBuiltFromSpecs):
     """A `keras.Model` that fits, evaluates and predicts under every strategy, on several hosts too.
 
     A `keras.Model` of Keras 3 fails under `MultiWorkerMirroredStrategy` twice: it averages the
@@ -54,11 +54,6 @@ class DistributedModel(keras.Model):
         """
         return as_logs(super().compute_metrics(x, y, y_pred, sample_weight))
 
-    def predict_step(self, data):
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        x, _ = cached_batches.unpack(x)
-        return replicas.run_network(lambda x: self(x, training=False), x)
-
     def evaluate(self, *args, **kwargs):
         """Evaluates like `keras.Model.evaluate`.
 
@@ -94,20 +89,6 @@ class DistributedModel(keras.Model):
                 f"Received: {error.message}"
             ) from error
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Builds what `compile` made, from the shapes of a batch alone.
-
-        Keras reads a batch for that, which moves a seeded shuffle on, and on several hosts averages
-        it over them.
-        """
-        if self._distribute_strategy is None or iterator is None:
-            return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-        specs = tf.nest.map_structure(_of_one_replica, iterator._distributed_dataset.element_spec)
-        if isinstance(specs, tuple):
-            specs = (cached_batches.unpack(specs[0])[0], *specs[1:])
-        with self.distribute_strategy.scope():
-            self._symbolic_build(data_batch=specs)
-
 
 def as_logs(values):
     """Gives what a step logs the axis that Keras reduces on several hosts."""
@@ -127,7 +108,3 @@ def _check_batch(x, batch_size):
             f"the strategy. Received: batches of {size}. The batch size is that of all replicas "
             "together."
         )
-
-
-def _of_one_replica(spec):
-    return tf.nest.flatten(spec, expand_composites=True)[0]

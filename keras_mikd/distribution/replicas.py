@@ -1,4 +1,4 @@
-"""The only module that knows `tf.distribute`: the replicas of a step and the batch they share."""
+"""The replicas of a step and the batch that they share, by `tf.distribute`."""
 
 import tensorflow as tf
 
@@ -54,22 +54,10 @@ def gather(tensor):
     else:
         size = tf.shape(tensor)[0]
         is_example = tf.cast(tf.range(tf.maximum(size, 1)) < size, tf.int32)
-        rows = replica.all_gather(at_least_one(tensor), axis=0)
+        rows = replica.all_gather(_at_least_one(tensor), axis=0)
         rows = tf.boolean_mask(rows, replica.all_gather(is_example, axis=0) == 1)
     rows.set_shape((None, *tensor.shape[1:]))
     return rows
-
-
-def at_least_one(tensor):
-    """Gives a replica that the last batch left without examples a row of zeros, to drop later.
-
-    Neither collectives nor some kernels survive a tensor without rows.
-    """
-    shape = tf.shape(tensor)
-    missing = tf.cast(tf.equal(shape[:1], 0), tf.int32)
-    # Not tf.pad: on a CPU, TensorFlow fuses it with the convolution behind it as if it were one of
-    # rows and columns.
-    return tf.concat([tensor, tf.zeros(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
 
 
 def run_network(network, x):
@@ -87,45 +75,40 @@ def run_network(network, x):
     if count() == 1 or first.shape[0]:
         return network(x)
     added = tf.cast(tf.equal(tf.shape(first)[0], 0), tf.int32)
-    outputs = network(tf.nest.map_structure(at_least_one, x))
+    outputs = network(tf.nest.map_structure(_at_least_one, x))
     return tf.nest.map_structure(lambda output: output[: tf.shape(output)[0] - added], outputs)
 
 
-def following(tensor, count):
-    """Returns the examples of the global batch that come after this replica's last one.
-
-    After the last example of all comes the first one. Only the first examples of every replica are
-    sent, however large the batch is.
-
-    Args:
-        tensor: Tensor of shape `(local batch, ...)`.
-        count: How many to return, an int of at least 1.
-
-    Returns:
-        Tensor of shape `(count, ...)`, or less where the global batch has not so many examples
-        beside one.
-    """
-    sizes, own = _sizes(tensor)
-    first_ones = tensor[:count]
-    up_to_own = tf.reduce_sum(tf.minimum(sizes[: own + 1], count))
-    rows = tf.roll(gather(first_ones), -up_to_own, axis=0)
-    if first_ones.shape[0] == count:  # Known, see `gather`: the other replicas have so many.
-        return rows[:count]
-    return rows[: tf.minimum(count, tf.reduce_sum(sizes) - 1)]
+def own_part(tensor, *, of):
+    """Returns the rows of a tensor `(global batch, ...)` that belong to this replica's `of`."""
+    first = first_index(of)
+    return tensor[first : first + tf.shape(of)[0]]
 
 
 def first_index(tensor):
     """Returns the index in the global batch of this replica's first example, an int32 scalar."""
-    sizes, own = _sizes(tensor)
+    sizes, own = batch_sizes(tensor)
     return tf.reduce_sum(sizes[:own])
 
 
-def _sizes(tensor):
-    """The batch sizes of all replicas, an int32 vector, and the index of this replica."""
+def batch_sizes(tensor):
+    """Returns the batch sizes of all replicas, an int32 vector, and the index of this replica."""
     size, replica = tf.shape(tensor)[:1], _replica()
     if replica is None:
         return size, 0
     return replica.all_gather(size, axis=0), replica.replica_id_in_sync_group
+
+
+def _at_least_one(tensor):
+    """Gives a replica that the last batch left without examples a row of zeros, to drop later.
+
+    Neither collectives nor some kernels survive a tensor without rows.
+    """
+    shape = tf.shape(tensor)
+    missing = tf.cast(tf.equal(shape[:1], 0), tf.int32)
+    # Not tf.pad: on a CPU, TensorFlow fuses it with the convolution behind it as if it were one of
+    # rows and columns.
+    return tf.concat([tensor, tf.zeros(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
 
 
 def _replica():

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_mikd.keras_internals import Restore
+
 _WRITERS = (
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
@@ -26,17 +28,7 @@ def without_writers(callbacks):
         callbacks = callbacks.callbacks
     callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
     return [
-        _Restore(each.backup_dir) if isinstance(each, keras.callbacks.BackupAndRestore) else each
+        Restore(each.backup_dir) if isinstance(each, keras.callbacks.BackupAndRestore) else each
         for each in callbacks
         if not isinstance(each, _WRITERS)
     ]
-
-
-class _Restore(keras.callbacks.BackupAndRestore):
-    """Starts from a backup that another process writes."""
-
-    def __init__(self, backup_dir):
-        super().__init__(backup_dir, delete_checkpoint=False)
-
-    def _save_model(self):
-        pass

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mikd.features.layer_graph import LayerGraph, as_called, ends, has_graph, tapped
+from keras_mikd.features.layer_graph import as_called, ends, has_graph, tapped
 from keras_mikd.features.places import (
     OUTPUT,
     checked_places,
@@ -12,9 +12,6 @@ from keras_mikd.features.places import (
     resolve,
 )
 from keras_mikd.features.stages import POOLED
-
-_PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
-_SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
 
 
 class FeatureTaps:
@@ -55,6 +52,7 @@ class FeatureTaps:
 
     Attributes:
         places: Tuple of the places, without repetition, always with `"output"`.
+        features: The function, or `None`.
         specs: `{place: KerasTensor}`; a structure of them for an output of several tensors.
 
     Raises:
@@ -66,7 +64,7 @@ class FeatureTaps:
     def __init__(self, model, places, *, features=None, inputs=None):
         self.model = model
         self.places = checked_places(places)
-        self._features = features
+        self.features = features
         self._paths, self._tap = {}, None
         inner = [place for place in self.places if not is_output(place)]
         known = has_graph(model)
@@ -95,12 +93,12 @@ class FeatureTaps:
         return self._by_place(self._run(x, training))
 
     def _run(self, x, training):
-        if self._features is not None:
-            return self._features(self.model, x, training)
+        if self.features is not None:
+            return self.features(self.model, x, training)
         return (self._tap or self.model)(as_called(self.model, x), training=training)
 
     def _by_place(self, result):
-        if self._features is not None:
+        if self.features is not None:
             _check_features(result, self.places)
             output, read = result[OUTPUT], result
         elif self._tap is None:
@@ -114,40 +112,6 @@ class FeatureTaps:
             place: output_at(output, place) if is_output(place) else read[place]
             for place in self.places
         }
-
-
-def output_is_probability(model, place=OUTPUT):
-    """Whether a model puts out probabilities: its last layer is, or applies, softmax or sigmoid.
-
-    Layers behind it that keep its values (reshape, flatten, cast, linear activation) are looked
-    through.
-
-    Args:
-        model: Keras model.
-        place: `"output"`, or `"output/<key or index>"` for one of several outputs.
-
-    Returns:
-        `True` (for several outputs: if one of them is), `False`, or `None` if it cannot be told
-        because the model is subclassed or not built.
-    """
-    if not has_graph(model):
-        return None
-    graph = LayerGraph(model)
-    outputs = keras.tree.pack_sequence_as(ends(model)[1], graph.outputs)
-    return any(_is_probability(graph, i) for i in keras.tree.flatten(output_at(outputs, place)))
-
-
-def _is_probability(graph, position):
-    call = graph.calls[position]
-    layer = type(call.layer).__name__
-    activation = getattr(call.layer, "activation", None)
-    function = getattr(activation, "__name__", type(activation).__name__)
-    if isinstance(activation, str):
-        function = activation
-    if layer.lower() in _PROBABILITIES or function.lower() in _PROBABILITIES:
-        return True
-    passes = layer in _SAME_VALUES and function in ("linear", "NoneType")
-    return passes and _is_probability(graph, call.parents[0])
 
 
 class _Run(keras.Operation):

@@ -1,11 +1,10 @@
-"""The layers of a model as one flat graph, nested models opened, and models that read inside it.
-
-This is the only file that looks at Keras' own record of how layers were called.
-"""
+"""The layers of a model as one flat graph, nested models opened, and models that read inside."""
 
 from typing import Any, NamedTuple
 
 import keras
+
+from keras_mikd.keras_internals import has_keras_call, nodes_behind, operation_of
 
 _ASSUMED_SIZE = 256
 
@@ -45,7 +44,7 @@ class LayerGraph:
         self.levels = {}
         specs = model.inputs if input_specs is None else input_specs
         feeds = [
-            self._add(tensor._keras_history.operation, "", [spec.shape], [])
+            self._add(operation_of(tensor), "", [spec.shape], [])
             for tensor, spec in zip(model.inputs, specs, strict=True)
         ]
         self.outputs = self._open(model, "", feeds, specs)
@@ -74,7 +73,7 @@ class LayerGraph:
 
     def _open(self, model, prefix, feeds, specs):
         """Adds the calls in `model`, fed by the calls at `feeds`; returns where its outputs are."""
-        nodes = _nodes_behind(model.outputs)
+        nodes = nodes_behind(model.outputs)
         shapes = _shapes(model, nodes, specs)
         source = {id(t): position for t, position in zip(model.inputs, feeds, strict=True)}
         for node in nodes:
@@ -102,7 +101,7 @@ class LayerGraph:
         levels = levels or getattr(getattr(model, "backbone", None), "pyramid_level_inputs", {})
         for level, name in levels.items():
             if isinstance(name, keras.KerasTensor):
-                name = name._keras_history.operation.name
+                name = operation_of(name).name
             found = [p for p in self.names if p.startswith(prefix) and p.rpartition("/")[2] == name]
             for path in [prefix + name] if prefix + name in found else found:
                 # A level of the outer model stands for those of the models inside it.
@@ -121,8 +120,7 @@ def has_graph(model):
     """Whether a model's layers can be seen: it is Functional, or Sequential and built."""
     if not isinstance(model, keras.Model):
         return False
-    if not type(model).call.__module__.startswith("keras.src.models."):
-        # A `call` of its own need not do what the graph says.
+    if not has_keras_call(model):
         return False
     if isinstance(model, keras.Sequential):
         # Without an input, `inputs` raises AttributeError.
@@ -171,7 +169,7 @@ def tapped(model, paths):
         Functional model, called like `model`.
     """
     inputs, outputs = ends(model)
-    nodes = _nodes_behind(model.outputs)
+    nodes = nodes_behind(model.outputs)
     nested = {}
     layers = {node.operation.name: node.operation for node in nodes}
     for path in paths:
@@ -182,7 +180,7 @@ def tapped(model, paths):
         taps = {name: tapped(layers[name], rest) for name, rest in nested.items()}
         inputs, outputs, made = _called_again(model, taps)
     else:
-        made = {t._keras_history.operation.name: t for t in model.inputs}
+        made = {operation_of(t).name: t for t in model.inputs}
         for node in nodes:
             made.update(_by_path(node.operation.name, node.outputs))
     return keras.Model(inputs, (outputs, {path: made[path] for path in paths}), name=model.name)
@@ -205,7 +203,7 @@ def _called_again(model, taps):
     plain = keras.Model(*ends(model), name=model.name)
     again = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
     for old, new in zip(plain.inputs, again.inputs, strict=True):
-        made[old._keras_history.operation.name] = new
+        made[operation_of(old).name] = new
     return again.input, again.output, made
 
 
@@ -217,23 +215,6 @@ def _output_paths(path, outputs):
 def _by_path(path, outputs):
     """Returns `{path: tensor}` of a layer's outputs; its own path is that of the first."""
     return {path: outputs[0], **dict(zip(_output_paths(path, outputs), outputs, strict=False))}
-
-
-def _nodes_behind(outputs):
-    """Returns Keras' records of the calls that lead to `outputs`, inputs first.
-
-    A layer's `.output` will not do: it is that of its first call ever, perhaps in another model.
-    """
-    history = [tensor._keras_history for tensor in reversed(outputs)]
-    stack = [record.operation._inbound_nodes[record.node_index] for record in history]
-    ordered = {}
-    while stack:
-        waiting = [node for node in stack[-1].parent_nodes if node not in ordered]
-        if waiting:
-            stack.extend(reversed(waiting))
-        else:
-            ordered[stack.pop()] = None
-    return list(ordered)
 
 
 def _shapes(model, nodes, specs):

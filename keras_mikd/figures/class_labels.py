@@ -6,16 +6,11 @@ from keras_mikd import checks
 
 
 def checked_labels(values, name, *, num_examples=None, num_classes=None):
-    """Returns class indices as an int64 array of shape `(n,)`.
-
-    Args:
-        values: Integers, shape `(n,)` or `(n, 1)`.
-        name: Name of the argument, for messages.
-        num_examples: How many there have to be; `None` for any number but 0.
-        num_classes: Number of classes; `None` if it is not known.
+    """Returns the argument `name`, integers of shape `(n,)` or `(n, 1)`, as int64 `(n,)`.
 
     Raises:
-        ValueError: If they are none, no integers, of another shape or number, or out of range.
+        ValueError: If they are none, no integers, of another shape or number than `num_examples`,
+            or not below `num_classes`.
     """
     values = np.asarray(values)
     if not values.size or values.dtype.kind not in "iu":

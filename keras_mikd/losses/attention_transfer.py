@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.features.grids import common_grid, pool_to
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
@@ -43,10 +44,7 @@ class AttentionTransfer(DistillationLoss):
 
     def __init__(self, *, power=2.0, **kwargs):
         super().__init__(**kwargs)
-        number = isinstance(power, (int, float)) and not isinstance(power, bool)
-        if not number or not 1 <= power < math.inf:
-            raise ValueError(f"`power` must be a finite number of at least 1. Received: {power=}")
-        self.power = float(power)
+        self.power = checks.number("power", power, at_least=1)
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(4,))

@@ -1,10 +1,9 @@
 """Be your own teacher: classifiers on the stages, taught by labels and by the last layer."""
 
-import math
-
 import keras
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.distribution import replicas
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
@@ -65,19 +64,9 @@ class BeYourOwnTeacher(DistillationLoss):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         if not self.student_layer:
             raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
-        for argument, value, fits in (
-            ("alpha", alpha, lambda x: 0 <= x <= 1),
-            ("temperature", temperature, lambda x: 0 < x < math.inf),
-            ("feature_weight", feature_weight, lambda x: 0 <= x < math.inf),
-        ):
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not fits(value):
-                raise ValueError(
-                    "Expected `alpha` from 0 to 1, a finite `temperature` above 0 and a finite "
-                    f"`feature_weight` of at least 0. Received: {argument}={value!r}"
-                )
-        self.alpha = float(alpha)
-        self.temperature = float(temperature)
-        self.feature_weight = float(feature_weight)
+        self.alpha = checks.number("alpha", alpha, at_least=0, at_most=1)
+        self.temperature = checks.temperature(temperature)
+        self.feature_weight = checks.number("feature_weight", feature_weight, at_least=0)
 
     def build(self, teacher_shape, student_shape):
         _check_shapes(teacher_shape, student_shape)

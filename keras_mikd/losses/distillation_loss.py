@@ -1,13 +1,12 @@
 """The contract of everything that is matched between a teacher and a student."""
 
-import math
-import numbers
 import re
 
 import keras
 from keras import ops
 
-from keras_mikd.features.feature_taps import OUTPUT
+from keras_mikd import checks
+from keras_mikd.features.places import OUTPUT
 
 
 class DistillationLoss(keras.layers.Layer):
@@ -15,15 +14,17 @@ class DistillationLoss(keras.layers.Layer):
 
     A distillation loss is a Keras layer: its critic, head or regressor are ordinary weights,
     trained with the student, saved with the distiller and never exported. A subclass creates them
-    in `build` and returns the loss of every example from `call`:
+    in `build` and returns the loss of every example from `call`. Tensors arrive in float32 whatever
+    the dtype policy of the networks is.
 
     ```python
     class Cosine(keras_mikd.DistillationLoss):
         def call(self, teacher, student, labels=None, training=None):
-            return -keras.losses.cosine_similarity(teacher, student)
+            return keras.losses.cosine_similarity(teacher, student)  # -1 where they agree.
     ```
 
-    Tensors arrive in float32 whatever the dtype policy of the networks is.
+    A loss that tells what it estimates keeps metrics of its own, made in `build` and called
+    `<name>_<what>`, and updates them at the end of `call`. The distiller logs them.
 
     Args:
         teacher_layer: Place to read in the teacher (see `FeatureTaps`): `None` for its output, a
@@ -34,10 +35,10 @@ class DistillationLoss(keras.layers.Layer):
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
             values are not checked.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
-        **kwargs: `name` (the loss appears under it in `history` and TensorBoard; by default that of
-            the class and of a place inside the student, such as `"hint_stage2"`, and a number from
-            the second of a distiller on) and other
-            arguments of `keras.layers.Layer`.
+        **kwargs: `name` and other arguments of `keras.layers.Layer`. The loss appears under its
+            name in `history` and TensorBoard. By default it is that of the class and of a place
+            inside the student, such as `"hint_stage2"`, and numbered from the second of a
+            distiller on.
 
     Raises:
         ValueError: If `weight` is negative, not finite or not a number, or a place is no name, or
@@ -52,20 +53,17 @@ class DistillationLoss(keras.layers.Layer):
     ):
         teacher_layer = _places("teacher_layer", teacher_layer)
         student_layer = _places("student_layer", student_layer)
-        named = kwargs.get("name") is not None
-        if not named:
+        has_default_name = kwargs.get("name") is None
+        if has_default_name:
             kwargs["name"] = _default_name(type(self).__name__, student_layer)
         super().__init__(dtype=dtype, **kwargs)
-        self.named = named
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
-        scheduled = isinstance(weight, keras.optimizers.schedules.LearningRateSchedule)
-        self.weight = (
-            weight if scheduled else checked_weight(f"the weight of {self.name!r}", weight)
-        )
-        self.xla = False
-        self.claimed = False
-        self._readouts = {}
+        if not isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+            weight = checks.number("weight", weight, at_least=0)
+        self.weight = weight
+        self._has_default_name = has_default_name
+        self._joined = False
 
     def build(self, teacher_shape, student_shape):
         """Creates every weight.
@@ -93,27 +91,22 @@ class DistillationLoss(keras.layers.Layer):
             "training=None)` and return a loss of shape (batch,)."
         )
 
-    def readout_metrics(self):
-        """Metrics that say in nats what this loss estimates.
+    def number(self, position):
+        """Tells this loss from others of its default name: it is the `position`-th of a distiller.
 
-        Returns:
-            Dict from a suffix to a new `keras.metrics.Metric` whose name is that of this loss, an
-            underscore and the suffix, such as `critic_mi_nats`. `call` hands every metric its
-            `update_state` arguments with `add_readout`.
+        A given name stays, and so does one under which there are weights.
         """
-        return {}
+        if position > 1 and self._has_default_name and not self.built:
+            self.name = f"{self.name}_{position}"
 
-    def add_readout(self, suffix, *values):
-        """Hands the metric called `suffix` its `update_state` arguments for this batch.
+    @property
+    def joined(self):
+        """Whether this loss belongs to a distiller, which trains its weights."""
+        return self._joined
 
-        To be called at the end of `call`: nothing that waits for other replicas may follow.
-        """
-        self._readouts[suffix] = values
-
-    def take_readouts(self):
-        """Returns, and forgets, what `call` handed to `add_readout`."""
-        readouts, self._readouts = dict(self._readouts), {}
-        return readouts
+    def join(self):
+        """Makes this loss part of a distiller: for good, since its weights are trained there."""
+        self._joined = True
 
     def weight_at(self, step):
         """Factor of this loss at optimizer iteration `step`, as float or float32 scalar tensor."""
@@ -167,13 +160,3 @@ def _default_name(class_name, place):
     words = words.lower()
     inner = isinstance(place, str) and place != OUTPUT
     return f"{words}_{place}".replace("/", "_") if inner else words
-
-
-def checked_weight(argument, weight):
-    """Returns `weight` as a float, if it is a finite number of at least 0."""
-    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
-    if not number or not math.isfinite(weight) or weight < 0:
-        raise ValueError(
-            f"Expected {argument} to be a finite number of at least 0. Received: {weight!r}"
-        )
-    return float(weight)

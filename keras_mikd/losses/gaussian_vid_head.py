@@ -7,6 +7,7 @@ import math
 import keras
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.bounds import barber_agakov
 from keras_mikd.features.grids import common_grid, pool_to
 from keras_mikd.losses.distillation_loss import DistillationLoss
@@ -128,22 +129,10 @@ class GaussianVIDHead(DistillationLoss):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if variant not in _VARIANTS:
-            raise ValueError(f"`variant` must be one of {list(_VARIANTS)}. Received: {variant=}")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"`reduction` must be 'mean' or 'sum'. Received: {reduction=}")
-        if hidden_channels is not None and not (
-            isinstance(hidden_channels, int) and hidden_channels > 0
-        ):
-            raise ValueError(
-                f"`hidden_channels` must be None or an int above 0. Received: {hidden_channels=}"
-            )
-        number = isinstance(initial_variance, (int, float))
-        if initial_variance is not None and not (number and 1e-4 <= initial_variance < math.inf):
-            raise ValueError(
-                "`initial_variance` must be None or a finite float of at least 1e-4. "
-                f"Received: {initial_variance=}"
-            )
+        checks.one_of("variant", variant, list(_VARIANTS))
+        checks.one_of("reduction", reduction, ("mean", "sum"))
+        checks.integer("hidden_channels", hidden_channels, at_least=1, optional=True)
+        checks.number("initial_variance", initial_variance, at_least=1e-4, optional=True)
         self.variant = variant
         self.hidden_channels = hidden_channels
         self.initial_variance = initial_variance
@@ -160,6 +149,9 @@ class GaussianVIDHead(DistillationLoss):
             initializer=keras.initializers.Constant(self._initial_alpha()),
             name="alpha",
         )
+        self.gaussian_nats = GaussianInformation(
+            teacher_shape[-1], name=f"{self.name}_gaussian_nats"
+        )
         channels = student_shape[-1], teacher_shape[-1]
         self.mean_layers = self._convolutions(*channels) if maps else [self._linear(channels[1])]
         shape = (*student_shape[:1], *(self.grid or ()), student_shape[-1])
@@ -172,7 +164,7 @@ class GaussianVIDHead(DistillationLoss):
             teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
         mean = self.predict_mean(student, training=training)
         variance = self.variance()
-        self.add_readout("gaussian_nats", teacher, mean, variance)
+        self.gaussian_nats.update_state(teacher, mean, variance)
         log_likelihood = barber_agakov(
             teacher,
             mean,
@@ -205,10 +197,6 @@ class GaussianVIDHead(DistillationLoss):
     def variance(self):
         """Returns the variance of `q`, shape `(teacher channels,)`."""
         return ops.softplus(self.alpha) + self.epsilon
-
-    def readout_metrics(self):
-        name = f"{self.name}_gaussian_nats"
-        return {"gaussian_nats": GaussianInformation(self.alpha.shape[0], name=name)}
 
     def get_config(self):
         return {

@@ -2,9 +2,9 @@
 
 import keras
 
-from keras_mikd import bounds
-from keras_mikd.critics.contrast import Contrast
+from keras_mikd import bounds, checks
 from keras_mikd.critics.critic import ConcatCritic, Critic
+from keras_mikd.critics.negatives import Negatives
 from keras_mikd.features.grids import comparison_grids, locations
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.metrics.mutual_information import MutualInformation
@@ -85,23 +85,14 @@ class JSDCritic(DistillationLoss):
                 "Expected `critic` to be a Critic, such as keras_mikd.SeparableCritic(). "
                 f"Received: critic={critic!r}"
             )
-        if grid is not None and (not isinstance(grid, int) or grid < 1):
-            raise ValueError(
-                f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
-            )
         self.bound = bound
         self.critic = critic or ConcatCritic()
         self.negatives = negatives
         self.negatives_from = negatives_from
-        self.grid = grid
+        self.grid = checks.integer("grid", grid, at_least=1, optional=True)
         self.gather = gather
-        self._contrast = Contrast(
-            self.critic,
-            bound,
-            negatives=negatives,
-            negatives_from=negatives_from,
-            gather=gather,
-        )
+        self._pairs = Negatives(negatives, negatives_from, gather)
+        self._compare = self._pairs.comparison(self.critic, bound)
 
     def build(self, teacher_shape, student_shape):
         for shape in (teacher_shape, student_shape):
@@ -113,18 +104,16 @@ class JSDCritic(DistillationLoss):
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
         self._grids = comparison_grids(teacher_shape, student_shape, limit=self.grid)
+        self.mi_nats = MutualInformation(name=f"{self.name}_mi_nats")
         if not self.critic.built:  # In a loaded loss it is.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
 
     def call(self, teacher, student, labels=None, training=None):
         teacher = locations(teacher, self._grids[0])
         student = locations(student, self._grids[1])
-        bound, joint, product = self._contrast(teacher, student, labels, xla=self.xla)
-        self.add_readout("mi_nats", joint, product)
+        bound, joint, product = self._compare(teacher, self._pairs.pool(student, labels))
+        self.mi_nats.update_state(joint, product)
         return -bound
-
-    def readout_metrics(self):
-        return {"mi_nats": MutualInformation(name=f"{self.name}_mi_nats")}
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -6,18 +6,13 @@ import math
 import keras
 from keras import ops
 
-from keras_mikd import bounds
-from keras_mikd.critics.contrast import Contrast
+from keras_mikd import bounds, checks
 from keras_mikd.critics.critic import Critic, SeparableCritic
+from keras_mikd.critics.negatives import Negatives
 from keras_mikd.distribution import replicas
 from keras_mikd.features.grids import comparison_grids, locations, pool_to
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
-# Bound: (the same with a floor of about 0, its ceiling in nats given the number of negatives).
-_BOUNDED = {
-    bounds.jsd: (functools.partial(bounds.jsd, shifted=True), lambda _: 2.0 * math.log(2.0)),
-    bounds.info_nce: (bounds.info_nce, lambda negatives: ops.log1p(negatives)),
-}
 _COMBINATIONS = ("additive", "multiplicative")
 _SELF_INFORMATION = ("feature", "input")
 
@@ -110,23 +105,19 @@ class MUSE(DistillationLoss):
         if not self.student_layer:
             raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
         _check_bound(bound)
-        _check_choice("combine", combine, _COMBINATIONS)
-        _check_choice("self_information", self_information, _SELF_INFORMATION)
-        if grid is not None and (not isinstance(grid, int) or grid < 1):
-            raise ValueError(
-                f"Expected `grid` to be a positive int or None. Received: grid={grid!r}"
-            )
-        self.combine = combine
-        self.self_information = self_information
+        self.combine = checks.one_of("combine", combine, _COMBINATIONS)
+        self.self_information = checks.one_of(
+            "self_information", self_information, _SELF_INFORMATION
+        )
         self.bound = bound
         self.negatives = negatives
         self.negatives_from = negatives_from
         self.width = width
         self.temperature = temperature
-        self.grid = grid
+        self.grid = checks.integer("grid", grid, at_least=1, optional=True)
         self.gather = gather
         self._critic()  # Refuses a bad width or temperature here, not in `build`.
-        self._contrast(None)
+        self._pairs = Negatives(negatives, negatives_from, gather)
 
     def build(self, teacher_shape, student_shape):
         target, *source = _each(teacher_shape)
@@ -145,13 +136,16 @@ class MUSE(DistillationLoss):
             comparison_grids(target, shape, limit=self.grid) for shape in _each(student_shape)
         ]
         self.critics = [self._built_critic(target, shape) for shape in _each(student_shape)]
-        self._mutual = [self._contrast(critic) for critic in self.critics]
-        self._own = [self._contrast(_Reflexive(critic)) for critic in self.critics]
+        bound = _above_uninformed(self.bound)
+        self._mutual = [self._pairs.comparison(critic, bound) for critic in self.critics]
+        own = [_Reflexive(critic) for critic in self.critics]
         if source:
             self._input_grid = comparison_grids(source[0], source[0], limit=self.grid or 8)[0]
             gist = (None, math.prod(self._input_grid or ()) * source[0][-1])
             self.input_critics = [self._built_critic(gist, s) for s in _each(student_shape)]
-            self._own = [self._contrast(critic) for critic in self.input_critics]
+            own = self.input_critics
+        self._own = [self._pairs.comparison(critic, bound) for critic in own]
+        self.readouts = {name: keras.metrics.Mean(name=name) for name in self._readout_names()}
 
     def call(self, teacher, student, labels=None, training=None):
         target, *source = _each(teacher)
@@ -160,11 +154,10 @@ class MUSE(DistillationLoss):
         for i, feature in enumerate(_each(student)):
             feature = locations(feature, self._grids[i][1])
             of_target = locations(target, self._grids[i][0])
-            pool = self._mutual[i].pool(feature, labels)
-            value, _, product = self._mutual[i].compare(of_target, pool, xla=self.xla)
+            pool = self._pairs.pool(feature, labels)
+            value, _, product = self._mutual[i](of_target, pool)
             mutual.append(value)
-            first = feature if gist is None else gist
-            own.append(self._own[i].compare(first, pool, xla=self.xla)[0])
+            own.append(self._own[i](feature if gist is None else gist, pool)[0])
         mutual, own = ops.stack(mutual, axis=1), ops.stack(own, axis=1)
         both = mutual + own if self.combine == "additive" else self._product(mutual, own)
         self._read_out(mutual, own, product)
@@ -187,23 +180,20 @@ class MUSE(DistillationLoss):
         return mutual * factors[:, 1] + factors[:, 0] * own_change
 
     def _read_out(self, mutual, own, product):
-        for i, suffix in enumerate(self._suffixes()):
-            self.add_readout(f"{suffix}_mutual_nats", mutual[:, i])
-            self.add_readout(f"{suffix}_self_nats", own[:, i])
-        _, ceiling = _BOUNDED[self.bound]
+        negatives = ops.cast(ops.shape(product)[1], "float32")
+        ceiling = self.bound.ceiling(negatives) + _shift(self.bound)
+        values = []
+        for i in range(len(self.critics)):
+            values += [mutual[:, i], own[:, i]]
         # Once for every example, as the estimates: batches of other sizes have other ceilings.
-        highest = ceiling(ops.cast(ops.shape(product)[1], "float32"))
-        self.add_readout("ceiling_nats", highest * ops.ones_like(mutual[:, 0]))
+        values.append(ceiling * ops.ones_like(mutual[:, 0]))
+        for metric, value in zip(self.readouts.values(), values, strict=True):
+            metric.update_state(value)
 
-    def _suffixes(self):
-        return [place.replace("/", "_") for place in _each(self.student_layer)]
-
-    def readout_metrics(self):
-        suffixes = [f"{s}_{term}_nats" for s in self._suffixes() for term in ("mutual", "self")]
-        return {
-            suffix: keras.metrics.Mean(name=f"{self.name}_{suffix}")
-            for suffix in [*suffixes, "ceiling_nats"]
-        }
+    def _readout_names(self):
+        places = [place.replace("/", "_") for place in _each(self.student_layer)]
+        names = [f"{place}_{term}_nats" for place in places for term in ("mutual", "self")]
+        return [f"{self.name}_{name}" for name in [*names, "ceiling_nats"]]
 
     def _critic(self):
         return SeparableCritic(
@@ -214,16 +204,6 @@ class MUSE(DistillationLoss):
         critic = self._critic()
         critic.build((None, None, first[-1]), (None, None, second[-1]))
         return critic
-
-    def _contrast(self, critic):
-        bound, _ = _BOUNDED[self.bound]
-        return Contrast(
-            critic,
-            bound,
-            negatives=self.negatives,
-            negatives_from=self.negatives_from,
-            gather=self.gather,
-        )
 
     def _gist(self, source):
         """The input as one vector: `(batch, 1, channels)`."""
@@ -278,15 +258,25 @@ def _each(item):
 
 
 def _check_bound(bound):
-    if bound not in _BOUNDED:
+    if getattr(bound, "ceiling", None) is None:
         raise ValueError(
-            "Expected `bound` to be keras_mikd.bounds.jsd or keras_mikd.bounds.info_nce. The "
-            "information of a feature with itself is infinite where the feature is continuous and "
-            "the network deterministic, so one without a ceiling (nwj, donsker_varadhan, smile, "
-            f"barber_agakov) would be driven up for ever. Received: bound={bound!r}"
+            "Expected `bound` to have a ceiling, as keras_mikd.bounds.jsd and "
+            "keras_mikd.bounds.info_nce have. The information of a feature with itself is infinite "
+            "where the feature is continuous and the network deterministic. A bound without a "
+            "ceiling (nwj, donsker_varadhan, smile, barber_agakov) would be driven up for ever. "
+            f"Received: bound={bound!r}"
         )
 
 
-def _check_choice(argument, value, choices):
-    if value not in choices:
-        raise ValueError(f"Expected `{argument}` to be one of {choices}. Received: {value!r}")
+def _above_uninformed(bound):
+    """Returns a bound shifted so that a constant critic gets 0."""
+
+    @functools.wraps(bound)  # Says of itself what the bound says.
+    def shifted(joint, product):
+        return bound(joint, product) + _shift(bound)
+
+    return shifted
+
+
+def _shift(bound):
+    return -getattr(bound, "uninformed", 0.0)

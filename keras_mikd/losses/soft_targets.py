@@ -1,10 +1,9 @@
 """Knowledge distillation with softened class probabilities."""
 
-import math
-
 import keras
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 
@@ -39,12 +38,7 @@ class SoftTargets(DistillationLoss):
 
     def __init__(self, *, temperature=4.0, **kwargs):
         super().__init__(**kwargs)
-        number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-        if not number or not 0 < temperature < math.inf:
-            raise ValueError(
-                f"`temperature` must be a finite number above 0. Received: {temperature=}"
-            )
-        self.temperature = float(temperature)
+        self.temperature = checks.temperature(temperature)
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(2,))

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
-from keras_mikd.features.feature_taps import output_is_probability
+from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.mcmi.conditional_mutual_information import ConditionalMutualInformation
 from keras_mikd.mcmi.output_tally import OutputTally
 
@@ -187,7 +187,7 @@ def found_from_logits(model, from_logits=None):
     """
     if from_logits is not None:
         return bool(from_logits)
-    probability = output_is_probability(model)
+    probability = holds_probabilities(model)
     if probability is None:
         raise ValueError(
             f"Cannot see whether the subclassed model {model.name!r} puts out logits or "

@@ -6,7 +6,9 @@ import numbers
 import keras
 
 from keras_mikd.distillers import network_checks
-from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps, output_is_probability
+from keras_mikd.features.feature_taps import FeatureTaps
+from keras_mikd.features.places import OUTPUT
+from keras_mikd.features.probabilities import holds_probabilities
 
 
 def output_spec(teacher):
@@ -26,7 +28,7 @@ def output_spec(teacher):
             "Expected a teacher with one output of shape (batch, classes). "
             f"Received: {teacher.name!r} with output {spec!r}"
         )
-    if output_is_probability(teacher):
+    if holds_probabilities(teacher):
         raise ValueError(
             f"Expected a teacher that puts out logits. Received: {teacher.name!r}, whose last "
             "operation is a softmax or sigmoid. Build it without the final activation and "

@@ -4,10 +4,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.distillers import data_checks
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
-from keras_mikd.losses.distillation_loss import checked_weight
 from keras_mikd.mcmi import mcmi_checks
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer
 from keras_mikd.mcmi.cmi_report import measure_cmi
@@ -105,7 +105,7 @@ class MCMITeacher(DistributedModel):
         self.weight = mcmi_checks.finite("weight", weight)
         self.centroids = mcmi_checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
         self.momentum = mcmi_checks.fraction("momentum", momentum)
-        self.separation_weight = checked_weight("`separation_weight`", separation_weight)
+        self.separation_weight = checks.number("separation_weight", separation_weight, at_least=0)
         self.log_likelihood_budget = mcmi_checks.positive_or_none(
             "log_likelihood_budget", log_likelihood_budget
         )

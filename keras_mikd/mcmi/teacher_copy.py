@@ -3,6 +3,7 @@
 import keras
 
 from keras_mikd.features.layer_graph import ends, has_graph
+from keras_mikd.keras_internals import layers_of
 
 
 def copied(model):
@@ -21,8 +22,8 @@ def _cloned(model):
     plain = keras.Model(*ends(model), name=model.name)
     copy = keras.models.clone_model(plain)
     copy.trainable = True  # Sets every layer's flag, which the next lines put back.
-    for layer, original in zip(copy._flatten_layers(), plain._flatten_layers(), strict=True):
-        layer._trainable = original._trainable
+    for layer, original in zip(layers_of(copy), layers_of(plain), strict=True):
+        layer.trainable = original.trainable  # Outer layers first: they set those inside.
     return copy
 
 

@@ -12,6 +12,7 @@ from keras_mikd.models.convolution_blocks import (
     check_sizes,
     classifier,
     convolution,
+    preset,
     residual_stages,
 )
 
@@ -86,58 +87,27 @@ def _basic_block(convolve, x, filters, *, strides, prefix, name):
     return layers.ReLU(name=name or f"{prefix}_relu2")(x)
 
 
-def resnet8(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 8: 83,892 weights on CIFAR-100."""
-    return cifar_resnet(depth=8, num_classes=num_classes, input_shape=input_shape, **kwargs)
+resnet8 = preset(cifar_resnet, "resnet8", "of depth 8: 83,892", depth=8)
+resnet14 = preset(cifar_resnet, "resnet14", "of depth 14: 181,108", depth=14)
+resnet20 = preset(cifar_resnet, "resnet20", "of depth 20: 278,324", depth=20)
+resnet32 = preset(cifar_resnet, "resnet32", "of depth 32: 472,756", depth=32)
+resnet44 = preset(cifar_resnet, "resnet44", "of depth 44: 667,188", depth=44)
+resnet56 = preset(cifar_resnet, "resnet56", "of depth 56: 861,620", depth=56)
+resnet110 = preset(cifar_resnet, "resnet110", "of depth 110: 1,736,564", depth=110)
 
-
-def resnet14(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 14: 181,108 weights on CIFAR-100."""
-    return cifar_resnet(depth=14, num_classes=num_classes, input_shape=input_shape, **kwargs)
-
-
-def resnet20(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 20: 278,324 weights on CIFAR-100."""
-    return cifar_resnet(depth=20, num_classes=num_classes, input_shape=input_shape, **kwargs)
-
-
-def resnet32(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 32: 472,756 weights on CIFAR-100."""
-    return cifar_resnet(depth=32, num_classes=num_classes, input_shape=input_shape, **kwargs)
-
-
-def resnet44(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 44: 667,188 weights on CIFAR-100."""
-    return cifar_resnet(depth=44, num_classes=num_classes, input_shape=input_shape, **kwargs)
-
-
-def resnet56(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 56: 861,620 weights on CIFAR-100."""
-    return cifar_resnet(depth=56, num_classes=num_classes, input_shape=input_shape, **kwargs)
-
-
-def resnet110(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 110: 1,736,564 weights on CIFAR-100."""
-    return cifar_resnet(depth=110, num_classes=num_classes, input_shape=input_shape, **kwargs)
-
-
-def resnet8x4(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 8, four times as wide: 1,233,540 weights on CIFAR-100."""
-    return _times_four(8, num_classes, input_shape, **kwargs)
-
-
-def resnet32x4(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`cifar_resnet` of depth 32, four times as wide: 7,433,860 weights on CIFAR-100."""
-    return _times_four(32, num_classes, input_shape, **kwargs)
-
-
-def _times_four(depth, num_classes, input_shape, *, name=None, **kwargs):
-    return cifar_resnet(
-        depth=depth,
-        # The stem is only twice as wide, as in the benchmark's code.
-        widths=(32, 64, 128, 256),
-        num_classes=num_classes,
-        input_shape=input_shape,
-        name=name or f"resnet{depth}x4",
-        **kwargs,
-    )
+# The stem is only twice as wide, as in the benchmark's code.
+_TIMES_FOUR = (32, 64, 128, 256)
+resnet8x4 = preset(
+    cifar_resnet,
+    "resnet8x4",
+    "of depth 8, four times as wide: 1,233,540",
+    depth=8,
+    widths=_TIMES_FOUR,
+)
+resnet32x4 = preset(
+    cifar_resnet,
+    "resnet32x4",
+    "of depth 32, four times as wide: 7,433,860",
+    depth=32,
+    widths=_TIMES_FOUR,
+)

@@ -25,19 +25,9 @@ def check_sizes(argument, sizes, *, at_least):
 def convolution(x, filters, *, kernel_size=3, strides=1, kernel_regularizer=None, name):
     """Applies a convolution without bias that pads and initialises as PyTorch's networks do.
 
-    The kernel is drawn from a normal distribution of variance 2 / (kernel_size^2 * filters): He
-    initialisation by fan-out.
-
-    Args:
-        x: Shape `(batch, height, width, channels)`.
-        filters: Output channels.
-        kernel_size: 1 or 3.
-        strides: 1 or 2.
-        kernel_regularizer: Regularizer of the kernel, or None.
-        name: Name of the layer.
-
-    Returns:
-        Shape `(batch, ceil(height / strides), ceil(width / strides), filters)`.
+    The kernel is drawn from a normal distribution of variance 2 / (kernel_size^2 * filters), which
+    is He initialisation by fan-out. Maps of shape `(batch, height, width, channels)` become
+    `(batch, ceil(height / strides), ceil(width / strides), filters)`.
     """
     padding = "same"
     if strides > 1 and kernel_size > 1:
@@ -68,17 +58,11 @@ def classifier(x, num_classes, *, kernel_regularizer=None):
 
 
 def residual_stages(x, block, *, widths, num_blocks):
-    """Applies residual blocks, stage by stage, at the full, half, quarter, ... resolution.
+    """Applies `num_blocks` residual blocks for each width; every stage halves the one before.
 
-    Args:
-        x: Shape `(batch, height, width, channels)`.
-        block: Function `(x, filters, *, strides, prefix, name) -> x` of one block. The names of its
-            layers start with `prefix`; `name` is that of its last layer, or None.
-        widths: Channels of the stages.
-        num_blocks: Blocks in each stage.
-
-    Returns:
-        The last block's output. That of each stage is the layer "stage1_output" and so on.
+    `block` is a function `(x, filters, *, strides, prefix, name) -> x`. The names of its layers
+    start with `prefix`, but for the last one of a stage: it is called `name`, "stage1_output" to
+    "stage3_output".
     """
     for stage, filters in enumerate(widths, start=1):
         for number in range(1, num_blocks + 1):
@@ -90,3 +74,16 @@ def residual_stages(x, block, *, widths, num_blocks):
                 name=f"stage{stage}_output" if number == num_blocks else None,
             )
     return x
+
+
+def preset(build, name, summary, **fixed):
+    """Returns the function `name`, which is `build` with some arguments fixed."""
+
+    def network(num_classes, input_shape=(32, 32, 3), **kwargs):
+        kwargs["name"] = kwargs.get("name") or name
+        return build(num_classes=num_classes, input_shape=input_shape, **fixed, **kwargs)
+
+    network.__name__ = network.__qualname__ = name
+    network.__module__ = build.__module__
+    network.__doc__ = f"`{build.__name__}` {summary} weights on CIFAR-100."
+    return network

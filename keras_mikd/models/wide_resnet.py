@@ -11,6 +11,7 @@ from keras_mikd.models.convolution_blocks import (
     check_model_arguments,
     classifier,
     convolution,
+    preset,
     residual_stages,
 )
 
@@ -87,29 +88,7 @@ def _preactivation_block(convolve, x, filters, *, strides, prefix, name):
     return layers.Add(name=name or f"{prefix}_add")([x, shortcut])
 
 
-def wrn_16_1(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`wide_resnet` of depth 16 and width 1: 180,916 weights on CIFAR-100."""
-    return wide_resnet(
-        depth=16, width=1, num_classes=num_classes, input_shape=input_shape, **kwargs
-    )
-
-
-def wrn_16_2(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`wide_resnet` of depth 16 and width 2: 703,284 weights on CIFAR-100."""
-    return wide_resnet(
-        depth=16, width=2, num_classes=num_classes, input_shape=input_shape, **kwargs
-    )
-
-
-def wrn_40_1(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`wide_resnet` of depth 40 and width 1: 569,780 weights on CIFAR-100."""
-    return wide_resnet(
-        depth=40, width=1, num_classes=num_classes, input_shape=input_shape, **kwargs
-    )
-
-
-def wrn_40_2(num_classes, input_shape=(32, 32, 3), **kwargs):
-    """`wide_resnet` of depth 40 and width 2: 2,255,156 weights on CIFAR-100."""
-    return wide_resnet(
-        depth=40, width=2, num_classes=num_classes, input_shape=input_shape, **kwargs
-    )
+wrn_16_1 = preset(wide_resnet, "wrn_16_1", "of depth 16, width 1: 180,916", depth=16, width=1)
+wrn_16_2 = preset(wide_resnet, "wrn_16_2", "of depth 16, width 2: 703,284", depth=16, width=2)
+wrn_40_1 = preset(wide_resnet, "wrn_40_1", "of depth 40, width 1: 569,780", depth=40, width=1)
+wrn_40_2 = preset(wide_resnet, "wrn_40_2", "of depth 40, width 2: 2,255,156", depth=40, width=2)

@@ -1,0 +1,81 @@
+"""What a batch consists of, with what a `TeacherCache` adds to it."""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_mikd.cache import fingerprints
+
+
+class Batch(NamedTuple):
+    """A batch taken apart; as an element of a `tf.data.Dataset`, with `()` for what is missing."""
+
+    x: Any
+    y: Any = ()
+    sample_weight: Any = ()
+    teacher_features: Any = ()
+    """`{place: tensor}`; in the batches of a cache `{fingerprint of the teacher: {...}}`."""
+
+
+def take_apart(data):
+    """Returns a `Batch` of what `fit`, `evaluate` or `predict` hands to a step, or of its specs.
+
+    `None` stands for what is missing.
+    """
+    if not isinstance(data, Batch):
+        return Batch(*keras.utils.unpack_x_y_sample_weight(data), None)
+    y, sample_weight, features = (None if _is_missing(part) else part for part in data[1:])
+    return Batch(data.x, y, sample_weight, features and next(iter(features.values())))
+
+
+def with_class_weight(dataset, class_weight):
+    """Weights the examples of a cache by their classes, which Keras cannot do in such batches."""
+    table = tf.constant([class_weight.get(c, 1.0) for c in range(max(class_weight) + 1)])
+
+    def weigh(batch):
+        classes = batch.y if batch.y.shape.rank == 1 else tf.argmax(batch.y, axis=1)
+        weights = tf.gather(table, classes)
+        own = batch.sample_weight
+        return batch._replace(sample_weight=weights if _is_missing(own) else own * weights)
+
+    return dataset.map(weigh)
+
+
+def check_teacher(specs, teacher, places):
+    """Checks that what batches carry is of this teacher, and all that the losses need.
+
+    Args:
+        specs: Specs of a batch.
+        teacher: The teacher of the distiller, or `None`.
+        places: Places that its losses read.
+
+    Raises:
+        ValueError: If the cache is of another teacher, or lacks a place.
+    """
+    if not isinstance(specs, Batch) or _is_missing(specs.teacher_features):
+        return
+    if teacher is None:
+        raise ValueError(
+            "Expected plain batches, since this distiller has no teacher. Received: batches of a "
+            "TeacherCache. `cache.batches(..., with_teacher=False)` are plain ones."
+        )
+    ((key, features),) = specs.teacher_features.items()
+    own = fingerprints.of_model(teacher)
+    if key != own:
+        raise ValueError(
+            "Expected a TeacherCache of this distiller's teacher, with the weights that it has "
+            f"now. Received: a cache of {key}; the teacher {teacher.name!r} is {own}. Build the "
+            "cache again, or distil from the teacher that it was built with."
+        )
+    missing = sorted(set(places) - set(features))
+    if missing:
+        raise ValueError(
+            f"Expected a TeacherCache of every place that the losses read; it lacks {missing}. "
+            f"Received: places={sorted(features)}. Build one with "
+            f"TeacherCache(..., places={sorted(set(places) | set(features))})."
+        )
+
+
+def _is_missing(part):
+    return isinstance(part, tuple) and len(part) == 0

@@ -1,0 +1,176 @@
+"""Who is compared: every example with its own partner, and with others by chance."""
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_mikd import bounds, checks
+from keras_mikd.critics.critic import compiled
+from keras_mikd.distribution import replicas
+
+ALL = "all"
+BATCH = "batch"
+OTHER_CLASSES = "other_classes"
+
+
+class Pool(NamedTuple):
+    """Students that a replica's examples are compared with; its own ones come first."""
+
+    student: Any
+    """Tensor of shape `(pool, locations or 1, channels)`."""
+    available: Any
+    """How many of them are at most negatives of an example, an int32 scalar."""
+    classes: Any = None
+    """Their classes, of shape `(pool,)`, where negatives are of other classes."""
+
+
+class Negatives:
+    """Which pairs a critic scores. The negatives of an example are the next ones of the batch.
+
+    Args:
+        number: Negatives for every positive: an int of at least 1, or `"all"` for every other
+            example of the batch.
+        source: `"batch"`: any other example is a negative. `"other_classes"`: examples of other
+            classes, and of the same class only where the batch has not enough; needs labels and an
+            int of `number`. Bounds are none on information then: the pairs by chance are no draws
+            from the product of the marginals.
+        gather: Whether negatives come from the global batch of all replicas (then any number of
+            replicas gives the update of one) or from a replica's own examples (no communication).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, number, source, gather):
+        if number != ALL:
+            checks.integer("negatives", number, at_least=1)
+        checks.one_of("negatives_from", source, (BATCH, OTHER_CLASSES))
+        if source == OTHER_CLASSES and number == ALL:
+            raise ValueError(
+                'Expected an int of `negatives` with negatives_from="other_classes", since their '
+                f"number differs from example to example. Received: negatives={number!r}"
+            )
+        self.number = None if number == ALL else number
+        self.source = source
+        self.gather = gather
+
+    def pool(self, student, labels=None):
+        """Returns the students to compare with, for any number of teachers' features.
+
+        What other replicas have of it is sent once.
+
+        Args:
+            student: Tensor of shape `(batch, locations or 1, channels)`.
+            labels: Class of every example, as indices or one-hot, for negatives of other classes.
+
+        Raises:
+            ValueError: If labels are needed and there are none, or more than one for an example.
+        """
+        classes = None
+        if self.source == OTHER_CLASSES:
+            # Floats stay what they are: as integers, all of [0, 1) would be one class.
+            hint = 'negatives_from="batch" needs none.'
+            classes = checks.class_indices(labels, one_hot=True, dtype=None, hint=hint)
+        if self._globally():
+            if self.number is not None and classes is None:
+                following = _following(student, self.number)
+                pool = ops.concatenate([student, following], axis=0)
+                return Pool(pool, ops.shape(following)[0])
+            first = replicas.first_index(student)
+            student = ops.roll(replicas.gather(student), -first, axis=0)
+            if classes is not None:
+                classes = ops.roll(replicas.gather(classes), -first, axis=0)
+        return Pool(student, ops.shape(student)[0] - 1, classes)
+
+    def comparison(self, critic, bound):
+        """Returns a function that compares a teacher's feature with a pool of students.
+
+        Args:
+            critic: `Critic` that scores the pairs.
+            bound: Function `(joint, product) -> (batch,)`, see `bounds`.
+
+        Returns:
+            Function `(teacher, pool) -> (bound, joint, product)`, of shapes `(batch,)`, `(batch,
+            locations)` and `(batch, negatives, locations)`.
+        """
+
+        def scored(teacher, pool):
+            joint, product = self.scores(critic, teacher, pool)
+            return bound(joint, product), joint, product
+
+        scored = compiled(scored)
+
+        def compared(teacher, pool):
+            if not self._globally():
+                return scored(teacher, pool)
+            value, joint, product = replicas.run_network(
+                lambda x: scored(x[0], pool._replace(student=x[1])), (teacher, pool.student)
+            )
+            if bounds.couples_examples(bound):
+                # It gets the scores of all replicas. Together, because a collective does not
+                # survive the scores of no negatives.
+                scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
+                value = replicas.own_part(bound(scores[:, 0], scores[:, 1:]), of=teacher)
+            return value, joint, product
+
+        return compared
+
+    def scores(self, critic, teacher, pool):
+        """Returns the scores of true pairs, `(batch, locations)`, and of pairs by chance.
+
+        The latter have the shape `(batch, negatives, locations)`. Pairs are made of embeddings, so
+        that each feature is embedded once.
+        """
+        with keras.name_scope(critic.name, caller=critic):  # As a call of the critic has.
+            teacher, student = critic.embed_teacher(teacher), critic.embed_student(pool.student)
+            if self.number is None:
+                return _diagonal_and_rest(critic.score_all(teacher, student))
+            batch = ops.shape(teacher)[0]
+            if pool.classes is not None:
+                order = _others_first(pool.classes, batch)[:, : self.number]
+                others = ops.take(student, order, axis=0)
+                joint = critic.score(teacher, student[:batch])
+                return joint, critic.score(teacher[:, None], others)
+            shifts = range(1, self.number + 1)
+            partners = [student[:batch]] + [ops.roll(student, -k, axis=0)[:batch] for k in shifts]
+            scores = critic.score(teacher[:, None], ops.stack(partners, axis=1))
+            return scores[:, 0], scores[:, 1 : ops.minimum(self.number, pool.available) + 1]
+
+    def _globally(self):
+        return self.gather and replicas.count() > 1
+
+
+def _following(tensor, number):
+    """Returns the examples of the global batch that come after this replica's last one.
+
+    After the last example of all comes the first one. Only the first examples of every replica are
+    sent, however large the batch is. The result has `number` rows, or less where the global batch
+    has not so many examples beside one.
+    """
+    sizes, own = replicas.batch_sizes(tensor)
+    first_ones = tensor[:number]
+    up_to_own = ops.sum(ops.minimum(sizes[: own + 1], number))
+    rows = ops.roll(replicas.gather(first_ones), -up_to_own, axis=0)
+    if first_ones.shape[0] == number:  # Known, so the other replicas have as many.
+        return rows[:number]
+    return rows[: ops.minimum(number, ops.sum(sizes) - 1)]
+
+
+def _others_first(classes, batch):
+    """Indices `(batch, pool - 1)` of the other examples, those of other classes in front."""
+    pool = ops.shape(classes)[0]
+    rows, offsets = ops.arange(batch)[:, None], ops.arange(1, pool)[None]
+    partners = ops.mod(rows + offsets, pool)
+    same = ops.equal(ops.take(classes, partners, axis=0), classes[:batch, None])
+    order = ops.argsort(offsets + pool * ops.cast(same, offsets.dtype), axis=1)
+    return ops.take_along_axis(partners, order, axis=1)
+
+
+def _diagonal_and_rest(scores):
+    batch, pool = ops.shape(scores)[0], ops.shape(scores)[1]
+    rows = ops.arange(batch)[:, None]
+    columns = ops.arange(pool - 1)[None]
+    others = columns + ops.cast(columns >= rows, columns.dtype)
+    joint = ops.take_along_axis(scores, rows[:, :, None], axis=1)
+    return joint[:, 0], ops.take_along_axis(scores, others[:, :, None], axis=1)

@@ -1,0 +1,47 @@
+"""Whether a place of a network holds probabilities: what its layers tell."""
+
+import keras
+
+from keras_mikd.features.layer_graph import LayerGraph, ends, has_graph
+from keras_mikd.features.places import OUTPUT, is_output, output_at, resolve
+
+_PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
+_SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
+
+
+def holds_probabilities(model, place=OUTPUT):
+    """Whether the tensor at a place holds probabilities: softmax or sigmoid was applied last.
+
+    Layers behind it that keep its values (reshape, flatten, cast, linear activation) are looked
+    through.
+
+    Args:
+        model: Keras model.
+        place: Place of it, see `FeatureTaps`.
+
+    Returns:
+        `True` (for several outputs: if one of them is), `False`, or `None` if it cannot be told
+        because the model is subclassed or not built.
+    """
+    if not has_graph(model):
+        return None
+    graph = LayerGraph(model)
+    if is_output(place):
+        outputs = keras.tree.pack_sequence_as(ends(model)[1], graph.outputs)
+        positions = keras.tree.flatten(output_at(outputs, place))
+    else:
+        positions = graph.names[resolve(model, [place])[place]]
+    return any(_is_probability(graph, position) for position in positions)
+
+
+def _is_probability(graph, position):
+    call = graph.calls[position]
+    layer = type(call.layer).__name__
+    activation = getattr(call.layer, "activation", None)
+    function = getattr(activation, "__name__", type(activation).__name__)
+    if isinstance(activation, str):
+        function = activation
+    if layer.lower() in _PROBABILITIES or function.lower() in _PROBABILITIES:
+        return True
+    passes = layer in _SAME_VALUES and function in ("linear", "NoneType")
+    return passes and _is_probability(graph, call.parents[0])

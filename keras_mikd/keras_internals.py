@@ -1,0 +1,137 @@
+"""Keras' private names: every use of one is in this file, with what to do when Keras changes it.
+
+Seen in Keras 3.15. A name that is gone shows as an AttributeError out of this file, or as a failure
+in `keras_internals_test.py`.
+"""
+
+import keras
+import tensorflow as tf
+
+
+def layers_of(model, *, include_self=True):
+    """Returns all layers of a model, those inside other layers too, outer ones first.
+
+    `Layer._flatten_layers`. Without it: walk `Model.layers` and the layers that attributes hold.
+    """
+    return model._flatten_layers(include_self=include_self)
+
+
+def strategy_made_under(model):
+    """Returns the strategy in whose scope a model was made; `None` for none.
+
+    `Model._distribute_strategy`. The public `distribute_strategy` gives that of the moment instead
+    of `None`; without the private one, keep `tf.distribute.get_strategy()` when a network comes in.
+    """
+    return model._distribute_strategy
+
+
+def operation_of(tensor):
+    """Returns the layer or operation that a symbolic tensor came out of.
+
+    `KerasTensor._keras_history`. Without it: `Function.operations` and their `output`.
+    """
+    return tensor._keras_history.operation
+
+
+def nodes_behind(outputs):
+    """Returns Keras' records of the calls that lead to symbolic tensors, inputs first.
+
+    `Operation._inbound_nodes`, each with `operation`, `input_tensors`, `outputs` and
+    `parent_nodes`. A layer's `.output` will not do: it is that of its first call ever, perhaps in
+    another model. Without the records: `Function._nodes`, or a symbolic run of the model.
+    """
+    history = [tensor._keras_history for tensor in reversed(outputs)]
+    stack = [record.operation._inbound_nodes[record.node_index] for record in history]
+    ordered = {}
+    while stack:
+        waiting = [node for node in stack[-1].parent_nodes if node not in ordered]
+        if waiting:
+            stack.extend(reversed(waiting))
+        else:
+            ordered[stack.pop()] = None
+    return list(ordered)
+
+
+def has_keras_call(model):
+    """Whether a model has no `call` of its own, which need not do what its graph says.
+
+    The module `keras.src.models` is Keras'. Where Keras moves it, no model has a graph any more: put the new
+    name here.
+    """
+    return type(model).call.__module__.startswith("keras.src.models.")
+
+
+def compiled_loss(model):
+    """Returns the compiled task loss, a function `(y, y_pred, sample_weight)`, or `None`.
+
+    `Trainer._compile_loss`. `Model.compute_loss` gives it only together with the regularizers.
+    """
+    return model._compile_loss
+
+
+def loss_metrics(model):
+    """Returns the names of the metrics that show the parts of the compiled loss."""
+    return {metric.name for metric in model._compile_loss.metrics}
+
+
+def scaled_penalty(model, penalty):
+    """Returns a regularizer or `add_loss` term as Keras adds it to the loss of a replica.
+
+    `Trainer._aggregate_additional_loss` sums it and divides it by the number of replicas.
+    """
+    return model._aggregate_additional_loss(penalty)
+
+
+def show_loss(model, loss, batch_size):
+    """Adds the loss of a batch to what Keras logs as `loss`.
+
+    `Trainer._loss_tracker`. Without it: a `keras.metrics.Mean(name="loss")` of the model's own.
+    """
+    model._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+
+def is_validation_in_fit(arguments):
+    """Whether `evaluate` was called with these keyword arguments by `fit`, for its validation data.
+
+    `_use_cached_eval_dataset`. Without it the data is looked at once more: harmless.
+    """
+    return bool(arguments.get("_use_cached_eval_dataset"))
+
+
+class Restore(keras.callbacks.BackupAndRestore):
+    """Starts from a backup that another process writes, and writes none.
+
+    `BackupAndRestore._save_model` writes. Where it is renamed, workers write over the chief's
+    backup, and `worker_callbacks_test.py` fails.
+    """
+
+    def __init__(self, backup_dir):
+        super().__init__(backup_dir, delete_checkpoint=False)
+
+    def _save_model(self):
+        pass
+
+
+class ModelBuiltFromSpecs(keras.Model):
+    """A model that `fit` builds from the shapes of its batches, and not from one that it reads.
+
+    Under a strategy, Keras reads a batch to build what `compile` made. That moves a seeded shuffle
+    on, and on several hosts Keras averages the batch over them and fails. `_maybe_symbolic_build`,
+    `_symbolic_build` and the iterator's `_distributed_dataset` are Keras'. Where they change,
+    `distributed_model_test.py` and `multi_worker_test.py` fail.
+    """
+
+    def batch_to_build_from(self, specs):
+        """Returns `(x, y, sample_weight)` of the specs of a batch."""
+        return specs
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is None or iterator is None:
+            return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        specs = tf.nest.map_structure(_of_one_replica, iterator._distributed_dataset.element_spec)
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=self.batch_to_build_from(specs))
+
+
+def _of_one_replica(spec):
+    return tf.nest.flatten(spec, expand_composites=True)[0]
