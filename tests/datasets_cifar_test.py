@@ -138,6 +138,6 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
-    with pytest.raises(RuntimeError, match="could not be downloaded .*network access") as caught:
+    with pytest.raises(RuntimeError, match="Expected to download .*network access") as caught:
         load_cifar10(data_dir=str(tmp_path), download=True)
     assert caught.value.__cause__ is error

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mikd.models.convolution_blocks import check_model_arguments, convolution
+from keras_mikd.models.convolution_blocks import check_model_arguments, convolution, preset
 
 
 def _centre_pixel_kernel(channels):
@@ -47,3 +47,22 @@ def test_bad_num_classes(num_classes):
 def test_bad_input_shape(input_shape, message):
     with pytest.raises(ValueError, match=message):
         check_model_arguments(num_classes=10, input_shape=input_shape)
+
+
+def test_a_preset_is_a_function_of_its_own_name_with_arguments_fixed():
+    def build(**given):
+        """Returns what it is given."""
+        return given
+
+    network = preset(build, "net2", "of depth 2: 5", depth=2)
+    assert (network.__name__, network.__doc__) == (
+        "net2",
+        "`build` of depth 2: 5 weights on CIFAR-100.",
+    )
+    expected = {"num_classes": 7, "input_shape": (32, 32, 3), "depth": 2, "name": "net2"}
+    assert network(7) == network(7, name=None) == expected
+    assert network(7, (8, 8, 1), name="own", extra=1) == expected | {
+        "input_shape": (8, 8, 1),
+        "name": "own",
+        "extra": 1,
+    }
