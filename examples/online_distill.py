@@ -1,27 +1,22 @@
 r"""Trains networks that teach one another, and prints one table beside the same ones trained alone.
 
-With 10 labelled digits per class, two networks of one kind:
+With 10 labelled digits per class, two networks of one kind (some two minutes on two cores), and two
+of different kinds:
 
-    python examples/online_distill.py --output_dir=runs/online-10 --labels_per_class=10 --seeds=5
-
-or of different kinds:
-
-    python examples/online_distill.py --output_dir=runs/peers --student=resnet8 --peer=resnet14
+    python examples/online_distill.py --output_dir=runs/online
+    python examples/online_distill.py --output_dir=runs/unlike --peers=resnet8,resnet14
 
 The methods:
 
     alone     every network by itself
     dml       deep mutual learning: every network learns the predictions of the others
-    dml_muse  the same at weight 1, and MUSE (a reconstruction) between their features
+    dml_muse  the same, and MUSE (a reconstruction) between their features
 
-The weight, of the predictions or of MUSE, that is best on the validation split is reported on the
-test split. Accuracies are means over the networks; milliseconds are of a step of all of them.
-Writes to `<output_dir>`: `results.json` (every run, every network) and TensorBoard logs under
-`logs/`.
+Their weights are in `METHODS`. Writes to `<output_dir>`: `results.json`, TensorBoard logs, and
+`student.keras`, the network that is best on the validation split.
 """
 
-import dataclasses
-import functools
+import json
 import os
 import statistics
 from pathlib import Path
@@ -29,110 +24,121 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import tensorflow as tf
 from absl import app, flags, logging
 
 import keras_mikd as mikd
-import scripts
-import strategies
-import students
 
-WEIGHTS = {"dml": [0.3, 1.0, 3.0], "dml_muse": [0.3, 1.0, 3.0]}
-METHODS = ["alone", *WEIGHTS]
+
+def dml(weight):
+    return mikd.SoftTargets(temperature=1.0, weight=weight, name="dml")
+
+
+def muse(peers, weight):
+    """MUSE of the stages that all peers have towards the pooled vector of each other one."""
+    fewest_stages = min(peers, key=lambda peer: len(mikd.stages(peer)))
+    return mikd.recipes.muse(fewest_stages, fewest_stages, weight=weight)
+
+
+# Each method is a function of the list of networks that returns the models to fit.
+METHODS = {
+    "alone": lambda peers: [mikd.SelfDistiller(peer, []) for peer in peers],
+    "dml": lambda peers: [mikd.MutualDistiller(peers, [dml(3.0)])],
+    "dml_muse": lambda peers: [mikd.MutualDistiller(peers, [dml(1.0), *muse(peers, 1.0)])],
+}
+STRATEGIES = {
+    "none": tf.distribute.get_strategy,
+    "mirrored": tf.distribute.MirroredStrategy,
+    "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,  # See launch_workers.py.
+    "tpu": lambda: tf.distribute.TPUStrategy(
+        tf.distribute.cluster_resolver.TPUClusterResolver.connect("")
+    ),
+}
 
 FLAGS = flags.FLAGS
-scripts.define_flags()
-scripts.define_comparison(METHODS)
-flags.DEFINE_list(
-    "peer", None, "Network(s) trained with the student; another of its kind if not given."
-)
+flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
+flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
+flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
+flags.DEFINE_list("peers", "resnet8,resnet8", "Networks of keras_mikd.models, at least two.")
+flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(METHODS))
+flags.DEFINE_float("learning_rate", 1e-2, "First learning rate; it falls to 0 as a cosine.", 0.0)
+flags.DEFINE_integer("epochs", 150, "Epochs of a network.", 1)
+flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of weights, labels and order, the same for all methods.", 0)
+flags.DEFINE_enum("strategy", "none", list(STRATEGIES), "Devices to train on.")
 
 
-def new_peers(protocol, data):
-    """Returns the untrained networks."""
-    kinds = [protocol.student, *(FLAGS.peer or [protocol.student])]
-    return [
-        students.new_student(dataclasses.replace(protocol, student=kind), data) for kind in kinds
-    ]
-
-
-def together(method, weight, peers):
-    """Returns the distiller of peers that share what the method says."""
-    dml = mikd.SoftTargets(temperature=1.0, weight=weight if method == "dml" else 1.0, name="dml")
-    if method == "dml":
-        return mikd.MutualDistiller(peers, [dml])
-    fewest_stages = min(peers, key=lambda peer: len(students.stages(peer)))
-    return mikd.MutualDistiller(peers, [dml, students.muse(fewest_stages, weight)])
-
-
-def train(protocol, method, weight, seed, logs):
-    """Returns the numbers of the networks of one seed."""
-    keras.utils.set_random_seed(seed)
-    data = scripts.few_labels(protocol, seed)
-    peers = new_peers(protocol, data)
-    alone = method == "alone"
-    models = (
-        [strategies.fits_everywhere(peer) for peer in peers]
-        if alone
-        else [together(method, weight, peers)]
+def fit(model, data, learning_rate, epochs, logs):
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(data.train))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    model.fit(
+        data.train,
+        validation_data=data.validation,
+        validation_freq=max(1, epochs // 20),
+        epochs=epochs,
+        shuffle=False,  # The data shuffles itself.
+        verbose=0,
+        callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False)],
     )
-    step_times = [students.StepTime() for _ in models]
-    for i, (model, step_time) in enumerate(zip(models, step_times, strict=True), start=1):
-        steps = protocol.epochs * len(data.train)
-        students.train(
-            model,
-            data,
-            optimizer=protocol.optimizer(protocol.learning_rate, steps),
-            epochs=protocol.epochs,
-            logs=logs / f"peer{i}" if alone else logs,
-            callbacks=[step_time],
-        )
-    validation, test = (
-        [model.evaluate(split, verbose=0, return_dict=True) for model in models]
-        for split in (data.validation, data.test)
-    )
-    return {
-        "validation": statistics.mean(accuracies(validation)),
-        "test": statistics.mean(accuracies(test)),
-        "test_by_network": accuracies(test),
-        "milliseconds": sum(step_time.median() for step_time in step_times),
-        "nats": {k: v for k, v in validation[0].items() if k.endswith("_nats")},
-    }
 
 
-def accuracies(evaluations):
-    """Returns the accuracy of every network in per cent, out of what `evaluate` returned."""
-    return [100 * v for values in evaluations for k, v in values.items() if k.endswith("accuracy")]
+def evaluate(models, dataset):
+    """Returns the accuracy of every network in per cent, and the read-outs in nats."""
+    logs = [model.evaluate(dataset, verbose=0, return_dict=True) for model in models]
+    named = [item for each in logs for item in each.items()]
+    accuracies = [100 * value for name, value in named if name.endswith("accuracy")]
+    return accuracies, {name: value for name, value in named if name.endswith("_nats")}
 
 
-def check_flags():
-    scripts.check_comparison(METHODS, WEIGHTS)
-    for network in FLAGS.peer or []:
-        if network not in students.NETWORKS:
-            raise SystemExit(f"--peer: expected {', '.join(students.NETWORKS)}; got {network!r}")
-        scripts.check_network("peer", network)
+def print_table(rows, peers):
+    print("\nAccuracy on the test split in per cent, and the mean.")
+    print(f"{'method':10}" + "".join(f"{peer:>10}" for peer in peers) + f"{'mean':>8}")
+    for row in rows:
+        cells = "".join(f"{accuracy:10.2f}" for accuracy in row["test"])
+        print(f"{row['method']:10}{cells}{statistics.mean(row['test']):8.2f}")
+        for name, nats in row["nats"].items():
+            print(f"    {name} {nats:.2f}")
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
-    check_flags()
-    protocol = scripts.protocol()
-    with strategies.chosen().scope():
-        run(protocol)
-
-
-def run(protocol):
-    Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    print(f"{protocol}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True)
-    print(f"trained with {', '.join(FLAGS.peer or ['another of its kind'])}", flush=True)
-    rows = scripts.compare(functools.partial(train, protocol), WEIGHTS)
-    scripts.print_comparison(
-        rows,
-        "alone",
-        "Accuracies are means over the networks. gain: points above the same ones alone.\n"
-        "nats, on the validation split: *_mutual_nats and *_self_nats are estimates that cannot\n"
-        "exceed *_ceiling_nats, and no information: negatives are of other classes.\n"
-        "MUSE is a reconstruction.",
+def main(_):
+    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets logs every read.
+    output = Path(FLAGS.output_dir)
+    for name in ("results.json", "student.keras", "logs"):
+        if (output / name).exists():
+            raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
+    if not METHODS.keys() >= set(FLAGS.methods):
+        raise SystemExit(f"Expected --methods of {list(METHODS)}. Received: {FLAGS.methods}.")
+    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
+    options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
+    strategy = STRATEGIES[FLAGS.strategy]()
+    with strategy.scope():
+        rows, networks = [], []
+        for method in FLAGS.methods:
+            print(f"{method}: {FLAGS.epochs} epochs", flush=True)
+            keras.utils.set_random_seed(FLAGS.seed)
+            data = load(labels_per_class=FLAGS.labels_per_class or None, **options)
+            kinds = [getattr(mikd.models, peer) for peer in FLAGS.peers]
+            peers = [kind(data.num_classes, data.image_shape) for kind in kinds]
+            models = METHODS[method](peers)
+            for i, model in enumerate(models, start=1):
+                logs = output / "logs" / method / f"model{i}"
+                fit(model, data, FLAGS.learning_rate, FLAGS.epochs, logs)
+            validation, nats = evaluate(models, data.validation)
+            test, _ = evaluate(models, data.test)
+            rows.append({"method": method, "validation": validation, "test": test, "nats": nats})
+            networks += zip(validation, peers, strict=True)
+    if strategy.cluster_resolver and strategy.cluster_resolver.task_id:
+        return  # Of several workers, the first one writes.
+    print_table(rows, FLAGS.peers)
+    accuracy, best = max(networks, key=lambda each: each[0])
+    best.save(output / "student.keras")
+    (output / "results.json").write_text(json.dumps(rows, indent=1))
+    print(
+        f"\nBest on the validation split ({accuracy:.2f} %): {output}/student.keras\n"
+        f"Curves: tensorboard --logdir {output}/logs\n"
+        f"Next: python examples/export_student.py --student={output}/student.keras"
     )
 
 

@@ -1,149 +1,143 @@
 r"""Trains a network that teaches its own layers, with every discrepancy, and prints one table.
 
-There is no teacher: a loss draws the early stages of the network to its last layer. With 10
-labelled digits per class:
+There is no teacher: a loss draws the early stages of the network to its last layers. With 10
+labelled digits per class (some four minutes on two cores):
 
-    python examples/self_distill.py --output_dir=runs/self-10 --labels_per_class=10 --seeds=5
+    python examples/self_distill.py --output_dir=runs/self
 
 The methods:
 
-    plain                the network by itself
-    byot                 be your own teacher: classifiers on the early stages
-    hint, at, vid        regression, attention maps, Gaussian heads, to the last stage
-    jsd                  Jensen-Shannon critics of every stage with the pooled vector: the mutual
-                         information of MUSE without its self-information
-    muse_additive        MUSE (a reconstruction): mutual plus self-information of every stage
-    muse_multiplicative  MUSE (a reconstruction): their product
+    plain   the network by itself
+    byot    be your own teacher: classifiers on the early stages
+    hint    regression of the last stage from each early one
+    at      attention maps of the last stage
+    vid     Gaussian heads to the last stage
+    jsd     Jensen-Shannon critics of every stage with the pooled vector
+    muse    MUSE (a reconstruction): the same information times the self-information of each stage
 
-Every weight is trained; the one that is best on the validation split is reported on the test split.
-Writes to `<output_dir>`: `results.json` (every network, after every row) and TensorBoard logs under
-`logs/`.
+Their weights are in `METHODS`. Writes to `<output_dir>`: `results.json`, TensorBoard logs, and
+`student.keras`, the network that is best on the validation split.
 """
 
-import functools
+import json
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import tensorflow as tf
 from absl import app, flags, logging
 
 import keras_mikd as mikd
-import scripts
-import strategies
-import students
 
 
-def plain(network, weight):
-    return strategies.fits_everywhere(network)
+def hint(teacher, student):
+    pairs = mikd.recipes.stage_pairs(teacher, student)
+    return mikd.recipes.hint(teacher, student, weight=1.0, pairs=pairs)
 
 
-def byot(network, weight):
-    *early, last = students.stages(network)
-    loss = mikd.BeYourOwnTeacher(
-        teacher_layer=[last, "output"], student_layer=early, weight=weight, name="byot"
-    )
-    return mikd.SelfDistiller(network, [loss])
-
-
-def to_last_stage(loss, network, weight, **options):
-    """Matches every stage before the last one with it."""
-    *early, last = students.stages(network)
-    losses = [
-        loss(teacher_layer=last, student_layer=place, weight=weight, name=place, **options)
-        for place in early
-    ]
-    return mikd.SelfDistiller(network, losses)
-
-
-def jsd(network, weight):
-    losses = [
-        mikd.JSDCritic(
-            teacher_layer="pooled",
-            student_layer=place,
-            critic=mikd.SeparableCritic(),
-            negatives_from=FLAGS.negatives_from,
-            weight=weight,
-            name=place,
-        )
-        for place in students.stages(network)
-    ]
-    return mikd.SelfDistiller(network, losses)
-
-
-def muse(combine, network, weight):
-    return mikd.MUSEDistiller(
-        network, muse_weight=weight, combine=combine, negatives_from=FLAGS.negatives_from
-    )
-
-
+# Each method is a function (teacher, student) -> list of losses; here both are the same network.
 METHODS = {
-    "plain": plain,
-    "byot": byot,
-    "hint": functools.partial(to_last_stage, mikd.Hint),
-    "at": functools.partial(to_last_stage, mikd.AttentionTransfer),
-    "vid": functools.partial(to_last_stage, mikd.GaussianVIDHead, initial_variance=0.3),
-    "jsd": jsd,
-    "muse_additive": functools.partial(muse, "additive"),
-    "muse_multiplicative": functools.partial(muse, "multiplicative"),
+    "plain": lambda teacher, student: [],
+    "byot": partial(mikd.recipes.be_your_own_teacher, weight=0.3),
+    "hint": hint,
+    "at": partial(mikd.recipes.attention_transfer, weight=1.0),
+    "vid": partial(mikd.recipes.vid, stage_weight=1.0, initial_variance=0.3),
+    "jsd": partial(mikd.recipes.stage_critics, weight=1.0),
+    "muse": partial(mikd.recipes.muse, weight=1.0, combine="multiplicative"),
 }
-WEIGHTS = {
-    "byot": [0.1, 0.3, 1.0],
-    "hint": [0.1, 1.0, 10.0],
-    "at": [1.0, 10.0, 100.0],
-    "vid": [0.1, 0.3, 1.0],
-    "jsd": [0.3, 1.0, 3.0],
-    "muse_additive": [0.3, 1.0, 3.0],
-    "muse_multiplicative": [0.3, 1.0, 3.0],
+STRATEGIES = {
+    "none": tf.distribute.get_strategy,
+    "mirrored": tf.distribute.MirroredStrategy,
+    "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,  # See launch_workers.py.
+    "tpu": lambda: tf.distribute.TPUStrategy(
+        tf.distribute.cluster_resolver.TPUClusterResolver.connect("")
+    ),
 }
 
 FLAGS = flags.FLAGS
-scripts.define_flags()
-scripts.define_comparison(METHODS)
-flags.DEFINE_enum(
-    "negatives_from",
-    "other_classes",
-    ["other_classes", "batch"],
-    "Which images jsd and muse tell an image from: those of other classes, or any others.",
-)
+flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
+flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
+flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
+flags.DEFINE_string("student", "resnet8", "Network of keras_mikd.models.")
+flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(METHODS))
+flags.DEFINE_float("learning_rate", 1e-2, "First learning rate; it falls to 0 as a cosine.", 0.0)
+flags.DEFINE_integer("epochs", 150, "Epochs of a network.", 1)
+flags.DEFINE_integer("batch_size", 25, "Images in a batch.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of weights, labels and order, the same for all methods.", 0)
+flags.DEFINE_enum("strategy", "none", list(STRATEGIES), "Devices to train on.")
 
 
-def train(protocol, method, weight, seed, logs):
-    """Returns the numbers of one network."""
-    keras.utils.set_random_seed(seed)
-    data = scripts.few_labels(protocol, seed)
-    model = METHODS[method](students.new_student(protocol, data), weight)
-    optimizer = protocol.optimizer(protocol.learning_rate, protocol.epochs * len(data.train))
-    return students.run(model, data, optimizer=optimizer, epochs=protocol.epochs, logs=logs)
+def train(model, data, learning_rate, epochs, logs):
+    """Trains a self-distiller; returns the numbers of its network."""
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(data.train))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    model.fit(
+        data.train,
+        validation_data=data.validation,
+        validation_freq=max(1, epochs // 20),
+        epochs=epochs,
+        shuffle=False,  # The data shuffles itself.
+        verbose=0,
+        callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False)],
+    )
+    validation = model.evaluate(data.validation, verbose=0, return_dict=True)
+    return {
+        "validation": 100 * validation["accuracy"],
+        "test": 100 * model.evaluate(data.test, verbose=0, return_dict=True)["accuracy"],
+        "nats": {name: each for name, each in validation.items() if name.endswith("_nats")},
+    }
 
 
-def check_flags():
-    scripts.check_comparison(METHODS, WEIGHTS)
-    contrasting = [m for m in FLAGS.methods if m.startswith(("jsd", "muse"))]
-    if FLAGS["negatives_from"].present and not contrasting:
-        raise SystemExit("--negatives_from is given and neither jsd nor muse is among --methods")
+def print_table(rows):
+    plain = next((row["test"] for row in rows if row["method"] == "plain"), float("nan"))
+    print(f"\n{'method':8}{'test %':>8}{'gain':>8}")
+    for row in rows:
+        print(f"{row['method']:8}{row['test']:8.2f}{row['test'] - plain:+8.2f}")
+        for name, nats in row["nats"].items():
+            print(f"    {name} {nats:.2f}")
+    print(
+        "\nnats are of the validation split. jsd and muse have negatives of other classes: theirs\n"
+        "are no information, and muse's are to be compared with their ceiling."
+    )
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
-    check_flags()
-    protocol = scripts.protocol()
-    with strategies.chosen().scope():
-        run(protocol)
-
-
-def run(protocol):
-    Path(FLAGS.output_dir).mkdir(parents=True, exist_ok=True)
-    print(f"{protocol}, {FLAGS.labels_per_class or 'all'} labels per class", flush=True)
-    rows = scripts.compare(functools.partial(train, protocol), WEIGHTS)
-    scripts.print_comparison(
-        rows,
-        "plain",
-        "gain: points above the plain network. nats, on the validation split: *_mutual_nats and\n"
-        "*_self_nats are estimates that cannot exceed *_ceiling_nats; with negatives of other\n"
-        "classes neither they nor *_mi_nats are information. MUSE is a reconstruction.",
+def main(_):
+    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets logs every read.
+    output = Path(FLAGS.output_dir)
+    for name in ("results.json", "student.keras", "logs"):
+        if (output / name).exists():
+            raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
+    if not METHODS.keys() >= set(FLAGS.methods):
+        raise SystemExit(f"Expected --methods of {list(METHODS)}. Received: {FLAGS.methods}.")
+    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
+    options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
+    strategy = STRATEGIES[FLAGS.strategy]()
+    with strategy.scope():
+        rows, networks = [], []
+        for method in FLAGS.methods:
+            print(f"{method}: {FLAGS.epochs} epochs", flush=True)
+            keras.utils.set_random_seed(FLAGS.seed)
+            data = load(labels_per_class=FLAGS.labels_per_class or None, **options)
+            network = getattr(mikd.models, FLAGS.student)(data.num_classes, data.image_shape)
+            model = mikd.SelfDistiller(network, METHODS[method](network, network))
+            row = train(model, data, FLAGS.learning_rate, FLAGS.epochs, output / "logs" / method)
+            rows.append({"method": method, **row})
+            networks.append(network)
+    if strategy.cluster_resolver and strategy.cluster_resolver.task_id:
+        return  # Of several workers, the first one writes.
+    print_table(rows)
+    best = max(range(len(rows)), key=lambda i: rows[i]["validation"])
+    networks[best].save(output / "student.keras")
+    (output / "results.json").write_text(json.dumps(rows, indent=1))
+    print(
+        f"\nBest on the validation split: {rows[best]['method']}, saved as {output}/student.keras\n"
+        f"Curves: tensorboard --logdir {output}/logs\n"
+        f"Next: python examples/export_student.py --student={output}/student.keras"
     )
 
 
