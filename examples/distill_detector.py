@@ -142,8 +142,7 @@ def main(_):
         print(f"{row['method']:12}", *scores)
     print(
         f"\nBest on the validation split: {rows[best]['method']}, saved as {output}/student.keras\n"
-        f"Curves: tensorboard --logdir {output}/logs\n"
-        f"Next: the same with --teacher={output}/student.keras and another --output_dir"
+        f"Curves: tensorboard --logdir {output}/logs\nNext: again, --teacher={output}/student.keras"
     )
 
 
