@@ -272,7 +272,7 @@ def main(argv):
     reports.check_output()
     chosen_methods()
     rows = measured() if FLAGS.replicas or FLAGS.workers else []
-    used = FLAGS.get_key_flags_for_module(sys.argv[0])
+    used = FLAGS.get_key_flags_for_module(sys.modules[__name__])
     settings = {flag.name: flag.value for flag in used if "child" not in flag.name}
     reports.write({"settings": settings, "measured": rows, "on_paper": on_paper()})
 

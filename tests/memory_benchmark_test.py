@@ -1,20 +1,19 @@
 """The memory benchmark runs; of its numbers, only what must hold on any machine is looked at."""
 
-import functools
 import json
 import os
 
 import pytest
-from example_runs import run_benchmark
+from absl import flags
+from absl.testing import flagsaver
 
-run = functools.partial(run_benchmark, "memory")
+from tests import script_runs
 
 
 @pytest.mark.slow
 def test_quick_run_prints_and_writes_every_method(tmp_path):
     output = tmp_path / "memory.json"
-    process = run("--quick", f"--output={output}")
-    assert process.returncode == 0, process.stderr
+    printed = script_runs.succeed("benchmarks/memory.py", "--quick", f"--output={output}")
     results = json.loads(output.read_text())
     kd, vid = results["rows"]
     assert [row["method"] for row in (kd, vid)] == ["KD", "VID"]
@@ -23,7 +22,7 @@ def test_quick_run_prints_and_writes_every_method(tmp_path):
     extra = sum(c * t + t * t + t for c, t in zip((8, 16, 24), (16, 32, 64), strict=True))
     assert (kd["extra"], vid["extra"]) == (0, extra)
     for row in (kd, vid):
-        assert f"\n{row['method']} " in process.stdout
+        assert f"\n{row['method']} " in printed
         assert row["reference"] == "KD" and list(row["bytes"]) == [
             "batch 16",
             "batch 32",
@@ -37,8 +36,10 @@ def test_quick_run_prints_and_writes_every_method(tmp_path):
     assert results["machine"]["cpus"] == os.cpu_count()
 
 
-def test_wrong_flags_are_refused():
-    assert "--methods: expected some of" in run("--methods=magic").stderr
+def test_methods_come_with_what_they_are_compared_with():
+    with script_runs.module("benchmarks", "memory") as script, flagsaver.flagsaver():
+        flags.FLAGS(["memory", "--methods=VID,MCMI"])
+        assert list(script.chosen_methods()) == ["KD", "teacher alone", "VID", "MCMI"]
 
 
 if __name__ == "__main__":

@@ -1,23 +1,33 @@
 """The step-time benchmark runs; its times are not looked at.
 
-All benchmarks refuse an existing output in the same way, so it is tried here only.
+All benchmarks refuse an existing output and unknown methods in the same way, so it is tried here
+only.
 """
 
-import functools
 import json
 import os
 
 import pytest
-from example_runs import run_benchmark
+from absl import flags
+from absl.testing import flagsaver
 
-run = functools.partial(run_benchmark, "step_time")
+from tests import script_runs
+
+
+@pytest.fixture
+def script():
+    with script_runs.module("benchmarks", "step_time") as script, flagsaver.flagsaver():
+        yield script
+
+
+def run(*arguments):
+    return script_runs.succeed("benchmarks/step_time.py", *arguments)
 
 
 @pytest.mark.slow
 def test_quick_run_prints_and_writes_every_variant(tmp_path):
     output = tmp_path / "times.json"
-    process = run("--quick", "--pair=digits", f"--output={output}")
-    assert process.returncode == 0, process.stderr
+    printed = run("--quick", "--pair=digits", f"--output={output}")
     results = json.loads(output.read_text())
     rows = results["pairs"]["digits"]["rows"]
     names = [row["variant"] for row in rows]
@@ -27,7 +37,7 @@ def test_quick_run_prints_and_writes_every_variant(tmp_path):
     for row in rows:
         assert row["steps"] == 1
         assert row["median_ms"] == row["min_ms"] > 0
-        assert f"\n{row['variant']} " in process.stdout
+        assert f"\n{row['variant']} " in printed
     references = {row["variant"]: row["reference"] for row in rows}
     assert set(references.values()) < set(names)
     assert (references["KD"], references["MUSE (self)"]) == ("floor", "student alone")
@@ -45,9 +55,8 @@ def test_quick_run_prints_and_writes_every_variant(tmp_path):
 @pytest.mark.slow
 def test_some_methods_in_mixed_precision_several_steps_at_a_time(tmp_path):
     output = tmp_path / "times.json"
-    flags = ["--quick", "--pair=digits", "--methods=KD,MUSE (self)", f"--output={output}"]
-    process = run(*flags, "--steps_per_execution=2", "--dtype_policy=mixed_bfloat16")
-    assert process.returncode == 0, process.stderr
+    arguments = ["--quick", "--pair=digits", "--methods=KD,MUSE (self)", f"--output={output}"]
+    run(*arguments, "--steps_per_execution=2", "--dtype_policy=mixed_bfloat16")
     results = json.loads(output.read_text())
     assert (results["steps_per_execution"], results["dtype_policy"]) == (2, "mixed_bfloat16")
     names = [row["variant"] for row in results["pairs"]["digits"]["rows"]]
@@ -55,14 +64,37 @@ def test_some_methods_in_mixed_precision_several_steps_at_a_time(tmp_path):
     assert names == ["floor", "floor, again", "student alone", "KD", "MUSE (self)"]
 
 
-def test_methods_that_there_are_not_are_refused():
-    assert "--methods: expected some of student alone" in run("--methods=magic").stderr
+def test_a_row_is_compared_with_the_floor_and_with_its_reference(script):
+    variants = {name: script.METHODS[name] for name in ("student alone", "MUSE (self)")}
+    times = {
+        "floor": [(0.002, 0.004), (0.004, 0.004)],
+        "student alone": [(0.006, 0.002)],
+        "MUSE (self)": [(0.012, 0.008)],
+    }
+    floor, student, muse = script.summarize(times, variants)
+    assert (floor["median_ms"], floor["min_ms"], floor["cpu_ms"]) == (3.0, 2.0, 4.0)
+    assert student["median_ms_ratio"] == student["reference_ratio"] * 2.0 == 2.0
+    assert (muse["median_ms_ratio"], muse["min_ms_ratio"], muse["cpu_ms_ratio"]) == (4.0, 6.0, 2.0)
+    assert (muse["reference"], muse["reference_ratio"]) == ("student alone", 2.0)
 
 
-def test_an_existing_output_is_refused(tmp_path):
+def test_what_a_method_is_compared_with_comes_along(script):
+    flags.FLAGS(["step_time", "--methods=KD,MUSE (self)"])
+    assert list(script.chosen(script.METHODS)) == ["student alone", "KD", "MUSE (self)"]
+
+
+def test_methods_that_there_are_not_are_refused(script):
+    with pytest.raises(SystemExit, match="some of student alone, .* Received: --methods=KD,magic"):
+        script_runs.call(script, "--methods=KD,magic")
+
+
+def test_an_existing_output_is_refused(script, tmp_path):
     output = tmp_path / "times.json"
     output.write_text("kept")
-    process = run("--quick", f"--output={output}")
-    assert process.returncode != 0
-    assert "exists; name another file" in process.stdout + process.stderr
+    with pytest.raises(SystemExit, match="Expected a new file. Received: --output=.*times.json"):
+        script_runs.call(script, "--quick", f"--output={output}")
     assert output.read_text() == "kept"
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])

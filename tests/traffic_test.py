@@ -53,6 +53,7 @@ def test_only_gradients_of_the_student_and_the_losses_are_reduced(two_replicas, 
     assert logs == [4] * len(model.history.history)
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_teacher_that_is_trained_are_seen(sent):
     model, first, _ = sent(lambda: mikd.MCMITeacher(cases.teacher(), centroids="epoch"))
     (gradients,) = _reduced(first)
@@ -61,7 +62,11 @@ def test_the_weights_of_a_teacher_that_is_trained_are_seen(sent):
 
 @pytest.mark.parametrize(
     ("gather", "bound"),
-    [(True, mikd.bounds.info_nce), (True, mikd.bounds.donsker_varadhan), (False, mikd.bounds.jsd)],
+    [
+        (True, mikd.bounds.info_nce),
+        pytest.param(True, mikd.bounds.donsker_varadhan, marks=pytest.mark.slow),
+        pytest.param(False, mikd.bounds.jsd, marks=pytest.mark.slow),
+    ],
 )
 def test_global_negatives_are_sent_and_local_ones_are_not(sent, gather, bound):
     def build():
@@ -86,6 +91,7 @@ def test_global_negatives_are_sent_and_local_ones_are_not(sent, gather, bound):
         assert max(row.bytes for row in [*first, *second] if row.kind == traffic.COPY) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negatives", [1, 3])
 def test_of_a_number_of_negatives_only_so_many_examples_are_sent(sent, negatives):
     def build():
@@ -101,6 +107,7 @@ def test_of_a_number_of_negatives_only_so_many_examples_are_sent(sent, negatives
     assert [row.bytes for row in others] == [2 * 4 * negatives * channels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_batches_of_known_size_have_no_shapes_that_depend_on_values(two_replicas, known):
     """A TPU wants to know every shape; the masks for a short last batch do not let it."""
