@@ -1,5 +1,6 @@
 """Checks of arguments and labels: each returns what is kept, or says what was expected."""
 
+import contextlib
 import math
 import numbers
 
@@ -99,6 +100,18 @@ def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
         f"Expected labels in the data, the class of every example as {kinds}. Received: "
         f"{received}. {hint or 'One-hot labels become integers with ops.argmax(labels, axis=-1).'}"
     )
+
+
+@contextlib.contextmanager
+def extra(name):
+    """Imports in this context raise an ImportError that names the extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"Expected the package `{error.name}` to be installed. "
+            f'Run: pip install "keras_mikd[{name}]"'
+        ) from error
 
 
 def _message(argument, expected, value, optional=False):

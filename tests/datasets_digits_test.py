@@ -149,5 +149,5 @@ def test_missing_package_says_what_to_install(monkeypatch, package):
 
 def test_missing_scikit_learn_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'scikit-learn: pip install "keras_mikd\[data\]"'):
+    with pytest.raises(ImportError, match=r'`sklearn.*pip install "keras_mikd\[data\]"'):
         load_digits(data_dir=str(tmp_path))

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
+from keras_mikd import checks
 from keras_mikd.datasets.splits import partition_per_class
 
 _DESCRIPTION = """\
@@ -91,11 +92,7 @@ def _indices_by_split(labels):
 
 
 def _read_scikit_learn():
-    try:
+    with checks.extra("data"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            'The digits come with scikit-learn: pip install "keras_mikd[data]"'
-        ) from error
     digits = load_digits()
     return digits.images[..., np.newaxis].astype(np.uint8), digits.target

@@ -5,20 +5,16 @@ import io
 
 import numpy as np
 
+from keras_mikd import checks
 from keras_mikd.datasets.splits import LabelledImages
 
 
 def import_tfds():
     """Returns the module `tensorflow_datasets`, or says what to install."""
-    try:
+    with checks.extra("data"):
         # TFDS 4.9.10 needs this package and does not declare it (tensorflow/datasets issue 11212).
         import importlib_resources  # noqa: F401
         import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError(
-            f"The data sets need the package `{error.name}`, which is not installed: "
-            'pip install "keras_mikd[data]"'
-        ) from error
     return tensorflow_datasets
 
 

@@ -7,6 +7,8 @@ import math
 import keras
 import numpy as np
 
+from keras_mikd import checks
+
 _BOX_FORMAT = "xyxy"
 _NAMES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -50,7 +52,9 @@ def coco_metrics(detector, dataset):
         print(f"{keras_mikd.coco_metrics(detector, scenes.test)['AP']:.3f}")
         ```
     """
-    coco, evaluation = _pycocotools()
+    with checks.extra("detection"):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
     _check_format(detector)
     # Not KerasCV's own evaluation: its PyCOCOCallback takes class 0 for padding, and both it and
     # BoxCOCOMetrics leave out images without detections, which are misses.
@@ -65,15 +69,15 @@ def coco_metrics(detector, dataset):
     if not truths:
         raise ValueError(f"Expected a data set with boxes. Received: {len(found)} images without")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does.
-        summary = _summary(coco, evaluation, truths, found)
+        summary = _summary(COCO, COCOeval, truths, found)
     # COCO's code marks with -1 what it cannot tell.
     values = (math.nan if value < 0 else float(value) for value in summary)
     return dict(zip(_NAMES, values, strict=True))
 
 
-def _summary(coco, evaluation, truths, found):
+def _summary(make_coco, make_evaluation, truths, found):
     """Returns the 12 numbers; `found` has rows (image, left, top, width, height, score, class)."""
-    truth = coco()
+    truth = make_coco()
     truth.dataset = {
         "info": {},
         "images": [{"id": i} for i in range(len(found))],
@@ -82,8 +86,8 @@ def _summary(coco, evaluation, truths, found):
     }
     truth.createIndex()
     rows = np.concatenate(found)
-    results = truth.loadRes(rows) if len(rows) else coco()
-    evaluated = evaluation(truth, results, "bbox")
+    results = truth.loadRes(rows) if len(rows) else make_coco()
+    evaluated = make_evaluation(truth, results, "bbox")
     evaluated.evaluate()
     evaluated.accumulate()
     evaluated.summarize()
@@ -140,14 +144,3 @@ def _check_detections(detections):
             f"Expected a detector whose predictions are decoded to {sorted(expected)}. "
             f"Received: {received}"
         )
-
-
-def _pycocotools():
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ImportError(
-            '`coco_metrics` needs pycocotools: pip install "keras_mikd[detection]"'
-        ) from error
-    return COCO, COCOeval

@@ -1,19 +1,8 @@
 """Empty figures, and the panels side by side in them."""
 
 import collections.abc
-import contextlib
 
-
-@contextlib.contextmanager
-def figures_extra():
-    """Imports in this context raise an ImportError that says what to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(
-            f"Figures need the package `{error.name}`, which is not installed: "
-            'pip install "keras_mikd[figures]"'
-        ) from error
+from keras_mikd import checks
 
 
 def new_figure(rows, columns, *, width, height):
@@ -21,7 +10,7 @@ def new_figure(rows, columns, *, width, height):
 
     `width` and `height` are those of one of the axes, in inches.
     """
-    with figures_extra():
+    with checks.extra("figures"):
         # Not pyplot, which keeps every figure alive and chooses a backend for the whole process.
         from matplotlib.figure import Figure
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from keras_mikd.figures.canvas import as_panels, figures_extra, new_figure
+from keras_mikd import checks
+from keras_mikd.figures.canvas import as_panels, new_figure
 from keras_mikd.figures.class_labels import checked_class_names, checked_labels
 
 # More cells than this are too small for a number.
@@ -38,7 +39,7 @@ def confusion_matrix(labels, predictions, *, num_classes=None, class_names=None)
     save_png(figure, "confusion.png")
     ```
     """
-    with figures_extra():
+    with checks.extra("figures"):
         from sklearn import metrics
     labels = checked_labels(labels, "labels", num_classes=num_classes)
     panels = {

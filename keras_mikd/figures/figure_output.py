@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.atomic_files import require_free, write_whole
-from keras_mikd.figures.canvas import figures_extra
 
 
 def save_png(figure, path, *, dpi=120, overwrite=False):
@@ -63,7 +62,7 @@ def log_to_tensorboard(figure, log_dir, tag, *, step=0, dpi=100):
     log_to_tensorboard(cmi_trajectory(history), "runs/1/figures", "cmi_trajectory")
     ```
     """
-    with figures_extra():
+    with checks.extra("figures"):
         import tensorboard  # noqa: F401
     pixels = tf.io.decode_png(_png(figure, dpi), channels=4)
     writer = tf.summary.create_file_writer(str(log_dir))
@@ -74,7 +73,7 @@ def log_to_tensorboard(figure, log_dir, tag, *, step=0, dpi=100):
 
 
 def _png(figure, dpi):
-    with figures_extra():
+    with checks.extra("figures"):
         from matplotlib.figure import Figure
     if not isinstance(figure, Figure):
         raise TypeError(

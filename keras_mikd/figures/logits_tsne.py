@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_mikd import checks
-from keras_mikd.figures.canvas import as_panels, figures_extra, new_figure
+from keras_mikd.figures.canvas import as_panels, new_figure
 from keras_mikd.figures.class_labels import checked_class_names, checked_labels
 
 # With more classes than this, a colour bar stands for the legend.
@@ -42,7 +42,7 @@ def logits_tsne(logits, labels, *, class_names=None, perplexity=15.0, seed=0):
     figure = logits_tsne({"MLL": student(images), "MCMI": other_student(images)}, labels)
     ```
     """
-    with figures_extra():
+    with checks.extra("figures"):
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
     panels = {title: _checked(each) for title, each in as_panels(logits, "logits").items()}
@@ -69,7 +69,7 @@ def logits_tsne(logits, labels, *, class_names=None, perplexity=15.0, seed=0):
 def _scatter(axes, embedding, labels, names):
     if len(names) > _MOST_NAMED:
         return axes.scatter(*embedding.T, c=labels, s=6, cmap="turbo", vmin=0, vmax=len(names) - 1)
-    with figures_extra():
+    with checks.extra("figures"):
         from matplotlib import colormaps
     palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
     for index, name in enumerate(names):

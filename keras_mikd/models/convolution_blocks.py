@@ -58,11 +58,10 @@ def classifier(x, num_classes, *, kernel_regularizer=None):
 
 
 def residual_stages(x, block, *, widths, num_blocks):
-    """Applies `num_blocks` residual blocks for each width; every stage halves the one before.
+    """Applies one stage of `num_blocks` residual blocks for each width, at half the size each time.
 
     `block` is a function `(x, filters, *, strides, prefix, name) -> x`. The names of its layers
-    start with `prefix`, but for the last one of a stage: it is called `name`, "stage1_output" to
-    "stage3_output".
+    start with `prefix`. The last layer of a stage has the `name` "stage1_output" and so on.
     """
     for stage, filters in enumerate(widths, start=1):
         for number in range(1, num_blocks + 1):
