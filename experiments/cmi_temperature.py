@@ -76,7 +76,7 @@ def main(argv):
         few = 10 if FLAGS.dataset == "digits" else 0
     settings = protocol.chosen(FLAGS, labels_per_class=few or None)
     temperatures = sorted(set(protocol.numbers("temperature", FLAGS.temperature)))
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teacher = protocol.load_network(FLAGS.teacher)
         kept = results.Results(
             FLAGS.output_dir, protocol=settings.settings(), teacher=protocol.digest(FLAGS.teacher)

@@ -179,7 +179,7 @@ def main(argv):
     given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     setup = dataclasses.replace(SETUPS[FLAGS.dataset], **given)
     scenes = {"num_scenes": FLAGS.num_scenes} if FLAGS.dataset == "digit_scenes" else {}
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teacher = FLAGS.teacher and protocol.load_network(
             FLAGS.teacher, "experiments/detectors.py", compile=False
         )

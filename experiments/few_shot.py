@@ -133,7 +133,7 @@ def main(argv):
     fractions = protocol.numbers("fraction", FLAGS.fraction or [])
     images = image_sets(FLAGS.labels_per_class, fractions)
     files = protocol.teacher_files(FLAGS.teacher, FLAGS.mcmi_teacher)
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teachers = {name: protocol.load_network(path) for name, path in files.items()}
         digests = {name: protocol.digest(path) for name, path in files.items()}
         kept = results.Results(FLAGS.output_dir, protocol=settings.settings(), teachers=digests)

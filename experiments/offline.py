@@ -53,7 +53,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     settings = protocol.chosen(FLAGS, labels_per_class=FLAGS.labels_per_class or None)
     rows = protocol.cells(FLAGS.methods, settings.weights, METHODS, FLAGS.weights)
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teacher = protocol.load_network(FLAGS.teacher)
         kept = results.Results(
             FLAGS.output_dir, protocol=settings.settings(), teacher=protocol.digest(FLAGS.teacher)

@@ -101,7 +101,7 @@ def main(argv):
     settings = protocol.chosen(FLAGS, labels_per_class=FLAGS.labels_per_class or None)
     kinds = [settings.student, *(FLAGS.peer or [settings.student])]
     rows = protocol.cells(FLAGS.methods, WEIGHTS, METHODS, FLAGS.weights)
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         kept = results.Results(FLAGS.output_dir, protocol=settings.settings(), networks=kinds)
         print(f"{' and '.join(kinds)}: {settings}")
         one = functools.partial(train, settings, kinds)

@@ -30,6 +30,15 @@ NETWORKS = [
     *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
 ]
 
+STRATEGIES = {
+    "none": tf.distribute.get_strategy,
+    "mirrored": tf.distribute.MirroredStrategy,
+    "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
+    "tpu": lambda: tf.distribute.TPUStrategy(
+        tf.distribute.cluster_resolver.TPUClusterResolver.connect("")
+    ),
+}
+
 
 def adam_with_cosine(learning_rate, steps):
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps))
@@ -133,7 +142,7 @@ def define_strategy():
     flags.DEFINE_enum(
         "strategy",
         "none",
-        ["none", "mirrored", "multi_worker", "tpu"],
+        list(STRATEGIES),
         "One device, all devices of this host, several hosts, or a TPU.",
     )
 
@@ -196,20 +205,6 @@ def numbers(flag, texts):
         return [checks.number(f"--{flag}", float(text), above=0) for text in texts]
     except ValueError as error:
         raise SystemExit(f"--{flag}: {error}") from None
-
-
-def strategy(name):
-    """Returns the strategy of `--strategy`, before anything else touches a device."""
-    if name == "mirrored":
-        return tf.distribute.MirroredStrategy()
-    if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if name == "tpu":
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-    return tf.distribute.get_strategy()
 
 
 def is_chief():

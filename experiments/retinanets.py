@@ -1,6 +1,6 @@
 """A RetinaNet that is small enough to train on a CPU.
 
-No script by itself: `import retinanets` works where one of the scripts is started. A saved one
+No script by itself: `import retinanets` works where one of the experiments is started. A saved one
 loads after this import.
 """
 
@@ -19,6 +19,7 @@ _LEVELS = ("P3", "P4", "P5")
 _ANCHORS = 9
 
 
+# Under the name that older files have.
 @keras.saving.register_keras_serializable("examples")
 class SmallRetinaNet(keras_cv.models.RetinaNet):
     """KerasCV's RetinaNet with a thin backbone, and a pyramid and heads as thin.

@@ -178,7 +178,7 @@ def main(argv):
     names = ("centroids", "log_likelihood_budget", "log_likelihood_drop", "seed")
     tuning = {name: FLAGS[name].value for name in names}
     weights = protocol.numbers("weights", FLAGS.weights)
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teacher = protocol.load_network(FLAGS.teacher)
         data = load_data(settings, FLAGS.seed)
         before = measure(teacher, data)

@@ -183,7 +183,7 @@ def main(argv):
     sets = [str(label) for label in range(num_classes)] if FLAGS.each_class else FLAGS.dropped
     check_sets(sets, num_classes)
     files = protocol.teacher_files(FLAGS.teacher, FLAGS.mcmi_teacher)
-    with protocol.strategy(FLAGS.strategy).scope():
+    with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teachers = {name: protocol.load_network(path) for name, path in files.items()}
         kept = results.Results(
             FLAGS.output_dir,
