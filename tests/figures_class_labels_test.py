@@ -19,7 +19,7 @@ def test_class_indices_become_a_vector_of_integers(values):
         ([[0, 1], [1, 0]], r"Received: labels of shape \(2, 2\)"),
         ([0, -1], "at least 0 and below 3. Received: labels from -1 to 0"),
         ([0, 3], "below 3. Received: labels from 0 to 3"),
-        ([0, 1, 2], "as many as the examples, 2. Received: 3 labels"),
+        ([0, 1, 2], "each of 2 examples. Received: labels of length 3"),
     ],
 )
 def test_anything_else_is_refused(values, message):

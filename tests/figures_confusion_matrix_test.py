@@ -58,11 +58,11 @@ def test_a_hundred_classes_are_drawn_without_numbers():
     "labels, predictions, kwargs, message",
     [
         ([], [], {}, "n > 0"),
-        ([0, 1], [0], {}, "as the examples, 2. Received: 1 predictions"),
+        ([0, 1], [0], {}, "each of 2 examples. Received: predictions of length 1"),
         ([0, 1], [[0.1, 0.9], [0.8, 0.2]], {}, "Of logits, pass the argmax"),
         ([0, 4], [0, 1], {"num_classes": 4}, "below 4. Received: labels from 0 to 4"),
         ([0, 1], [0, 9], {"num_classes": 4}, "below 4. Received: predictions from 0 to 9"),
-        ([0, 1], [0, 1], {"class_names": ["a"]}, "one name for each of 2 classes"),
+        ([0, 1], [0, 1], {"class_names": ["a"]}, "one entry for each of 2 classes"),
         ([0, 1], {}, {}, "at least one entry"),
     ],
 )

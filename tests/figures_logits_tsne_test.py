@@ -52,12 +52,12 @@ def test_many_classes_have_a_colour_bar():
         (LOGITS[:, 0], LABELS, {}, r"\(n, classes\), n > 0. Received: logits of shape \(36,\)"),
         (LOGITS * np.nan, LABELS, {}, "finite"),
         (np.ones((36, 3)), LABELS, {}, "36 times the same logits"),
-        (LOGITS, LABELS[:-1], {}, "as the examples, 36. Received: 35 labels"),
+        (LOGITS, LABELS[:-1], {}, "each of 36 examples. Received: labels of length 35"),
         (LOGITS, LABELS + 1, {}, "below 3. Received: labels from 1 to 3"),
         (LOGITS, LABELS, {"perplexity": 36}, "below 36. Received: perplexity=36"),
         (LOGITS, LABELS, {"perplexity": 0}, "above 0 and below 36. Received: perplexity=0"),
         ({"a": LOGITS, "b": LOGITS[1:]}, LABELS, {}, "the same examples and classes"),
-        (LOGITS, LABELS, {"class_names": "ab"}, "one name for each of 3 classes"),
+        (LOGITS, LABELS, {"class_names": "ab"}, "one entry for each of 3 classes"),
     ],
 )
 def test_bad_input_is_refused(logits, labels, kwargs, message):

@@ -76,11 +76,7 @@ def load_digit_scenes(
 
 def _drawn(available, num_scenes, seed):
     """Returns the sorted indices of the training scenes to keep."""
-    if num_scenes is not None and num_scenes > available:
-        raise ValueError(
-            f"Expected `num_scenes` to be at most {available}, the number of training scenes. "
-            f"Received: num_scenes={num_scenes}"
-        )
+    checks.integer("num_scenes", num_scenes, at_least=1, at_most=available, optional=True)
     # RandomState rather than default_rng: NumPy promises never to change its stream.
     return np.sort(np.random.RandomState(seed).permutation(available)[:num_scenes])
 

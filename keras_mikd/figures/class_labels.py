@@ -19,11 +19,8 @@ def checked_labels(values, name, *, num_examples=None, num_classes=None):
             f"{name} of shape {values.shape} and dtype {values.dtype}. Of logits, pass the argmax."
         )
     labels = np.asarray(checks.class_indices(values), np.int64)
-    if num_examples is not None and len(labels) != num_examples:
-        raise ValueError(
-            f"Expected `{name}` to be as many as the examples, {num_examples}. "
-            f"Received: {len(labels)} {name}"
-        )
+    if num_examples is not None:
+        check_length(name, labels, num_examples, "examples")
     low, high = labels.min(), labels.max()
     if low < 0 or (num_classes is not None and high >= num_classes):
         below = "" if num_classes is None else f" and below {num_classes}"
@@ -38,9 +35,14 @@ def checked_class_names(class_names, num_classes):
     """Returns one name per class: the given ones, or the indices."""
     if class_names is None:
         return [str(index) for index in range(num_classes)]
-    if len(class_names) != num_classes:
-        raise ValueError(
-            f"Expected `class_names` to have one name for each of {num_classes} classes. "
-            f"Received: class_names of length {len(class_names)}"
-        )
+    check_length("class_names", class_names, num_classes, "classes")
     return [str(name) for name in class_names]
+
+
+def check_length(name, values, count, owners):
+    """Raises a ValueError unless there is a value for each of the `count` owners."""
+    if len(values) != count:
+        raise ValueError(
+            f"Expected `{name}` to have one entry for each of {count} {owners}. "
+            f"Received: {name} of length {len(values)}"
+        )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_mikd.figures.canvas import as_panels, new_figure
+from keras_mikd.figures.class_labels import check_length
 from keras_mikd.figures.eigen_cam import eigen_cam
 
 
@@ -37,11 +38,8 @@ def eigen_cam_grid(models, images, place=None, *, captions=None, center=False):
             "Expected images of shape (n, height, width, channels) with 1 or 3 channels. "
             f"Received: images of shape {images.shape}"
         )
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(
-            f"Expected one caption for each of {len(images)} images. "
-            f"Received: captions of length {len(captions)}"
-        )
+    if captions is not None:
+        check_length("captions", captions, len(images), "images")
     panels = as_panels(models, "models")
     heats = {title: eigen_cam(each, images, place, center=center) for title, each in panels.items()}
     figure, grid = new_figure(1 + len(panels), len(images), width=1.3, height=1.3)
