@@ -18,14 +18,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 def module(folder, name):
     """Imports a script. Its flags go with it, since other scripts define the same names."""
     known, loaded = set(flags.FLAGS), set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / folder)
-        yield importlib.import_module(name)
-    for flag in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, flag)
-    for each in set(sys.modules) - loaded:
-        if str(getattr(sys.modules[each], "__file__", "")).startswith(str(ROOT / folder)):
-            del sys.modules[each]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(ROOT / folder)
+            yield importlib.import_module(name)
+    finally:
+        for flag in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, flag)
+        for each in set(sys.modules) - loaded:
+            file = getattr(sys.modules[each], "__file__", None) or ""
+            if file.startswith(str(ROOT / folder)):
+                del sys.modules[each]
 
 
 def call(script, *arguments):
