@@ -1,35 +1,39 @@
-"""One worker of a cluster: trains the runs that it is told and saves what came out.
+"""One worker of a cluster: trains what it is told and saves what came out.
 
 No test by itself: multi_worker_test.py starts it once for every worker, with `TF_CONFIG`.
 
     python tests/cluster_worker.py <folder to write to> <names of runs>
     python tests/cluster_worker.py <folder to write to> two_devices <names of runs>
+    python tests/cluster_worker.py <folder to write to> <names of runs> backups <worker to kill>
 """
 
 import os
+import signal
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cases
-import detectors
 import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute import collective_all_reduce_strategy
 
+import detectors
 import keras_mikd as mikd
 
 BATCH = 16
 EXAMPLES = 48
 
-
-def _with(*losses, **kwargs):
-    return mikd.Distiller(cases.teacher(), cases.student(), losses, xla_critics=False, **kwargs)
-
-
-# Three steps of one device, two replicas, or two workers shall give the same weights.
+# Three steps of one device, two replicas, or two workers shall give the same weights. The first one
+# has features, read-outs, and a critic whose negatives and labels come from both workers.
 RUNS = {
+    "distiller": lambda: mikd.Distiller(
+        cases.teacher(),
+        cases.student(),
+        [cases.LOSSES["jsd_other_classes"](), cases.LOSSES["vid_logits"]()],
+        xla_critics=False,
+    ),
     "kd": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
     "vid": lambda: cases.DISTILLERS["vid"](cases.teacher(), cases.student()),
     "mimkd": lambda: mikd.MIMKDDistiller(cases.teacher(), cases.student(), xla_critics=False),
@@ -37,11 +41,6 @@ RUNS = {
     "muse": lambda: cases.DISTILLERS["muse"](None, cases.student()),
     "mutual": lambda: cases.DISTILLERS["mutual"](cases.teacher(), cases.student()),
     "mcmi": lambda: mikd.MCMITeacher(cases.teacher(), centroids="epoch", separation_weight=0.01),
-}
-# Those that send nothing of their own, or what another one sends as well.
-SLOW = ("kd", "vid", "info_nce_in_batch", "muse")
-
-SLOW_RUNS = {
     "task_alone": lambda: mikd.SelfDistiller(cases.student(), []),
     "kd_cached": lambda: cases.distiller_with(cases.LOSSES["soft_targets"]()),
     "detector": lambda: detectors.alone(),
@@ -64,18 +63,21 @@ def _batches(name, x, y):
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
 
 
+def _compiled(model, name):
+    if name == "detector":
+        return detectors.compiled(model)
+    own_loss = isinstance(model, mikd.MCMITeacher)
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    model.compile(optimizer, None if own_loss else cases.cross_entropy(), metrics=["accuracy"])
+    return model
+
+
 def run(name, scope, x, y):
     """Returns everything that a run of one epoch leaves, as arrays by name."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     with scope:
-        model = {**RUNS, **SLOW_RUNS}[name]()
-        optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
-        if name == "detector":
-            detectors.compiled(model)
-        else:
-            own = isinstance(model, mikd.MCMITeacher)
-            model.compile(optimizer, None if own else cases.cross_entropy(), metrics=["accuracy"])
+        model = _compiled(RUNS[name](), name)
     batches = _batches(name, x, y)
     history = model.fit(
         batches, validation_data=batches, epochs=1, shuffle=False, verbose=0
@@ -84,13 +86,42 @@ def run(name, scope, x, y):
         **{f"weights/{i}": v.numpy() for i, v in enumerate(model.trainable_variables)},
         **{f"history/{key}": np.array(values[-1]) for key, values in history.items()},
     }
-    if name in ("vid", "mutual"):  # The others go through the same code.
+    if name in ("distiller", "mutual"):  # The others go through the same code.
         evaluated = model.evaluate(batches, verbose=0, return_dict=True)
         results |= {f"evaluate/{key}": np.array(value) for key, value in evaluated.items()}
         # Seven examples in the last batch: one replica has fewer, and all of them some.
         predicted = model.predict(data()[0][:15], batch_size=8, verbose=0)
         results["predict"] = np.concatenate(keras.tree.flatten(predicted))
     return results
+
+
+class _Kill(keras.callbacks.Callback):
+    """Kills this process in the second batch of the third epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (2, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_with_backups(folder, scope, kill):
+    """Returns the epochs and weights of a run of four epochs whose chief writes files."""
+    keras.utils.set_random_seed(0)
+    with scope:
+        model = _compiled(RUNS["kd"](), "kd")
+    callbacks = [
+        keras.callbacks.BackupAndRestore(f"{folder}/backup"),
+        keras.callbacks.ModelCheckpoint(f"{folder}/checkpoint.weights.h5", save_weights_only=True),
+        keras.callbacks.CSVLogger(f"{folder}/log.csv", append=True),
+        keras.callbacks.TensorBoard(f"{folder}/logs", write_graph=False),
+    ]
+    callbacks += [_Kill()] if kill else []
+    batches = _batches("kd", *data())
+    history = model.fit(batches, epochs=4, shuffle=False, verbose=0, callbacks=callbacks).history
+    weights = {str(i): v.numpy() for i, v in enumerate(model.variables)}
+    return {"epochs": len(history["loss"]), **weights}
 
 
 def take_two_devices():
@@ -110,15 +141,18 @@ def main(folder, *names):
     if names[:1] == ("two_devices",):
         names = names[1:]
         take_two_devices()
+    names, killed = (names[:-2], names[-1]) if "backups" in names else (names, None)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    x, y = data()
-    results = {}
+    index = strategy.cluster_resolver.task_id
+    results = {"replicas": strategy.num_replicas_in_sync}
     for name in names:
-        for key, value in run(name, strategy.scope(), x, y).items():
+        for key, value in run(name, strategy.scope(), *data()).items():
             results[f"{name}/{key}"] = value
         print(name, "done", flush=True)
-    index = strategy.cluster_resolver.task_id
-    np.savez(f"{folder}/worker{index}.npz", replicas=strategy.num_replicas_in_sync, **results)
+    np.savez(f"{folder}/worker{index}.npz", **results)
+    if killed is not None:
+        left = run_with_backups(folder, strategy.scope(), kill=int(killed) == index)
+        np.savez(f"{folder}/backups{index}.npz", **left)
 
 
 if __name__ == "__main__":
