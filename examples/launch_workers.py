@@ -83,7 +83,9 @@ def main(argv):
             worker.kill()
     ends = [worker.wait() for worker in workers]
     if any(ends):
-        raise SystemExit(f"The workers ended with {ends}. Their output is in {folder}.")
+        raise SystemExit(
+            f"Expected all workers to end well. Received: exit codes {ends}, see {folder}."
+        )
     print(f"\nThe output of every worker is in {folder}.")
 
 

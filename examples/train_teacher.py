@@ -53,6 +53,11 @@ def load_data(dataset, *, download, **options):
     return getattr(mikd.datasets, f"load_{dataset}")(download=download, **options)
 
 
+def new_teacher(name, data, weight_decay):
+    penalty = {"kernel_regularizer": keras.regularizers.L2(weight_decay)} if weight_decay else {}
+    return getattr(mikd.models, name)(data.num_classes, data.image_shape, **penalty)
+
+
 def new_optimizer(name, learning_rate, steps):
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     if name == "sgd":
@@ -88,9 +93,7 @@ def main(_):
     with strategy.scope():
         keras.utils.set_random_seed(FLAGS.seed)
         data = load_data(FLAGS.dataset, download=FLAGS.download, **options)
-        penalty = keras.regularizers.L2(FLAGS.weight_decay) if FLAGS.weight_decay else None
-        network = getattr(mikd.models, FLAGS.model)
-        teacher = network(data.num_classes, data.image_shape, kernel_regularizer=penalty)
+        teacher = new_teacher(FLAGS.model, data, FLAGS.weight_decay)
         print(
             f"Teacher {FLAGS.model} ({teacher.count_params():,} weights), "
             f"{data.num_train} training images, {FLAGS.epochs} epochs"

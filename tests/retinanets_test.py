@@ -1,16 +1,16 @@
-"""The detector of the scripts, examples/retinanets.py."""
+"""The detector of the experiments, experiments/retinanets.py."""
 
 import importlib.util
 import pathlib
 
-import detectors
 import keras
 import numpy as np
 import pytest
 
+import detectors
 import keras_mikd as mikd
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "retinanets.py"
+SCRIPT = pathlib.Path(__file__).parents[1] / "experiments" / "retinanets.py"
 
 
 @pytest.fixture(scope="module")
