@@ -29,7 +29,7 @@ def compiled(request, tmp_path_factory):
     assert process.returncode == 0, process.stderr
     programs = {"forward": [], "backward": []}
     for path in sorted(folder.glob("*.before_optimizations.txt")):
-        assert "_compare_" in path.name  # Nothing but the critics.
+        assert "_scored_" in path.name  # Nothing but the critics.
         programs["backward" if "backward" in path.name else "forward"].append(path.read_text())
     return request.param, json.loads(process.stdout.splitlines()[-1]), programs
 

@@ -5,41 +5,15 @@ import pytest
 import tensorflow as tf
 
 from keras_mikd.critics.critic import ConcatCritic, Critic, SeparableCritic
+from keras_mikd.critics.negatives import Negatives
 
 KINDS = [ConcatCritic, SeparableCritic]
 LOCATIONS = [(1, 1), (1, 6), (6, 1), (6, 6)]
 
 
-class NamesThePair(Critic):
-    """Scores a pair by the first channels of its two sides: teacher 3 with student 5 is 305."""
-
-    def build(self, teacher_shape, student_shape):
-        pass
-
-    def embed_teacher(self, teacher):
-        return teacher
-
-    def embed_student(self, student):
-        return student
-
-    def score(self, teacher, student):
-        return 100 * teacher[..., 0] + student[..., 0]
-
-
-def _numbered(count, start=0):
-    return tf.reshape(tf.range(start, start + count, dtype="float32"), (count, 1, 1))
-
-
-def _pairs(batch, negatives, pool=None, first=0):
-    """The student of the true pair of every example, and those of its negatives."""
-    joint, product = NamesThePair()(
-        _numbered(batch, first), _numbered(pool or batch), first=first, negatives=negatives
-    )
-    joint, product = (np.asarray(x)[..., 0].astype(int) for x in (joint, product))
-    teachers = first + np.arange(batch)
-    np.testing.assert_array_equal(joint // 100, teachers)
-    np.testing.assert_array_equal(product // 100, np.broadcast_to(teachers[:, None], product.shape))
-    return joint % 100, product % 100
+def _scores(critic, teacher, student, negatives):
+    pairs = Negatives(negatives, "batch", gather=False)
+    return pairs.scores(critic, teacher, pairs.pool(student))
 
 
 def _features(batch, locations, seed=0):
@@ -56,71 +30,24 @@ def _randomized(kind, locations=(1, 1), width=5):
     return critic
 
 
-@pytest.mark.parametrize("negatives", [1, 2, 4])
-def test_negatives_are_the_students_of_the_next_examples(negatives):
-    joint, product = _pairs(5, negatives)
-    np.testing.assert_array_equal(joint, np.arange(5))
-    expected = [[(i + k) % 5 for k in range(1, negatives + 1)] for i in range(5)]
-    np.testing.assert_array_equal(product, expected)
-
-
-def test_all_negatives_are_every_other_example_once():
-    joint, product = _pairs(5, None)
-    np.testing.assert_array_equal(joint, np.arange(5))
-    np.testing.assert_array_equal(product, [[j for j in range(5) if j != i] for i in range(5)])
-
-
-@pytest.mark.parametrize("negatives", [4, 5, 30])
-def test_more_negatives_than_there_are_never_contain_the_true_pair(negatives):
-    _, product = _pairs(5, negatives)
-    assert product.shape == (5, 4)
-    for i, others in enumerate(product):
-        assert sorted(others) == [j for j in range(5) if j != i]
-
-
-@pytest.mark.parametrize("first", [0, 2, 4])
-def test_a_replica_pairs_its_part_with_the_global_batch(first):
-    joint, product = _pairs(2, 3, pool=6, first=first)
-    np.testing.assert_array_equal(joint, [first, first + 1])
-    expected = [[(first + i + k) % 6 for k in (1, 2, 3)] for i in range(2)]
-    np.testing.assert_array_equal(product, expected)
-    _, every = _pairs(2, None, pool=6, first=first)
-    for i, others in enumerate(every):
-        assert sorted(others) == [j for j in range(6) if j != first + i]
-
-
-@pytest.mark.parametrize("available", [1, 2, 3])
-def test_a_replica_pairs_its_part_with_the_examples_that_follow(available):
-    joint, product = NamesThePair()(
-        _numbered(2),
-        _numbered(2),
-        first=None,
-        negatives=3,
-        following=_numbered(available, start=50),
-    )
-    np.testing.assert_array_equal(np.ravel(joint), [0, 101])
-    expected = np.array([[1, 50, 51], [150, 151, 152]])[:, :available]
-    np.testing.assert_array_equal(np.asarray(product)[..., 0], expected)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("negatives", [1, 3, None])
+@pytest.mark.parametrize("negatives", [1, 3, "all"])
 def test_a_batch_of_one_has_no_negatives(kind, negatives):
     critic = _randomized(kind, (1, 6))
-    joint, product = critic(*_features(1, (1, 6)), first=0, negatives=negatives)
+    joint, product = _scores(critic, *_features(1, (1, 6)), negatives)
     assert joint.shape == (1, 6)
     assert product.shape == (1, 0, 6)
 
 
 @pytest.mark.parametrize("locations", LOCATIONS)
-@pytest.mark.parametrize("negatives", [2, None])
+@pytest.mark.parametrize("negatives", [2, "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_equal_numpy(kind, negatives, locations):
     critic = _randomized(kind, locations)
     teacher, student = _features(4, locations)
-    joint, product = critic(teacher, student, first=0, negatives=negatives)
+    joint, product = _scores(critic, teacher, student, negatives)
     partners = [
-        [j for j in range(4) if j != i] if negatives is None else [(i + 1) % 4, (i + 2) % 4]
+        [j for j in range(4) if j != i] if negatives == "all" else [(i + 1) % 4, (i + 2) % 4]
         for i in range(4)
     ]
     expected = [critic_twins.score(critic, teacher[i], student[i]) for i in range(4)]
@@ -132,7 +59,7 @@ def test_scores_equal_numpy(kind, negatives, locations):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("negatives", [3, None])
+@pytest.mark.parametrize("negatives", [3, "all"])
 def test_each_side_is_embedded_once_however_many_pairs_are_scored(kind, negatives, monkeypatch):
     critic = _randomized(kind)
     seen = []
@@ -141,7 +68,7 @@ def test_each_side_is_embedded_once_however_many_pairs_are_scored(kind, negative
         monkeypatch.setattr(
             critic, name, lambda x, e=embed, n=name: seen.append((n, len(x))) or e(x)
         )
-    critic(*_features(4, (1, 1)), first=0, negatives=negatives)
+    _scores(critic, *_features(4, (1, 1)), negatives)
     assert seen == [("embed_teacher", 4), ("embed_student", 4)]
 
 
@@ -156,23 +83,23 @@ def test_the_first_layers_of_the_concat_critic_see_each_example_once(monkeypatch
             return original(x)
 
         monkeypatch.setattr(layer, "call", call)
-    critic(*_features(8, (1, 1)), first=0, negatives=3)
+    _scores(critic, *_features(8, (1, 1)), 3)
     assert rows == {"teacher_layer": 8, "student_layer": 8, "hidden_layer": 8 * (1 + 3)}
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("negatives", [2, None])
+@pytest.mark.parametrize("negatives", [2, "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_with_unknown_batch_equals_eager(kind, negatives, jit_compile):
     critic = _randomized(kind, (1, 6))
     compiled = tf.function(
-        lambda t, s: critic(t, s, first=0, negatives=negatives),
+        lambda t, s: _scores(critic, t, s, negatives),
         input_signature=[tf.TensorSpec([None, 1, 4]), tf.TensorSpec([None, 6, 3])],
         jit_compile=jit_compile,
     )
     for batch in (1, 2, 5):
         features = _features(batch, (1, 6))
-        eager = critic(*features, first=0, negatives=negatives)
+        eager = _scores(critic, *features, negatives)
         for one, other in zip(compiled(*map(tf.constant, features)), eager, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
@@ -182,7 +109,7 @@ def test_scores_have_float32_precision_under_mixed_precision(kind):
     keras.config.set_dtype_policy("mixed_float16")
     critic = _randomized(kind)
     teacher, student = _features(3, (1, 1))
-    joint, product = critic(teacher, student, first=0, negatives=1)
+    joint, product = _scores(critic, teacher, student, 1)
     expected = [critic_twins.score(critic, teacher[i], student[i]) for i in range(3)]
     np.testing.assert_allclose(joint, expected, rtol=1e-4, atol=1e-4)
     assert all(x.dtype == "float32" for x in (joint, product, *critic.weights))
@@ -201,7 +128,7 @@ def test_config_round_trip(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_width_is_refused(kind, width):
     with pytest.raises(
-        ValueError, match=f"`width` to be a positive int. Received: width={width!r}"
+        ValueError, match=f"`width` to be an int of at least 1. Received: width={width!r}"
     ):
         kind(width=width)
 
@@ -218,7 +145,7 @@ def test_separable_scores_stay_within_the_inverse_temperature_of_the_bias():
     critic.student_layer.kernel.assign(critic.teacher_layer.kernel)
     critic.bias.assign(3.0)
     same, _ = _features(3, (1, 1))
-    joint, product = critic(1e3 * same, 1e-3 * same, first=0, negatives=None)
+    joint, product = _scores(critic, 1e3 * same, 1e-3 * same, "all")
     np.testing.assert_allclose(joint, np.full((3, 1), 3.0 + 4.0), rtol=1e-5)
     assert np.all(np.abs(product - 3.0) < 4.0)
 
@@ -229,13 +156,21 @@ def test_features_of_zeros_have_finite_scores_and_gradients(kind):
     zeros = tf.zeros((3, 1, 4)), tf.zeros((3, 1, 3))
     with tf.GradientTape() as tape:
         tape.watch(zeros)
-        joint, product = critic(*zeros, first=0, negatives=2)
+        joint, product = _scores(critic, *zeros, 2)
     for x in (
         joint,
         product,
         *tape.gradient([joint, product], [*zeros, *critic.trainable_weights]),
     ):
         assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_called_by_itself_a_critic_scores_the_true_pairs(kind):
+    critic = _randomized(kind, (1, 6))
+    features = _features(4, (1, 6))
+    joint, _ = _scores(critic, *features, 1)
+    np.testing.assert_allclose(critic(*features), joint, rtol=1e-5, atol=1e-5)
 
 
 def test_a_subclass_has_three_methods_to_write():

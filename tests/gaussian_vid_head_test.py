@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from readouts import watched
 
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 
@@ -176,23 +177,21 @@ def test_training_learns_mean_and_variance_of_a_linear_gaussian():
         step()
     np.testing.assert_allclose(head.mean_layers[0].kernel, [[1.0], [-2.0]], atol=0.1)
     np.testing.assert_allclose(head.variance(), [0.25], rtol=0.15)
-    metric = head.readout_metrics()["gaussian_nats"]
+    head.gaussian_nats.reset_state()
     head(teacher, student)
-    metric.update_state(*head.take_readouts()["gaussian_nats"])
     explained = 1.0 - 0.25 / np.var(teacher)
-    np.testing.assert_allclose(metric.result(), -0.5 * np.log(1 - explained), atol=0.05)
+    np.testing.assert_allclose(head.gaussian_nats.result(), -0.5 * np.log(1 - explained), atol=0.05)
 
 
 @pytest.mark.parametrize("shapes", [((2, 4, 4, 5), (2, 2, 2, 3)), VECTORS])
 def test_readout_is_in_nats_on_the_common_grid(shapes):
     head = _head(shapes, name="vid")
-    metrics = head.readout_metrics()
-    assert metrics["gaussian_nats"].name == "vid_gaussian_nats"
+    assert [metric.name for metric in head.metrics] == ["vid_gaussian_nats"]
+    seen = watched(head)
     head(*_tensors(shapes))
-    target, mean, variance = head.take_readouts()["gaussian_nats"]
+    target, mean, variance = seen["gaussian_nats"]
     assert target.shape == mean.shape == (*shapes[1][:-1], 5)
     assert variance.shape == (5,)
-    assert head.take_readouts() == {}
 
 
 def test_batch_normalization_learns_in_training_only():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
+from readouts import watched
 
 from keras_mikd import bounds
 from keras_mikd.critics.critic import ConcatCritic, Critic, SeparableCritic
@@ -142,11 +143,12 @@ def test_more_negatives_than_a_batch_has_are_all_of_them(critic, negatives):
 def test_a_batch_of_one_is_a_constant(negatives, level):
     shapes = [(1, *shape[1:]) for shape in LEVELS[level][:2]]
     loss = _loss(shapes, negatives=negatives)
+    seen = watched(loss)
     value, gradients = _gradients(loss, *_features(shapes))
     np.testing.assert_allclose(value, [2 * LOG_2], rtol=1e-6)
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
-    joint, product = loss.take_readouts()["mi_nats"]
+    joint, product = seen["mi_nats"]
     assert (joint.shape[0], product.shape[:2]) == (1, (1, 0))
 
 
@@ -165,25 +167,25 @@ def test_extreme_features_have_finite_losses_and_gradients(scale):
 )
 def test_loss_is_minus_the_bound_on_the_scores_it_reads_out(bound, negatives):
     loss = _loss(bound=bound, negatives=negatives)
+    seen = watched(loss)
     value = loss(*_features(VECTORS))
-    joint, product = loss.take_readouts()["mi_nats"]
+    joint, product = seen["mi_nats"]
     assert (joint.shape, product.shape) == ((BATCH, 1), (BATCH, 3, 1))
     assert value.shape == (BATCH,)
     np.testing.assert_allclose(value, -bound(joint, product), rtol=1e-6)
 
 
-def test_readout_is_a_metric_called_after_the_loss():
+def test_readout_is_a_metric_of_the_loss_and_called_after_it():
     loss = _loss(name="critic", negatives=2)
-    (metric,) = loss.readout_metrics().values()
+    (metric,) = loss.metrics
     assert isinstance(metric, MutualInformation)
     assert metric.name == "critic_mi_nats"
+    seen = watched(loss)
     loss(*_features(VECTORS))
-    joint, product = loss.take_readouts()["mi_nats"]
-    metric.update_state(joint, product)
+    joint, product = seen["mi_nats"]
     assert float(metric.result()) == pytest.approx(
         np.mean(joint) - np.log(np.mean(np.exp(product))), rel=1e-4
     )
-    assert loss.take_readouts() == {}
 
 
 def _trained(teacher, student):
@@ -199,16 +201,16 @@ def _trained(teacher, student):
 
 def _read_out(loss, teacher, student):
     """DV estimate in nats and its standard error, from independent batches."""
-    metric = MutualInformation()
+    loss.mi_nats.reset_state()
+    seen = watched(loss)
     joint_means, exp_means = [], []
     for part in np.split(np.arange(len(teacher)), len(teacher) // 256 or 1):
         loss(teacher[part], student[part])
-        joint, product = loss.take_readouts()["mi_nats"]
-        metric.update_state(joint, product)
+        joint, product = seen["mi_nats"]
         joint_means.append(np.mean(joint))
         exp_means.append(np.mean(np.exp(product)))
     linearised = np.array(joint_means) - np.array(exp_means) / np.mean(exp_means)
-    return float(metric.result()), np.std(linearised) / np.sqrt(len(linearised))
+    return float(loss.mi_nats.result()), np.std(linearised) / np.sqrt(len(linearised))
 
 
 def test_independent_features_read_no_information_on_pairs_not_trained_on():
@@ -278,7 +280,7 @@ def test_the_default_critic_is_a_concat_critic_trained_on_jsd():
         ({"negatives": 1.5}, "negatives=1.5"),
         ({"negatives": "some"}, "or \"all\".* Received: negatives='some'"),
         ({"negatives": None}, "negatives=None"),
-        ({"grid": 0}, "`grid` to be a positive int or None. Received: grid=0"),
+        ({"grid": 0}, "`grid` to be an int of at least 1 or None. Received: grid=0"),
         ({"grid": 2.0}, "grid=2.0"),
         ({"weight": -1.0}, "weight"),
     ],
@@ -315,7 +317,7 @@ def test_maps_of_unknown_size_are_refused():
 def test_labels_of_several_objects_are_no_classes():
     critic = JSDCritic(negatives_from="other_classes")
     x = np.zeros((4, 3), "float32")
-    with pytest.raises(ValueError, match=r"one class for every example.*shape \(4, 2, 1\)"):
+    with pytest.raises(ValueError, match=r"the class of every example.*shape \(4, 2, 1\)"):
         critic(x, x, labels=np.zeros((4, 2, 1)))
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from readouts import watched
 
 import keras_mikd as mikd
 from keras_mikd import bounds
@@ -109,10 +110,10 @@ def test_the_terms_and_the_sum_equal_numpy(target, negatives, others, bound, twi
     target, *stages = _features(TARGETS[target], *STAGES)
     loss = _loss(target.shape, negatives=negatives, bound=bound, combine="additive")
     mutual, own = _twin(loss, target, stages, twin, others)
+    seen = watched(loss)
     value = loss(target, stages)
     assert value.dtype == "float32"
     np.testing.assert_allclose(value, -(mutual + own).sum(1), rtol=1e-4, atol=1e-4)
-    seen = loss.take_readouts()
     for i in range(2):
         (value,) = seen[f"stage{i + 1}_mutual_nats"]
         np.testing.assert_allclose(value, mutual[:, i], rtol=1e-4, atol=1e-4)
@@ -135,12 +136,11 @@ def test_the_gradient_is_that_of_the_product():
     target, *stages = _features((BATCH, 7), *STAGES)
     sums, product = _loss(combine="additive"), _loss(combine="multiplicative")
     product.set_weights(sums.get_weights())
-    stages = [tf.constant(stage) for stage in stages]
+    stages, seen = [tf.constant(stage) for stage in stages], watched(sums)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(stages)
         sums(target, stages)
         total = 0.0
-        seen = sums.take_readouts()
         for place in ("stage1", "stage2"):
             means = [tf.reduce_mean(seen[f"{place}_{t}_nats"][0]) for t in ("mutual", "self")]
             total -= tf.nn.softplus(means[0]) * tf.nn.softplus(means[1])
@@ -159,9 +159,10 @@ def test_far_below_zero_the_product_still_has_a_gradient():
     loss = _loss(stages=[(BATCH, 3)], combine="multiplicative", temperature=0.02)
     (critic,) = loss.critics
     critic.bias.assign(-60.0)  # Every score is far too low: both estimates are.
+    seen = watched(loss)
     with tf.GradientTape() as tape:
         value = tf.reduce_mean(loss(target, [stage]))
-    assert loss.take_readouts()["stage1_mutual_nats"][0].numpy().mean() < -10
+    assert seen["stage1_mutual_nats"][0].numpy().mean() < -10
     gradient = tape.gradient(value, critic.bias)
     assert np.isfinite(gradient) and gradient < 0  # A step downhill raises the scores.
 
@@ -226,14 +227,14 @@ def test_estimates_rise_to_their_ceiling_and_not_above(bound, ceiling):
         temperature=0.01,
         combine="additive",
     )
-    optimizer = keras.optimizers.Adam(0.05)
+    optimizer, handed = keras.optimizers.Adam(0.05), watched(loss)
     for _ in range(60):
         with tf.GradientTape() as tape:
             value = tf.reduce_mean(loss(stage, [stage]))
         optimizer.apply_gradients(
             zip(tape.gradient(value, loss.trainable_weights), loss.trainable_weights, strict=True)
         )
-    seen = {suffix: np.mean(values[0]) for suffix, values in loss.take_readouts().items()}
+    seen = {suffix: np.mean(values[0]) for suffix, values in handed.items()}
     assert seen["ceiling_nats"] == pytest.approx(ceiling)
     for term in ("mutual", "self"):
         assert 0.98 * ceiling < seen[f"stage1_{term}_nats"] <= ceiling * (1 + 1e-6)
@@ -243,13 +244,11 @@ def test_estimates_rise_to_their_ceiling_and_not_above(bound, ceiling):
 def test_a_batch_of_one_says_nothing_and_pulls_nowhere(combine):
     target, *stages = _features((1, 7), *((1, *shape[1:]) for shape in STAGES))
     loss = _loss(combine=combine)
-    stages = [tf.constant(stage) for stage in stages]
+    stages, seen = [tf.constant(stage) for stage in stages], watched(loss)
     with tf.GradientTape() as tape:
         tape.watch(stages)
         value = loss(target, stages)
-    assert [v[0].numpy().tolist() for k, v in loss.take_readouts().items() if "stage" in k] == [
-        [0.0]
-    ] * 4
+    assert [v[0].numpy().tolist() for k, v in seen.items() if "stage" in k] == [[0.0]] * 4
     for gradient in tape.gradient(value, [*stages, *loss.trainable_weights]):
         assert gradient is None or not np.any(gradient)
 

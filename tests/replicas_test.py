@@ -9,7 +9,7 @@ from keras_mikd.distribution import replicas
 BATCHES = np.float32([[1, 2], [3, 4]]), np.float32([[5, 6], [7, 8]])
 
 
-def _on_each(strategy, function, batches=BATCHES):
+def on_each(strategy, function, batches=BATCHES):
     """What `function` returns on each replica; it is given that replica's batch."""
     batches = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(batches[context.replica_id_in_sync_group])
@@ -27,17 +27,17 @@ def test_without_a_strategy_there_is_one_replica_with_the_whole_batch():
 
 
 def test_replicas_are_counted_and_share_the_loss(two_replicas):
-    losses = _on_each(two_replicas, lambda x: replicas.scale(tf.reduce_sum(x)))
+    losses = on_each(two_replicas, lambda x: replicas.scale(tf.reduce_sum(x)))
     assert losses == [5.0, 13.0]
     with two_replicas.scope():
         assert replicas.count() == 2
 
 
 def test_every_replica_sees_the_batches_in_the_order_of_the_replicas(two_replicas):
-    gathered = _on_each(two_replicas, replicas.gather)
+    gathered = on_each(two_replicas, replicas.gather)
     for seen in gathered:
         np.testing.assert_array_equal(seen, np.concatenate(BATCHES))
-    assert _on_each(two_replicas, replicas.first_index) == [0, 2]
+    assert on_each(two_replicas, replicas.first_index) == [0, 2]
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 0), (0, 2)])
@@ -57,34 +57,8 @@ def test_a_network_runs_on_the_examples_that_there_are(two_replicas, sizes):
             [tf.shape(outputs)[0], tf.cast(tape.gradient(total, weights)[0, 0, 0, 0], tf.int32)]
         )
 
-    seen = _on_each(two_replicas, outputs_and_gradient, batches)
+    seen = on_each(two_replicas, outputs_and_gradient, batches)
     np.testing.assert_array_equal(seen, [[size, 9 * size] for size in sizes])
-
-
-SAME_SIZES = [((3, 3), 1), ((3, 3), 2), ((2, 2), 9), ((1, 1), 1)]
-SIZES = [*SAME_SIZES, ((3, 1), 2), ((1, 3), 3), ((3, 0), 2)]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "count", "known"),
-    [(*case, False) for case in SIZES] + [(*case, True) for case in SAME_SIZES],
-)
-def test_what_follows_is_the_next_examples_around_the_global_batch(
-    two_replicas, sizes, count, known
-):
-    numbers = np.arange(sum(sizes), dtype="float32")[:, None]
-    batches = numbers[: sizes[0]], numbers[sizes[0] :]
-
-    def follow(x):
-        x = x if known else tf.boolean_mask(x, tf.ones_like(x[:, 0], "bool"))
-        assert (x.shape[0] is not None) is known
-        return replicas.following(x, count)
-
-    seen = _on_each(two_replicas, follow, batches)
-    number = min(count, sum(sizes) - 1)
-    for end, rows in zip(np.cumsum(sizes), seen, strict=True):
-        expected = (end + np.arange(number)) % sum(sizes)
-        np.testing.assert_array_equal(rows, expected[:, None])
 
 
 def test_the_gradient_of_an_example_is_the_sum_over_the_replicas_that_used_it(two_replicas):
@@ -97,7 +71,7 @@ def test_the_gradient_of_an_example_is_the_sum_over_the_replicas_that_used_it(tw
             loss = own * tf.reduce_sum(factors * replicas.gather(x))
         return tape.gradient(loss, x)
 
-    first, second = _on_each(two_replicas, gradient)
+    first, second = on_each(two_replicas, gradient)
     np.testing.assert_array_equal(first, [[3.0, 3.0], [30.0, 30.0]])
     np.testing.assert_array_equal(second, [[300.0, 300.0], [3000.0, 3000.0]])
 

@@ -43,8 +43,11 @@ class Negatives:
     """
 
     def __init__(self, number, source, gather):
-        if number != ALL:
-            checks.integer("negatives", number, at_least=1)
+        if number != ALL and (not isinstance(number, int) or number < 1):
+            raise ValueError(
+                'Expected `negatives` to be an int of at least 1, or "all". '
+                f"Received: negatives={number!r}"
+            )
         checks.one_of("negatives_from", source, (BATCH, OTHER_CLASSES))
         if source == OTHER_CLASSES and number == ALL:
             raise ValueError(

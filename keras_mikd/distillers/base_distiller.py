@@ -110,10 +110,15 @@ class BaseDistiller(DistributedModel):
             validation_data = self._checked_data("validation_data", validation_data)
         if class_weight and isinstance(getattr(x, "element_spec", None), Batch):
             x, class_weight = with_class_weight(x, class_weight), None
-        options = {"batch_size": batch_size, "steps": kwargs.get("steps_per_epoch")}
-        own = self._own_callbacks(x, y, verbose=verbose, **options)
+        options = {
+            "batch_size": batch_size,
+            "steps": kwargs.get("steps_per_epoch"),
+            "verbose": verbose,
+            "validation_split": validation_split,
+        }
         _, _, output = self._labelled(self.loss)[0]
         with data_checks.told_labels(output), self._finalizing_each():
+            own = self._own_callbacks(x, y, **options)
             return super().fit(
                 x,
                 y,
@@ -196,7 +201,8 @@ class BaseDistiller(DistributedModel):
         for term in self._networks.terms:
             loss, (teacher, student) = term.loss, self._networks.pair(term, features)
             values = loss(teacher, student, labels=batch.y, training=training)
-            value = weighted_mean(values, batch.sample_weight, loss=loss)
+            _check_shape(loss, values)
+            value = weighted_mean(values, batch.sample_weight, loss.student_layer)
             self._term_trackers[loss.name].update_state(value, sample_weight=_batch_size(batch.x))
             weight = term.factor * loss.weight_at(self.optimizer.iterations)
             total = total + weight * replicas.scale(value)
@@ -235,7 +241,7 @@ class BaseDistiller(DistributedModel):
             argument, data, models=self._networks.models, loss=loss, output=output
         )
 
-    def _own_callbacks(self, x, y, *, batch_size, steps, verbose):
+    def _own_callbacks(self, x, y, **options):
         """Returns callbacks that `fit` runs before those of the caller."""
         return []
 
@@ -335,24 +341,18 @@ def check_distinct(optimizers):
             )
 
 
-def weighted_mean(values, sample_weight, *, loss):
+def weighted_mean(values, sample_weight, place=OUTPUT):
     """Mean over the batch, sample weights applied as Keras does: not divided by their sum.
 
-    Where there are weights for every output, a loss of an output takes those of this output, one of
-    inner places their mean.
+    A replica that the last batch left without examples gets 0.
 
     Args:
         values: Loss of every example, of shape `(batch,)`.
         sample_weight: Weights of the examples, in the structure of the outputs, or `None`.
-        loss: The `DistillationLoss` that they are of.
+        place: Place that is compared. Where there are weights for every output, an output takes its
+            own, an inner place their mean.
     """
-    if len(values.shape) != 1:
-        raise ValueError(
-            f"Expected {loss.name!r} to return one loss for each example, of shape (batch,). "
-            f"Received: shape={tuple(values.shape)}"
-        )
     if sample_weight is not None:
-        place = loss.student_layer
         if keras.tree.is_nested(sample_weight) and isinstance(place, str) and is_output(place):
             sample_weight = output_at(sample_weight, place)
         # An output may have none.
@@ -361,12 +361,15 @@ def weighted_mean(values, sample_weight, *, loss):
             for each in keras.tree.flatten(sample_weight)
         ]
         values = values * (sum(weights) / max(1, len(weights)))
-    return mean_of_batch(values)
-
-
-def mean_of_batch(values):
-    """Mean of a value of every example; 0 on a replica that the last batch left without any."""
     return ops.sum(values) / ops.cast(ops.maximum(ops.shape(values)[0], 1), values.dtype)
+
+
+def _check_shape(loss, values):
+    if len(values.shape) != 1:
+        raise ValueError(
+            f"Expected {loss.name!r} to return one loss for each example, of shape (batch,). "
+            f"Received: shape={tuple(values.shape)}"
+        )
 
 
 def _of_examples(weights, values):

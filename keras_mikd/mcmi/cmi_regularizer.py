@@ -4,13 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.distribution import replicas
-from keras_mikd.mcmi.conditional_mutual_information import (
-    check_outputs,
-    checked_num_classes,
-    checked_temperature,
-    integer_labels,
-)
+from keras_mikd.mcmi.conditional_mutual_information import check_outputs
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -51,8 +47,8 @@ class CMIRegularizer(keras.layers.Layer):
 
     def __init__(self, num_classes, *, temperature=1.0, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
-        self.num_classes = checked_num_classes(num_classes)
-        self.temperature = checked_temperature(temperature)
+        self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
+        self.temperature = checks.temperature(temperature)
         # Until they are set, the centroids are nan, and so is every divergence from them.
         self.log_centroids = self.add_weight(
             shape=(self.num_classes, self.num_classes),
@@ -119,7 +115,7 @@ class CMIRegularizer(keras.layers.Layer):
             momentum: Float in [0, 1).
         """
         p = ops.exp(replicas.gather(self.log_probabilities(logits)))
-        labels = replicas.gather(integer_labels(labels))
+        labels = replicas.gather(checks.class_indices(labels))
         sums = ops.segment_sum(p, labels, num_segments=self.num_classes)
         counts = ops.segment_sum(ops.ones_like(p[:, :1]), labels, num_segments=self.num_classes)
         old = ops.exp(self.log_centroids)
@@ -141,7 +137,7 @@ class CMIRegularizer(keras.layers.Layer):
         Returns:
             A float32 scalar of at least 0, in nats; 0 without such a pair.
         """
-        log_p, labels = self.log_probabilities(logits), integer_labels(labels)
+        log_p, labels = self.log_probabilities(logits), checks.class_indices(labels)
         all_log_p, all_labels = replicas.gather(log_p), replicas.gather(labels)
         differ = ops.cast(labels[:, None] != all_labels[None, :], log_p.dtype)
         crossed = -ops.matmul(ops.exp(log_p), ops.transpose(all_log_p))
@@ -166,7 +162,7 @@ class CMIRegularizer(keras.layers.Layer):
             until the centroids are set.
         """
         log_p = self.log_probabilities(logits)
-        log_q = ops.take(self.log_centroids, integer_labels(labels), axis=0)
+        log_q = ops.take(self.log_centroids, checks.class_indices(labels), axis=0)
         return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 
     def compute_output_shape(self, logits_shape, labels_shape):

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 
+from keras_mikd import checks
+from keras_mikd.cache.batches import take_apart
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.features.probabilities import holds_probabilities
@@ -150,10 +151,7 @@ def measure_cmi(
             finite, or are said to be probabilities and are not; if it cannot be told what the
             model puts out; if the data is empty.
     """
-    if empty_classes not in ("error", "omit"):
-        raise ValueError(
-            f'Expected `empty_classes` to be "error" or "omit". Received: {empty_classes=}'
-        )
+    checks.one_of("empty_classes", empty_classes, ("error", "omit"))
     from_logits = found_from_logits(model, from_logits)
     num_classes = found_num_classes(model) if num_classes is None else num_classes
     meter = new_meter(
@@ -232,7 +230,7 @@ class _Meter(DistributedModel):
         return [self._tally, self._cmi]  # without `loss`, of which there is none
 
     def test_step(self, data):
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, *_ = take_apart(data)
         if y is None:
             raise ValueError("Expected data with labels: (images, labels). Received: images alone.")
         outputs = replicas.run_network(self._classifier, x)

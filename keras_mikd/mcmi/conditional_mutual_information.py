@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mikd import checks
+
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class ConditionalMutualInformation(keras.metrics.Metric):
@@ -58,9 +60,9 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         dtype="float64",
     ):
         super().__init__(name=name, dtype=dtype)
-        self.num_classes = checked_num_classes(num_classes)
+        self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
         self.from_logits = from_logits
-        self.temperature = checked_temperature(temperature)
+        self.temperature = checks.temperature(temperature)
         square = (self.num_classes, self.num_classes)
         self.counts = self._add_sum("counts", square[:1])
         self.probability_sums = self._add_sum("probability_sums", square)
@@ -75,7 +77,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
             y_pred: Outputs of the classifier, shape `(batch, num_classes)`.
             sample_weight: Weight of every example, at least 0, shape `(batch,)`, or `None`.
         """
-        labels = integer_labels(y_true)
+        labels = checks.class_indices(y_true)
         known = ops.logical_and(labels >= 0, labels < self.num_classes)
         labels = ops.where(known, labels, -1)  # segment_sum leaves negative ones out
         log_p = self._log_probabilities(y_pred)
@@ -174,26 +176,6 @@ def _cross_entropy_sums(p, log_p):
     return crossed
 
 
-def integer_labels(labels):
-    """Returns labels as int32 of shape `(batch,)`.
-
-    Args:
-        labels: Integers, or floats that hold integers, of shape `(batch,)` or `(batch, 1)`.
-
-    Raises:
-        ValueError: If they have another shape, as one-hot and soft labels have.
-    """
-    labels = ops.convert_to_tensor(labels)
-    shape = tuple(labels.shape)
-    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-        raise ValueError(
-            "Expected integer labels of shape (batch,), since every example belongs to the "
-            f"centroid of one class. Received: labels of shape {shape}. One-hot labels become "
-            "integers with ops.argmax(labels, axis=-1); soft labels are not supported."
-        )
-    return ops.cast(ops.reshape(labels, (-1,)), "int32")
-
-
 def check_outputs(shape, num_classes):
     """Checks that outputs are one vector of `num_classes` numbers for each example."""
     if len(shape) != 2 or shape[-1] != num_classes:
@@ -201,23 +183,3 @@ def check_outputs(shape, num_classes):
             f"Expected outputs of shape (batch, {num_classes}), one for each of the "
             f"num_classes={num_classes} classes. Received: outputs of shape {tuple(shape)}"
         )
-
-
-def checked_num_classes(num_classes):
-    """Returns `num_classes`, if it is an integer of at least 2."""
-    if not isinstance(num_classes, (int, np.integer)) or num_classes < 2:
-        raise ValueError(
-            "Expected `num_classes` to be an integer of at least 2. "
-            f"Received: num_classes={num_classes!r}"
-        )
-    return int(num_classes)
-
-
-def checked_temperature(temperature):
-    """Returns `temperature` as a float, if it is a positive finite number."""
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
-        raise ValueError(
-            "Expected `temperature` to be a positive finite number. "
-            f"Received: temperature={temperature!r}"
-        )
-    return float(temperature)

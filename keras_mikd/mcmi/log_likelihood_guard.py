@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_mikd import checks
+
 
 class LogLikelihoodGuard(keras.callbacks.Callback):
     """Stops when the validation log-likelihood falls too low, and restores the best weights.
@@ -34,12 +36,7 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
 
     def __init__(self, limit, *, monitor="val_log_likelihood", best="val_cmi", verbose=True):
         super().__init__()
-        if not isinstance(limit, (int, float)) or not limit <= 0:
-            raise ValueError(
-                "Expected `limit` to be a log-likelihood in nats, a number of at most 0. "
-                f"Received: limit={limit!r}"
-            )
-        self.limit = float(limit)
+        self.limit = checks.number("limit", limit, at_most=0)
         self.monitor = monitor
         self.best = best
         self.verbose = verbose

@@ -1,7 +1,6 @@
 """What must hold before a teacher is tuned."""
 
 import math
-import numbers
 
 import keras
 
@@ -11,8 +10,8 @@ from keras_mikd.features.places import OUTPUT
 from keras_mikd.features.probabilities import holds_probabilities
 
 
-def output_spec(teacher):
-    """Returns the `KerasTensor` of a classifier's logits.
+def num_classes(teacher):
+    """Returns the number of classes of a classifier that puts out logits.
 
     Raises:
         ValueError: If the teacher is no built model, puts out probabilities, several tensors or
@@ -39,7 +38,7 @@ def output_spec(teacher):
             f"Expected a teacher with weights to train. Received: {teacher.name!r}, of which none "
             "is trainable: set `trainable = True` on it, or on its last layers."
         )
-    return spec
+    return shape[1]
 
 
 def checked_loss(loss):
@@ -101,38 +100,3 @@ def check_history(logs):
             "`separation_weight`, or a smaller learning rate. Expected a finite loss. "
             f"Received: {logs}"
         )
-
-
-def one_of(argument, value, allowed):
-    """Returns `value`, if it is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"Expected `{argument}` to be one of {allowed}. Received: {value!r}")
-    return value
-
-
-def finite(argument, value):
-    """Returns `value` as a float, if it is a finite number."""
-    if not _is_number(value):
-        raise ValueError(f"Expected `{argument}` to be a finite number. Received: {value!r}")
-    return float(value)
-
-
-def fraction(argument, value):
-    """Returns `value` as a float, if it is in [0, 1)."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"Expected `{argument}` to be in [0, 1). Received: {value!r}")
-    return float(value)
-
-
-def positive_or_none(argument, value):
-    """Returns `value` as a float, if it is a positive number, or `None`."""
-    if value is not None and not (_is_number(value) and value > 0):
-        raise ValueError(
-            f"Expected `{argument}` to be a positive number or None. Received: {value!r}"
-        )
-    return None if value is None else float(value)
-
-
-def _is_number(value):
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)

@@ -42,13 +42,3 @@ class MCMIEpochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         mcmi_checks.check_history(logs or {})
-
-
-def first(callback, others):
-    """A list of callbacks in which `callback` comes first."""
-    if isinstance(others, keras.callbacks.CallbackList):
-        others = others.callbacks
-    return [
-        callback,
-        *(others if isinstance(others, (list, tuple)) else [others] if others else []),
-    ]

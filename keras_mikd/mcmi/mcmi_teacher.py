@@ -1,26 +1,23 @@
 """Tuning a trained teacher so that it says more than the label."""
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
-from keras_mikd.distillers import data_checks
+from keras_mikd.distillers.base_distiller import BaseDistiller, weighted_mean
+from keras_mikd.distillers.networks import Networks
 from keras_mikd.distribution import replicas
-from keras_mikd.distribution.distributed_model import DistributedModel
+from keras_mikd.features.places import OUTPUT
 from keras_mikd.mcmi import mcmi_checks
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer
 from keras_mikd.mcmi.cmi_report import measure_cmi
-from keras_mikd.mcmi.conditional_mutual_information import (
-    ConditionalMutualInformation,
-    integer_labels,
-)
-from keras_mikd.mcmi.mcmi_epochs import MCMIEpochs, first
+from keras_mikd.mcmi.conditional_mutual_information import ConditionalMutualInformation
+from keras_mikd.mcmi.mcmi_epochs import MCMIEpochs
 from keras_mikd.mcmi.teacher_copy import copied
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
-class MCMITeacher(DistributedModel):
+class MCMITeacher(BaseDistiller):
     """Fine-tunes a copy of a trained classifier for more conditional mutual information.
 
     `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation
@@ -100,24 +97,23 @@ class MCMITeacher(DistributedModel):
         log_likelihood_budget=0.3,
         **kwargs,
     ):
-        spec = mcmi_checks.output_spec(teacher)
+        num_classes = mcmi_checks.num_classes(teacher)
         super().__init__(**{"dtype": teacher.dtype_policy, **kwargs})
-        self.weight = mcmi_checks.finite("weight", weight)
-        self.centroids = mcmi_checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
-        self.momentum = mcmi_checks.fraction("momentum", momentum)
+        self.weight = checks.number("weight", weight)
+        self.centroids = checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
+        self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
         self.separation_weight = checks.number("separation_weight", separation_weight, at_least=0)
-        self.log_likelihood_budget = mcmi_checks.positive_or_none(
-            "log_likelihood_budget", log_likelihood_budget
+        self.log_likelihood_budget = checks.number(
+            "log_likelihood_budget", log_likelihood_budget, above=0, optional=True
         )
         self.teacher = copied(teacher)
-        self._spec = spec
-        num_classes = spec.shape[-1]
         self.regularizer = CMIRegularizer(num_classes, temperature=temperature)
         self._cmi = ConditionalMutualInformation(num_classes, temperature=temperature)
         names = ["log_likelihood", "stale_cmi", "effective_weight"]
         names += ["separation"] if self.separation_weight else []
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
-        self.built = True
+        networks = Networks({"teacher": self.teacher}, [])
+        self._set_up(networks, task_loss_weight=1.0, xla_critics=False)
 
     def compile(self, optimizer="sgd", loss=None, *, metrics=("accuracy",), **kwargs):
         """Configures training, like `keras.Model.compile`.
@@ -133,8 +129,6 @@ class MCMITeacher(DistributedModel):
         """
         loss = mcmi_checks.checked_loss(loss)
         super().compile(optimizer, loss, metrics=mcmi_checks.checked_metrics(metrics), **kwargs)
-        with self.distribute_strategy.scope():
-            self.optimizer.build(self.trainable_variables)
 
     def call(self, inputs, training=None):
         return self.teacher(inputs, training=training)
@@ -170,18 +164,7 @@ class MCMITeacher(DistributedModel):
         self.regularizer.set_centroids(report.centroids)
         return report
 
-    def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        **kwargs,
-    ):
+    def fit(self, *args, **kwargs):
         """Tunes the teacher like `keras.Model.fit`, after a look at the data.
 
         The centroids are measured on `x` and `y`, once if `fit_centroids` was not called before;
@@ -193,27 +176,7 @@ class MCMITeacher(DistributedModel):
                 is not finite at the end of an epoch; or for `validation_split`: pass
                 `validation_data`.
         """
-        mcmi_checks.check_split(validation_split)
-        x, y = self._checked_data("x", (x, y))
-        if validation_data is not None:
-            validation_data = self._checked_data("validation_data", validation_data)
-        options = {"batch_size": batch_size, "steps": kwargs.get("steps_per_epoch")}
-        mcmi_checks.check_readable_twice(x)
-        own = MCMIEpochs(self, (x, y), {**options, "verbose": verbose})
-        try:
-            own.start()
-            return super().fit(
-                x,
-                y,
-                batch_size,
-                epochs,
-                verbose,
-                first(own, callbacks),
-                validation_data=validation_data,
-                **kwargs,
-            )
-        except tf.errors.InvalidArgumentError as error:
-            raise data_checks.labels_error(error) or error from None
+        return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """Evaluates like `keras.Model.evaluate`.
@@ -234,51 +197,31 @@ class MCMITeacher(DistributedModel):
         mcmi_checks.check_centroids(self.regularizer)
         return super().test_on_batch(*args, **kwargs)
 
-    def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with tf.GradientTape() as tape:
-            logits = self._logits(x, training=True)
-            total = self._total(x, y, logits, sample_weight, training=True)
-            scaled = self.optimizer.scale_loss(total)
-        variables = self.teacher.trainable_variables
-        self.optimizer.apply_gradients(
-            zip(tape.gradient(scaled, variables), variables, strict=True)
-        )
-        if self.centroids == "running":
-            self.regularizer.update_centroids(logits, y, self.momentum)
-        return self.compute_metrics(x, y, logits, sample_weight)
+    def _own_callbacks(self, x, y, *, validation_split, **options):
+        mcmi_checks.check_split(validation_split)
+        mcmi_checks.check_readable_twice(x)
+        own = MCMIEpochs(self, (x, y), options)
+        own.start()
+        return [own]
 
-    def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits = self._logits(x, training=False)
-        self._total(x, y, logits, sample_weight, training=False)
-        return self.compute_metrics(x, y, logits, sample_weight)
-
-    def _logits(self, x, training):
-        return replicas.run_network(lambda x: self.teacher(x, training=training), x)
-
-    def _checked_data(self, argument, data):
-        return data_checks.checked_data(
-            argument, data, models={"teacher": self.teacher}, loss=self.loss, output=self._spec
-        )
-
-    def _total(self, x, y, logits, sample_weight, training):
-        logits = ops.cast(logits, "float32")
+    def _shared(self, batch, features, training):
+        labels, logits = batch.y, ops.cast(self._predictions(features), "float32")
         log_likelihood = -keras.losses.sparse_categorical_crossentropy(
-            integer_labels(y), logits, from_logits=True
+            checks.class_indices(labels), logits, from_logits=True
         )
-        divergence = self.regularizer(logits, y)
+        divergence = self.regularizer(logits, labels)
         weight = self._effective_weight(log_likelihood)
-        total = -replicas.scale(_weighted_mean(weight * divergence, sample_weight))
+        total = -replicas.scale(weighted_mean(weight * divergence, batch.sample_weight))
         if self.separation_weight:
-            separation = self.regularizer.separation(logits, y)
-            self._log(separation=separation * replicas.count())
+            separation = self.regularizer.separation(logits, labels)
+            self._means["separation"].update_state(separation * replicas.count())
             total = total - self.separation_weight * separation
-        total = total + self._compute_loss(x, y, logits, sample_weight, training)
-        self._log(stale_cmi=divergence, log_likelihood=log_likelihood, effective_weight=weight)
-        self._cmi.update_state(y, logits)
-        size = ops.shape(logits)[0]
-        self._loss_tracker.update_state(total * replicas.count(), sample_weight=size)
+        if training and self.centroids == "running":
+            self.regularizer.update_centroids(logits, labels, self.momentum)
+        self._means["stale_cmi"].update_state(divergence)
+        self._means["log_likelihood"].update_state(log_likelihood)
+        self._means["effective_weight"].update_state(weight)
+        self._cmi.update_state(labels, logits)
         return total
 
     def _effective_weight(self, log_likelihood):
@@ -287,12 +230,11 @@ class MCMITeacher(DistributedModel):
         left = ops.clip(1.0 + log_likelihood / self.log_likelihood_budget, 0.0, 1.0)
         return self.weight * ops.stop_gradient(left)
 
-    def _log(self, **values):
-        for name, value in values.items():
-            self._means[name].update_state(value)
+    def _predictions(self, features):
+        return features["teacher"][OUTPUT]
 
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
+    def _labelled(self, loss):
+        return [(self.teacher, loss, self._networks.taps["teacher"].specs[OUTPUT])]
 
     def get_config(self):
         return {
@@ -306,18 +248,6 @@ class MCMITeacher(DistributedModel):
             "log_likelihood_budget": self.log_likelihood_budget,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{key: keras.saving.deserialize_keras_object(v) for key, v in config.items()})
-
     def export(self, filepath, *args, **kwargs):
         """Exports the tuned teacher, like `keras.Model.export`."""
         return self.teacher.export(filepath, *args, **kwargs)
-
-
-def _weighted_mean(values, sample_weight):
-    """Mean over the batch, sample weights applied as Keras does: not divided by their sum."""
-    if sample_weight is not None:
-        values = values * ops.reshape(ops.cast(sample_weight, values.dtype), (-1,))
-    # A replica may be left without examples by the last batch.
-    return ops.sum(values) / ops.cast(ops.maximum(ops.shape(values)[0], 1), values.dtype)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mikd.mcmi.conditional_mutual_information import integer_labels
+from keras_mikd import checks
 
 
 class OutputTally(keras.metrics.Metric):
@@ -21,7 +21,7 @@ class OutputTally(keras.metrics.Metric):
         self.no_distribution = self._add_count("no_distribution")
 
     def update_state(self, y_true, y_pred):
-        labels, outputs = integer_labels(y_true), ops.cast(y_pred, self.dtype)
+        labels, outputs = checks.class_indices(y_true), ops.cast(y_pred, self.dtype)
         right = ops.cast(
             ops.equal(ops.cast(ops.argmax(outputs, axis=-1), "int32"), labels), "int32"
         )
