@@ -305,11 +305,11 @@ def test_missing_places_and_distillers_without_a_teacher_are_refused():
     "options, message",
     [
         ({"mix": "blend"}, "Expected `mix`"),
-        ({"mix_alpha": 0}, "`mix_alpha` to be positive"),
-        ({"views": 0}, "`views` to be positive"),
+        ({"mix_alpha": 0}, "`mix_alpha` to be a finite number above 0"),
+        ({"views": 0}, "`views` to be an int of at least 1"),
         ({"seed": -1}, r"`seed` to be an int from 0 to 2\*\*29 - 1. Received: seed=-1"),
         ({"dtype": "bfloat16"}, 'Expected `dtype` "float32" or "float16"'),
-        ({"top_k": 4}, "`top_k` from 1 to 3"),
+        ({"top_k": 4}, "`top_k` to be an int of at least 1 and of at most 3 or None"),
         ({"places": ["stage9"]}, "stage9"),
         ({"examples": 0}, "Expected `images` of shape"),
     ],
@@ -323,7 +323,7 @@ def test_batches_need_a_built_cache_and_fit_the_data():
     cache = _cache()
     with pytest.raises(ValueError, match="call `build\\(\\)` first. Received: 0 of 16 rows"):
         cache.batches(8)
-    with pytest.raises(ValueError, match="`batch_size` from 1 to 16"):
+    with pytest.raises(ValueError, match="`batch_size` to be an int of at least 1 and of at most 16"):
         cache.batches(17, with_teacher=False)
 
 

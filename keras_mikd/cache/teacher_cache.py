@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.atomic_files import write_whole
 from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch
@@ -102,12 +103,9 @@ class TeacherCache:
         self.places = self._taps.places
         self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
         self._classes = self._specs[OUTPUT].shape[-1]
-        if top_k is not None and not 1 <= top_k < self._classes:
-            raise ValueError(
-                f"Expected `top_k` from 1 to {self._classes - 1}, or None for all "
-                f"{self._classes} logits. Received: top_k={top_k}"
-            )
-        self._top_k = top_k
+        self._top_k = checks.integer(
+            "top_k", top_k, at_least=1, at_most=self._classes - 1, optional=True
+        )
         self._views = Views(
             images,
             labels,
@@ -190,10 +188,7 @@ class TeacherCache:
                 f"Expected a built cache: call `build()` first. Received: {self._done} of "
                 f"{self._views.rows} rows."
             )
-        if not 1 <= batch_size <= examples:
-            raise ValueError(
-                f"Expected `batch_size` from 1 to {examples}. Received: batch_size={batch_size}"
-            )
+        checks.integer("batch_size", batch_size, at_least=1, at_most=examples)
         rows = tf.data.Dataset.range(examples)
         if shuffle:
             draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
@@ -373,13 +368,11 @@ def _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size):
             f"(n, height, width, channels). Received: mix={mix!r}, images of shape {images.shape} "
             f"and dtype {images.dtype}"
         )
-    if not isinstance(seed, int) or not 0 <= seed < 2**29:
-        raise ValueError(f"Expected `seed` to be an int from 0 to 2**29 - 1. Received: seed={seed}")
-    for name, value in (("mix_alpha", mix_alpha), ("views", views), ("batch_size", batch_size)):
-        if not value > 0:
-            raise ValueError(f"Expected `{name}` to be positive. Received: {name}={value}")
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f'Expected `dtype` "float32" or "float16". Received: dtype={dtype!r}')
+    checks.integer("seed", seed, at_least=0, at_most=2**29 - 1)
+    checks.number("mix_alpha", mix_alpha, above=0)
+    checks.integer("views", views, at_least=1)
+    checks.integer("batch_size", batch_size, at_least=1)
+    checks.one_of("dtype", dtype, ("float32", "float16"))
 
 
 def _readable(nbytes):

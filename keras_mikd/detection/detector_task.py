@@ -9,7 +9,8 @@ from keras import ops
 from keras_mikd.cache.batches import take_apart
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import as_logs
-from keras_mikd.features.layer_graph import as_called, sized
+from keras_mikd.features.feature_taps import as_called
+from keras_mikd.features.layer_graph import sized
 from keras_mikd.keras_internals import loss_metrics, scaled_penalty
 
 _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")

@@ -14,7 +14,8 @@ from keras_mikd.critics.critic import xla_scope
 from keras_mikd.distillers import data_checks, loss_checks, network_checks
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
-from keras_mikd.features.places import OUTPUT, is_output, output_at
+from keras_mikd.features.feature_taps import output_at, pick
+from keras_mikd.features.places import OUTPUT, is_output
 
 
 class BaseDistiller(DistributedModel):
@@ -199,7 +200,7 @@ class BaseDistiller(DistributedModel):
         """Returns the weighted sum of what the networks share: this replica's part of it."""
         total = ops.zeros(())
         for term in self._networks.terms:
-            loss, (teacher, student) = term.loss, self._networks.pair(term, features)
+            loss, (teacher, student) = term.loss, self._pair(term, features)
             values = loss(teacher, student, labels=batch.y, training=training)
             _check_shape(loss, values)
             value = weighted_mean(values, batch.sample_weight, loss.student_layer)
@@ -207,6 +208,13 @@ class BaseDistiller(DistributedModel):
             weight = term.factor * loss.weight_at(self.optimizer.iterations)
             total = total + weight * replicas.scale(value)
         return total
+
+    def _pair(self, term, features):
+        """Returns the teacher's and the student's tensors for the loss of a term."""
+        teacher = pick(features[term.teacher], term.loss.teacher_layer)
+        if term.stop_gradient and term.teacher not in self._networks.fixed:
+            teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
+        return teacher, pick(features[term.student], term.loss.student_layer)
 
     def _logs(self, batch, features):
         y_pred = self._predictions(features)

@@ -1,14 +1,12 @@
-"""The networks of a step, the losses between them, and the tensors that these compare."""
+"""The networks of a step, and the losses between them: set up once."""
 
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
-from keras import ops
 
 from keras_mikd.cache.batches import check_teacher
 from keras_mikd.distillers import loss_checks, network_checks
-from keras_mikd.features.feature_taps import FeatureTaps
+from keras_mikd.features.feature_taps import FeatureTaps, pick
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
@@ -74,13 +72,6 @@ class Networks:
             places = self.taps[fixed].places if fixed else ()
             check_teacher(data.element_spec, self.models.get(fixed), places)
 
-    def pair(self, term, features):
-        """Returns the teacher's and the student's tensors for the loss of a term."""
-        teacher = pick(features[term.teacher], term.loss.teacher_layer)
-        if term.stop_gradient and term.teacher not in self.fixed:
-            teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
-        return teacher, pick(features[term.student], term.loss.student_layer)
-
     def _places(self, name):
         """Places that the losses read in a network."""
         places = []
@@ -92,8 +83,3 @@ class Networks:
                 if network == name:
                     places += read if isinstance(read, list) else [read]
         return list(dict.fromkeys(places))
-
-
-def pick(tensors, places):
-    """Returns the tensor at a place, or the list of tensors at a list of places."""
-    return [tensors[p] for p in places] if isinstance(places, list) else tensors[places]

@@ -2,13 +2,12 @@
 
 import keras
 
-from keras_mikd.features.layer_graph import as_called, ends, has_graph, tapped
+from keras_mikd.features.layer_graph import ends, has_graph, tapped
 from keras_mikd.features.places import (
     OUTPUT,
     checked_places,
     described,
     is_output,
-    output_at,
     resolve,
 )
 from keras_mikd.features.stages import POOLED
@@ -112,6 +111,36 @@ class FeatureTaps:
             place: output_at(output, place) if is_output(place) else read[place]
             for place in self.places
         }
+
+
+def pick(tensors, places):
+    """Returns the tensor at a place, or the list of tensors at a list of places."""
+    return [tensors[p] for p in places] if isinstance(places, list) else tensors[places]
+
+
+def output_at(output, place):
+    """Follows a place such as `"output/key/0"` into the structure of the output."""
+    found = output
+    for key in place.split("/")[1:]:
+        items = found if isinstance(found, dict) else {}
+        if isinstance(found, (list, tuple)):
+            items = {str(i): item for i, item in enumerate(found)}
+        if key not in items:
+            exist = ", ".join(f"{OUTPUT}/{name}" for name in items) or OUTPUT
+            raise ValueError(f"Expected one of the outputs: {exist}. Received: {place!r}")
+        found = items[key]
+    return found
+
+
+def as_called(model, x):
+    """Returns `x` in the structure of the model's inputs, if it is the only one of them.
+
+    Keras takes a tensor for a dict of one as well, as KerasCV does, but warns.
+    """
+    inputs = ends(model)[0] if has_graph(model) else None
+    if isinstance(inputs, dict) and len(inputs) == 1 and not isinstance(x, dict):
+        return dict.fromkeys(inputs, x)
+    return x
 
 
 class _Run(keras.Operation):

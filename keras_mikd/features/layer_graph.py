@@ -135,17 +135,6 @@ def ends(model):
     return model.input, _unpacked(model.output)
 
 
-def as_called(model, x):
-    """Returns `x` in the structure of the model's inputs, if it is the only one of them.
-
-    Keras takes a tensor for a dict of one as well, as KerasCV does, but warns.
-    """
-    inputs = ends(model)[0] if has_graph(model) else None
-    if isinstance(inputs, dict) and len(inputs) == 1 and not isinstance(x, dict):
-        return dict.fromkeys(inputs, x)
-    return x
-
-
 def sized(tensor):
     """Returns a symbolic image with the height and width filled in that its input leaves open."""
     if len(tensor.shape) != 4:

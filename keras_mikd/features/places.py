@@ -28,20 +28,6 @@ def resolve(model, places):
     return _Places(model).resolve(places)
 
 
-def output_at(output, place):
-    """Follows a place such as `"output/key/0"` into the structure of the output."""
-    found = output
-    for key in place.split("/")[1:]:
-        items = found if isinstance(found, dict) else {}
-        if isinstance(found, (list, tuple)):
-            items = {str(i): item for i, item in enumerate(found)}
-        if key not in items:
-            exist = ", ".join(f"{OUTPUT}/{name}" for name in items) or OUTPUT
-            raise ValueError(f"Expected one of the outputs: {exist}. Received: {place!r}")
-        found = items[key]
-    return found
-
-
 def is_output(place):
     """Whether a place is the model's output or one of its tensors."""
     return place.split("/")[0] == OUTPUT

@@ -2,8 +2,9 @@
 
 import keras
 
+from keras_mikd.features.feature_taps import output_at
 from keras_mikd.features.layer_graph import LayerGraph, ends, has_graph
-from keras_mikd.features.places import OUTPUT, is_output, output_at, resolve
+from keras_mikd.features.places import OUTPUT, is_output, resolve
 
 _PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
 _SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
