@@ -21,6 +21,8 @@ import math
 import keras
 from keras import ops
 
+from keras_mikd import checks
+
 # exp() leaves float32 at 88; stopping at 60 keeps sums over a batch finite as well.
 _LARGEST_EXPONENT = 60.0
 
@@ -173,8 +175,7 @@ def smile(joint, product, *, clip=5.0):
         Song and Ermon, Understanding the limitations of variational mutual information
         estimators, arXiv:1910.06222.
     """
-    if not clip > 0:
-        raise ValueError(f"`clip` must be positive. Received: clip={clip}")
+    checks.number("clip", clip, above=0)
     joint, product = _scores(joint, product)
     return donsker_varadhan(joint, ops.clip(product, -clip, clip))
 
@@ -230,7 +231,7 @@ def split_scores(scores):
     scores = ops.convert_to_tensor(scores, "float32")
     if len(scores.shape) < 2 or not _fits(scores.shape[:1], scores.shape[1:2]):
         raise ValueError(
-            "`scores` must have shape (batch, batch, ...), one score per pair of examples. "
+            "Expected `scores` of shape (batch, batch, ...), one score per pair of examples. "
             f"Received: scores.shape={tuple(scores.shape)}"
         )
     batch, locations = ops.shape(scores)[0], ops.shape(scores)[2:]
@@ -272,14 +273,13 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
         NIPS 2003. Ahn et al., Variational information distillation for knowledge transfer,
         arXiv:1904.05835.
     """
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f'`reduction` must be "sum" or "mean". Received: reduction={reduction!r}')
+    checks.one_of("reduction", reduction, ("sum", "mean"))
     target, mean, variance = (ops.convert_to_tensor(x, "float32") for x in (target, mean, variance))
     fits = _fits(target.shape, mean.shape) and _broadcasts(variance.shape, target.shape)
     if len(target.shape) < 1 or not fits:
         raise ValueError(
-            "`target` must have shape (batch, ...), `mean` the same, and `variance` one that "
-            f"broadcasts to it. Received: target.shape={tuple(target.shape)}, "
+            "Expected `target` of shape (batch, ...), `mean` of the same, and `variance` of one "
+            f"that broadcasts to it. Received: target.shape={tuple(target.shape)}, "
             f"mean.shape={tuple(mean.shape)}, variance.shape={tuple(variance.shape)}"
         )
     error = ops.square(target - mean)
@@ -315,7 +315,7 @@ def gaussian_mutual_information(correlation, dimension):
     """
     if not (-1.0 < correlation < 1.0 and dimension >= 1):
         raise ValueError(
-            "`correlation` must be in (-1, 1) and `dimension` at least 1. "
+            "Expected `correlation` in (-1, 1) and `dimension` of at least 1. "
             f"Received: correlation={correlation}, dimension={dimension}"
         )
     return -0.5 * dimension * math.log1p(-(correlation**2))
@@ -339,7 +339,7 @@ def gaussian_correlation(mutual_information, dimension):
     """
     if not (0.0 <= mutual_information < math.inf and dimension >= 1):
         raise ValueError(
-            "`mutual_information` must be finite and at least 0, `dimension` at least 1. "
+            "Expected a finite `mutual_information` of at least 0 and `dimension` of at least 1. "
             f"Received: mutual_information={mutual_information}, dimension={dimension}"
         )
     return math.sqrt(-math.expm1(-2.0 * mutual_information / dimension))
@@ -351,7 +351,7 @@ def _scores(joint, product):
     expected = (*joint.shape[:1], None, *joint.shape[1:])
     if len(joint.shape) < 1 or not _fits(expected, product.shape):
         raise ValueError(
-            "`joint` must have shape (batch, ...) and `product` (batch, negatives, ...) with the "
+            "Expected `joint` of shape (batch, ...) and `product` (batch, negatives, ...) with the "
             "same trailing axes; `split_scores` makes both from a (batch, batch) matrix. "
             f"Received: joint.shape={tuple(joint.shape)}, product.shape={tuple(product.shape)}"
         )

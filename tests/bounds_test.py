@@ -293,7 +293,7 @@ def test_results_are_float32(dtype):
 )
 def test_scores_that_do_not_fit_are_refused(joint, product):
     for bound in BOUNDS.values():
-        with pytest.raises(ValueError, match=r"must have shape \(batch, \.\.\.\).*Received: joint"):
+        with pytest.raises(ValueError, match=r"of shape \(batch, \.\.\.\).*Received: joint"):
             bound(np.zeros(joint), np.zeros(product))
 
 
@@ -305,7 +305,7 @@ def test_scores_that_are_not_square_are_refused(shape):
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
 def test_smile_refuses_a_clip_that_is_not_positive(clip):
-    with pytest.raises(ValueError, match="`clip` must be positive. Received: clip="):
+    with pytest.raises(ValueError, match="`clip` to be a finite number above 0. Received: clip="):
         bounds.smile([1.0], [[1.0]], clip=clip)
 
 

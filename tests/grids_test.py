@@ -31,7 +31,7 @@ def test_common_grid_is_the_smaller_one(teacher, student, limit, grid):
 def test_common_grid_refuses_vectors_and_unknown_sizes():
     with pytest.raises(ValueError, match=r"student's tensor to be a feature map.*\(None, 3\)"):
         common_grid((None, 4, 4, 3), (None, 3))
-    with pytest.raises(ValueError, match="height, width and channels to be known"):
+    with pytest.raises(ValueError, match="height, width and channels are known"):
         common_grid((None, None, None, 3), (None, 4, 4, 3))
 
 

@@ -302,7 +302,7 @@ def test_bad_arguments_are_refused(options, message):
     ],
 )
 def test_tensors_that_are_neither_vector_nor_map_are_refused(teacher_shape, student_shape):
-    message = r"'critic' compares one tensor of each network.* at 'stem', student_shape=.* at 'gap'"
+    message = r"one tensor of each network for 'critic'.* at 'stem', student_shape=.* at 'gap'"
     with pytest.raises(ValueError, match=message):
         JSDCritic(name="critic", teacher_layer="stem", student_layer="gap").build(
             teacher_shape, student_shape
@@ -310,7 +310,7 @@ def test_tensors_that_are_neither_vector_nor_map_are_refused(teacher_shape, stud
 
 
 def test_maps_of_unknown_size_are_refused():
-    with pytest.raises(ValueError, match="height, width and channels to be known.*teacher"):
+    with pytest.raises(ValueError, match="height, width and channels are known.*teacher"):
         JSDCritic().build((None, None, None, 6), (None, 4, 4, 3))
 
 

@@ -82,7 +82,7 @@ def test_layer_names_become_places():
 
 def test_a_student_layer_alone_is_refused_not_ignored():
     lonely = FeatureDistillation(student_layer_name="b")
-    with pytest.raises(ValueError, match="name the teacher's layer, too.*student_layer_name='b'"):
+    with pytest.raises(ValueError, match="the teacher's layer beside a .student_layer_name.*student_layer_name='b'"):
         KerasLossAdapter(lonely)
     adapter = KerasLossAdapter(lonely, teacher_layer="output")
     assert (adapter.teacher_layer, adapter.student_layer) == ("output", "b")
@@ -90,7 +90,7 @@ def test_a_student_layer_alone_is_refused_not_ignored():
 
 def test_a_place_named_twice_is_refused():
     named = FeatureDistillation(teacher_layer_name="a", student_layer_name="b")
-    with pytest.raises(ValueError, match="Name the place once.*student_layer='c'"):
+    with pytest.raises(ValueError, match="the place once.*student_layer='c'"):
         KerasLossAdapter(named, student_layer="c")
 
 
@@ -154,7 +154,7 @@ def test_a_saved_loss_is_the_same_loss(make, tmp_path):
 
 
 def test_bad_losses_are_refused():
-    with pytest.raises(TypeError, match="must be a keras.distillation.DistillationLoss.*'mse'"):
+    with pytest.raises(TypeError, match="to be a keras.distillation.DistillationLoss.*'mse'"):
         KerasLossAdapter("mse")
     with pytest.raises(ValueError, match="mean over the batch"):
         KerasLossAdapter(FeatureDistillation(keras.losses.MeanSquaredError(reduction="sum")))

@@ -15,7 +15,7 @@ def test_two_vectors_and_two_maps_pass():
         ((None, 8, 8, 3), (None, 8, 8, 3), (2,), r"two vectors \(batch, channels\)\. Received"),
         ((None, 3), (None, 3), (4,), "two feature maps"),
         ((None, 5, 3), (None, 5, 3), (2, 4), r"teacher_shape=\(None, 5, 3\)"),
-        ((None, None), (None, 3), (2, 4), "size of the last axis must be known"),
+        ((None, None), (None, 3), (2, 4), "last axis of both tensors to be known"),
         ([(None, 3), (None, 4)], (None, 3), (2, 4), "one place, not a list"),
         ((None, 3), [(None, 3)], (2, 4), "one place, not a list"),
     ],

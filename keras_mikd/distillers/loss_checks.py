@@ -115,8 +115,8 @@ def check_names(names):
             )
         if name in _RESERVED_NAMES:
             raise ValueError(
-                f"The name {name!r} is taken by the distiller's own logs. Received: name={name!r}; "
-                "set another `name=`."
+                f"Expected another name than {_RESERVED_NAMES}, which the distiller logs itself. "
+                f"Received: name={name!r}; set another `name=`."
             )
 
 
@@ -154,8 +154,8 @@ def build_loss(loss, teacher, student):
             loss.build(*shapes)
     except ValueError as error:
         raise ValueError(
-            f"{loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
-            f"student_layer={loss.student_layer!r}) cannot compare these tensors: {error}"
+            f"Expected tensors that {loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
+            f"student_layer={loss.student_layer!r}) can compare: {error}"
         ) from error
 
 

@@ -158,8 +158,8 @@ def _check_hidden(model, inner, features, inputs):
     """Checks what it takes to read a model whose layers cannot be seen."""
     if features is None and inner:
         raise ValueError(
-            f"Cannot look for {inner} inside {described(model)}. Give it an input (if it is a "
-            "Sequential model), or pass `features`, a function (model, x, training) -> "
+            f"Expected a model with a graph to find {inner} in, not {described(model)}. Give it an "
+            "input (if it is a Sequential model), or pass `features`, a function (model, x, training) -> "
             "{place: tensor}. Received: features=None"
         )
     if not getattr(model, "built", False):
@@ -169,8 +169,8 @@ def _check_hidden(model, inner, features, inputs):
         )
     if inputs is None:
         raise ValueError(
-            f"{described(model)} has no symbolic inputs: pass `inputs`, tensors of keras.Input in "
-            "the structure in which it is called. Received: inputs=None"
+            f"Expected `inputs` for {described(model)}, which has no symbolic ones: tensors of "
+            "keras.Input in the structure in which it is called. Received: inputs=None"
         )
 
 

@@ -26,7 +26,7 @@ def common_grid(teacher_shape, student_shape, *, limit=None):
             )
         if None in shape[1:]:
             raise ValueError(
-                f"Comparing feature maps needs their height, width and channels to be known. "
+                "Expected feature maps whose height, width and channels are known. "
                 f"Received: {name}_shape={tuple(shape)}. Build the {name} with a fixed input size."
             )
     sizes = [min(pair) for pair in zip(teacher_shape[1:3], student_shape[1:3], strict=True)]

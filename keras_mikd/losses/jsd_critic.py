@@ -98,7 +98,7 @@ class JSDCritic(DistillationLoss):
         for shape in (teacher_shape, student_shape):
             if len(shape) not in (2, 4) or not isinstance(shape[-1], int):
                 raise ValueError(
-                    f"{self.name!r} compares one tensor of each network: a vector (batch, "
+                    f"Expected one tensor of each network for {self.name!r}: a vector (batch, "
                     "channels) or a feature map (batch, height, width, channels), channels known. "
                     f"Received: teacher_shape={tuple(teacher_shape)} at {self.teacher_layer!r}, "
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"

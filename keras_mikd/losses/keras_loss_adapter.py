@@ -51,7 +51,7 @@ class KerasLossAdapter(DistillationLoss):
     def __init__(self, keras_loss, *, teacher_layer=None, student_layer=None, **kwargs):
         if not isinstance(keras_loss, keras.distillation.DistillationLoss):
             raise TypeError(
-                "`keras_loss` must be a keras.distillation.DistillationLoss. "
+                "Expected `keras_loss` to be a keras.distillation.DistillationLoss. "
                 f"Received: keras_loss={keras_loss!r}"
             )
         _refuse_weights(keras_loss)
@@ -59,7 +59,7 @@ class KerasLossAdapter(DistillationLoss):
         student_layer = _place("student_layer", student_layer, keras_loss)
         if teacher_layer is None and getattr(keras_loss, "student_layer_name", None) is not None:
             raise ValueError(
-                "With a `student_layer_name`, name the teacher's layer, too; its output is "
+                "Expected the teacher's layer beside a `student_layer_name`; its output is "
                 f"`teacher_layer='output'`. Received: student_layer_name={student_layer!r}, "
                 "teacher_layer_name=None"
             )
@@ -80,12 +80,12 @@ class KerasLossAdapter(DistillationLoss):
         # Not validate_outputs: reporting a mismatch, FeatureDistillation raises AttributeError.
         if not len(teacher) == len(student) == len(keras.tree.flatten(self.keras_loss.loss)):
             raise ValueError(
-                f"{name} needs one place in each network for every `loss` in it. {received}, "
+                f"Expected one place in each network for every `loss` of {name}. {received}, "
                 f"loss={self.keras_loss.loss}"
             )
         if any(t[1:] != s[1:] for t, s in zip(teacher, student, strict=True)):
             raise ValueError(
-                f"{name} compares tensors of one shape. {received}. A loss that adapts the "
+                f"Expected tensors of one shape for {name}. {received}. A loss that adapts the "
                 "student, such as keras_mikd.Hint, takes different ones."
             )
 
@@ -111,7 +111,7 @@ def _place(argument, place, keras_loss):
     if name is None or place in (None, name):
         return name or place
     raise ValueError(
-        f"Name the place once: in `{argument}_name` of the Keras loss or in `{argument}`. "
+        f"Expected the place once: in `{argument}_name` of the Keras loss or in `{argument}`. "
         f"Received: {argument}_name={name!r}, {argument}={place!r}"
     )
 
@@ -121,8 +121,8 @@ def _refuse_weights(keras_loss):
     parts = keras.tree.flatten(list(vars(keras_loss).values()))
     if any(isinstance(part, trainable) for part in [keras_loss, *parts]):
         raise ValueError(
-            "`keras_loss` has layers or variables, which would not be trained. Derive it from "
-            f"keras_mikd.DistillationLoss. Received: keras_loss={keras_loss!r}"
+            "Expected `keras_loss` without layers or variables, which would not be trained: derive "
+            f"it from keras_mikd.DistillationLoss. Received: keras_loss={keras_loss!r}"
         )
 
 
@@ -153,7 +153,7 @@ def _unreduced(loss):
         return loss
     if loss.reduction == "sum":
         raise ValueError(
-            "A distillation loss is a mean over the batch. Received a Keras loss that sums: "
+            "Expected a Keras loss that is a mean over the batch. Received one that sums: "
             f"{loss!r}. Leave its `reduction` at the default."
         )
     loss = copy.copy(loss)

@@ -29,4 +29,4 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
             "`student_layer`: 'pooled' and 'output' usually are vectors, 'stage1' ... are maps."
         )
     if teacher_shape[-1] is None or student_shape[-1] is None:
-        raise ValueError(f"The size of the last axis must be known in both networks. {received}")
+        raise ValueError(f"Expected the last axis of both tensors to be known. {received}")

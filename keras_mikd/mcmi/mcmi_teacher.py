@@ -164,20 +164,6 @@ class MCMITeacher(BaseDistiller):
         self.regularizer.set_centroids(report.centroids)
         return report
 
-    def fit(self, *args, **kwargs):
-        """Tunes the teacher like `keras.Model.fit`, after a look at the data.
-
-        The centroids are measured on `x` and `y`, once if `fit_centroids` was not called before;
-        with `centroids="epoch"`, at the beginning of every epoch.
-
-        Raises:
-            ValueError: If the data is empty, has integer images for a float model, soft labels,
-                labels out of range, or a class without examples (its number is named); if the loss
-                is not finite at the end of an epoch; or for `validation_split`: pass
-                `validation_data`.
-        """
-        return super().fit(*args, **kwargs)
-
     def evaluate(self, *args, **kwargs):
         """Evaluates like `keras.Model.evaluate`.
 
