@@ -1,18 +1,17 @@
 """Bounds on mutual information (MI), as pure functions of critic scores, in nats.
 
-A critic gives a pair a score. `joint` has shape `(batch, ...)`: scores of pairs that belong
-together. `product` has shape `(batch, negatives, ...)`: scores of example i with partners that are
-not its own, that is, draws from the product of the marginals. Trailing axes, the same in both, are
-locations (of a feature map); bounds are averaged over them.
+A critic gives every pair a score. `joint`, of shape `(batch, ...)`, holds the scores of pairs that
+belong together. `product`, of shape `(batch, negatives, ...)`, holds those of example i with the
+partners of others: draws from the product of the marginals. Trailing axes, the same in both, are
+locations of a feature map; bounds are averaged over them.
 
-Every bound is to be *maximised* and comes back per example, as float32 of shape `(batch,)`; its
-mean over the batch is the bound. Without negatives (a batch of one) there is nothing to contrast:
-the result is 0 nats (for `jsd` what a constant critic gets, -2 log 2) and its gradient is zero.
+Every bound is to be *maximised*. It is float32 of shape `(batch,)`, and its mean over the batch is
+the bound. Without negatives (a batch of one) the value is 0 nats (for `jsd` that of a constant
+critic, -2 log 2) and the gradient is zero.
 
-A bound says of itself, by attributes of the function, what losses have to know: `couples_examples`,
-whether the value of an example takes the scores of others (true if not said); `ceiling(negatives)`,
-the most it can be in nats (none if not said); `uninformed`, what a constant critic gets (0 if not
-said).
+Attributes of the function tell losses what they need to know: `couples_examples`, whether the value
+of an example depends on the scores of others (default: true); `ceiling(negatives)`, the maximum in
+nats (default: none); `uninformed`, the value for a constant critic (default: 0).
 """
 
 import functools
@@ -28,7 +27,7 @@ _LARGEST_EXPONENT = 60.0
 
 
 def _bound(**says):
-    """Registers a bound with Keras, and lets it say of itself what losses have to know."""
+    """Registers a bound with Keras, and attaches what losses need to know about it."""
 
     def decorate(function):
         vars(function).update(says)
@@ -38,13 +37,13 @@ def _bound(**says):
 
 
 def couples_examples(bound):
-    """Whether the value of an example takes the scores of others of the batch, too.
+    """Whether the value of an example depends on the scores of other examples in the batch.
 
     Args:
         bound: Function `(joint, product) -> (batch,)`, or a `functools.partial` of one.
 
     Returns:
-        What the bound says of itself; `True` if it says nothing.
+        The bound's attribute `couples_examples`; `True` without one.
     """
     function = bound.func if isinstance(bound, functools.partial) else bound
     return getattr(function, "couples_examples", True)
@@ -55,26 +54,24 @@ def jsd(joint, product, *, shifted=False):
     """Objective of the Jensen-Shannon divergence (JSD) between joint and product of marginals.
 
     `-softplus(-joint) - mean_k softplus(product)`. Its optimal critic is the log density ratio
-    `log(p(x, y) / (p(x) p(y)))`, where it equals `2 JSD - 2 log 2`. A stable training signal, but
-    **not the MI**: read that out of the same critic with `nwj(joint, product, log_ratio=True)`.
+    `log(p(x, y) / (p(x) p(y)))`, where it equals `2 JSD - 2 log 2`. It is a stable training signal,
+    but **not the MI**: read that out of the same critic with `nwj(joint, product, log_ratio=True)`.
+    Sources: Nowozin et al., f-GAN (arXiv:1606.00709); Hjelm et al., Deep InfoMax
+    (arXiv:1808.06670).
 
     >>> jsd([0.0], [[0.0, 0.0]], shifted=True).numpy()
     array([0.], dtype=float32)
 
     Args:
-        joint: scores, shape `(batch, ...)`.
-        product: scores, shape `(batch, negatives, ...)`; one negative is enough.
-        shifted: whether to add `2 log 2`: then a constant critic gets at most 0.
+        joint: Scores, shape `(batch, ...)`.
+        product: Scores, shape `(batch, negatives, ...)`.
+        shifted: Whether to add `2 log 2`; a constant critic then gets at most 0.
 
     Returns:
-        Objective, shape `(batch,)`, in nats, at most 0 (2 log 2 if `shifted`).
+        Objective in nats, shape `(batch,)`, at most 0 (2 log 2 if `shifted`).
 
     Raises:
-        ValueError: the two shapes do not fit.
-
-    References:
-        Nowozin et al., f-GAN, arXiv:1606.00709. Hjelm et al., Learning deep representations by
-        mutual information estimation and maximization (Deep InfoMax), arXiv:1808.06670.
+        ValueError: If the two shapes do not fit.
     """
     joint, product = _scores(joint, product)
     product_term = ops.sum(ops.softplus(product), axis=1) / _count(product, axes=(1,))
@@ -89,28 +86,24 @@ def nwj(joint, product, *, log_ratio=False):
 
     `joint - mean_k exp(product - 1)`, tight where the critic is 1 + the log density ratio. It is
     unbiased, but its variance grows exponentially with the MI: a readout, not a training signal.
-    Where `log mean_k exp(product - 1)` exceeds 60, exp is continued along its tangent, so value
-    and gradient stay finite where float32 would overflow; such a value only says "broken critic".
+    Where `log mean_k exp(product - 1)` exceeds 60, exp continues along its tangent, so that value
+    and gradient stay finite; such a value only says that the critic is broken. Sources: Nguyen et
+    al. (arXiv:0809.0853); Poole et al. (arXiv:1905.06922).
 
     >>> nwj([2.0], [[0.0]], log_ratio=True).numpy()  # 2 + 1 - exp(0)
     array([2.], dtype=float32)
 
     Args:
-        joint: scores, shape `(batch, ...)`.
-        product: scores, shape `(batch, negatives, ...)`.
-        log_ratio: whether the scores estimate the log density ratio itself, as those of a critic
-            trained on `jsd` do; then 1 is added to every score.
+        joint: Scores, shape `(batch, ...)`.
+        product: Scores, shape `(batch, negatives, ...)`.
+        log_ratio: Whether the scores estimate the log density ratio itself, as those of a critic
+            trained on `jsd` do; 1 is then added to every score.
 
     Returns:
-        Bound, shape `(batch,)`, in nats.
+        Bound in nats, shape `(batch,)`.
 
     Raises:
-        ValueError: the two shapes do not fit.
-
-    References:
-        Nguyen et al., Estimating divergence functionals and the likelihood ratio by convex risk
-        minimization, arXiv:0809.0853. Poole et al., On variational bounds of mutual information,
-        arXiv:1905.06922.
+        ValueError: If the two shapes do not fit.
     """
     joint, product = _scores(joint, product)
     if log_ratio:
@@ -125,26 +118,24 @@ def nwj(joint, product, *, log_ratio=False):
 def donsker_varadhan(joint, product):
     """Lower bound on MI of Donsker and Varadhan (that of MINE, without its moving average).
 
-    `joint - log mean exp(product)`, the mean over all product scores of the batch (at a location),
-    which couples its examples. Tight where the critic is the log density ratio plus a constant.
-    The log of a batch mean biases the estimate upwards (it can exceed the MI) and biases its
-    gradient; both fade as the number of product scores grows.
+    `joint - log mean exp(product)`, with the mean over all product scores of the batch (at a
+    location), which couples its examples. It is tight where the critic is the log density ratio
+    plus a constant. The log of a batch mean biases the estimate upwards (it can exceed the MI) and
+    biases its gradient; both biases fade as the number of product scores grows. Source: Belghazi et
+    al., MINE (arXiv:1801.04062).
 
     >>> donsker_varadhan([3.0, 1.0], [[1.0], [1.0]]).numpy()
     array([2., 0.], dtype=float32)
 
     Args:
-        joint: scores, shape `(batch, ...)`.
-        product: scores, shape `(batch, negatives, ...)`.
+        joint: Scores, shape `(batch, ...)`.
+        product: Scores, shape `(batch, negatives, ...)`.
 
     Returns:
-        Bound, shape `(batch,)`, in nats.
+        Bound in nats, shape `(batch,)`.
 
     Raises:
-        ValueError: the two shapes do not fit.
-
-    References:
-        Belghazi et al., MINE: Mutual information neural estimation, arXiv:1801.04062.
+        ValueError: If the two shapes do not fit.
     """
     joint, product = _scores(joint, product)
     return _per_example(joint - _log_mean_exp(product, axes=(0, 1)), product)
@@ -154,26 +145,23 @@ def donsker_varadhan(joint, product):
 def smile(joint, product, *, clip=5.0):
     """Donsker-Varadhan with clipped product scores: less variance, but no longer a bound.
 
-    `joint - log mean exp(min(max(product, -clip), clip))`. Clipped scores get no gradient; the
-    authors' code trains its critic on `jsd` and only reads this value out.
+    `joint - log mean exp(min(max(product, -clip), clip))`. Clipped scores get no gradient. The
+    authors' code trains its critic on `jsd` and only reads this value out. Source: Song and Ermon
+    (arXiv:1910.06222).
 
     >>> smile([3.0], [[100.0]], clip=1.0).numpy()
     array([2.], dtype=float32)
 
     Args:
-        joint: scores, shape `(batch, ...)`.
-        product: scores, shape `(batch, negatives, ...)`.
-        clip: positive float, in nats; a large one gives `donsker_varadhan`.
+        joint: Scores, shape `(batch, ...)`.
+        product: Scores, shape `(batch, negatives, ...)`.
+        clip: Positive float, in nats; a large one gives `donsker_varadhan`.
 
     Returns:
-        Estimate, shape `(batch,)`, in nats.
+        Estimate in nats, shape `(batch,)`.
 
     Raises:
-        ValueError: the two shapes do not fit, or `clip` is not positive.
-
-    References:
-        Song and Ermon, Understanding the limitations of variational mutual information
-        estimators, arXiv:1910.06222.
+        ValueError: If the two shapes do not fit, or `clip` is not positive.
     """
     checks.number("clip", clip, above=0)
     joint, product = _scores(joint, product)
@@ -184,26 +172,23 @@ def smile(joint, product, *, clip=5.0):
 def info_nce(joint, product):
     """InfoNCE lower bound on MI: tell the joint pair from K product pairs.
 
-    `joint - logsumexp([joint, product_1, ..., product_K]) + log(K + 1)`. Low variance, but never
-    above `log(K + 1)`, whatever the MI. An optimal critic is the log density ratio, plus any term
-    that the K + 1 pairs of an example have in common.
+    `joint - logsumexp([joint, product_1, ..., product_K]) + log(K + 1)`. It has low variance, but
+    never exceeds `log(K + 1)`, whatever the MI. An optimal critic is the log density ratio, plus
+    any term that the K + 1 pairs of an example have in common. Sources: van den Oord et al.
+    (arXiv:1807.03748); Poole et al. (arXiv:1905.06922), eq. 12.
 
     >>> info_nce([50.0], [[-50.0, -50.0, -50.0]]).numpy().round(4)  # log 4
     array([1.3863], dtype=float32)
 
     Args:
-        joint: scores, shape `(batch, ...)`.
-        product: scores, shape `(batch, negatives, ...)`.
+        joint: Scores, shape `(batch, ...)`.
+        product: Scores, shape `(batch, negatives, ...)`.
 
     Returns:
-        Bound, shape `(batch,)`, in nats, at most `log(negatives + 1)`.
+        Bound in nats, shape `(batch,)`, at most `log(negatives + 1)`.
 
     Raises:
-        ValueError: the two shapes do not fit.
-
-    References:
-        van den Oord et al., Representation learning with contrastive predictive coding,
-        arXiv:1807.03748. Poole et al., arXiv:1905.06922, eq. 12.
+        ValueError: If the two shapes do not fit.
     """
     joint, product = _scores(joint, product)
     pairs = ops.concatenate([ops.expand_dims(joint, 1), product], axis=1)
@@ -219,14 +204,14 @@ def split_scores(scores):
     ([1.0, 5.0, 9.0], [[2.0, 3.0], [4.0, 6.0], [7.0, 8.0]])
 
     Args:
-        scores: shape `(batch, batch, ...)`; entry (i, j) scores example i of the first variable
-            with example j of the second. For negatives of the other kind, swap the two axes.
+        scores: Shape `(batch, batch, ...)`; entry (i, j) scores example i of the first variable
+            with example j of the second. Swap the two axes for negatives of the first variable.
 
     Returns:
         `(joint, product)`, float32, of shapes `(batch, ...)` and `(batch, batch - 1, ...)`.
 
     Raises:
-        ValueError: the first two axes are not there, or not equal.
+        ValueError: If the first two axes are missing or not equal.
     """
     scores = ops.convert_to_tensor(scores, "float32")
     if len(scores.shape) < 2 or not _fits(scores.shape[:1], scores.shape[1:2]):
@@ -245,33 +230,29 @@ def split_scores(scores):
 def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
     """Gaussian `log q(target | source)`: the bound of Barber and Agakov up to a constant.
 
-    `I(target; source) >= H(target) + E log q(target | source)`. The entropy H of a frozen
-    teacher's features is constant, so maximising this maximises the bound, but as H is unknown the
-    value is not an MI, and of either sign. With q Gaussian, `log q` is a sum over elements of
-    `-0.5 * ((target - mean)^2 / variance + log variance + log(2 pi))`.
+    `I(target; source) >= H(target) + E log q(target | source)`. The entropy H of a frozen teacher's
+    features is constant, so maximising this maximises the bound. Since H is unknown, the value is
+    not an MI and can have either sign. With q Gaussian, `log q` is a sum over elements of
+    `-0.5 * ((target - mean)^2 / variance + log variance + log(2 pi))`. Sources: Barber and Agakov,
+    NIPS 2003; Ahn et al. (arXiv:1904.05835).
 
     >>> barber_agakov([[1.0, 2.0]], [[1.0, 1.0]], [1.0, 0.5], normalized=False).numpy().round(4)
     array([-0.6534], dtype=float32)
 
     Args:
-        target: shape `(batch, ...)`.
-        mean: prediction from the source, same shape as `target`.
-        variance: positive (no floor is added here), broadcastable to `target`: shape
-            `(channels,)` for one per channel.
-        reduction: over the elements of an example: `"sum"` (the bound), or `"mean"` (nats per
-            element, the scale of the released code of variational information distillation).
-        normalized: whether to include the constant `-0.5 * log(2 pi)` of each element.
+        target: Shape `(batch, ...)`.
+        mean: Prediction from the source, same shape as `target`.
+        variance: Positive (no floor is added here), of a shape that broadcasts to that of `target`;
+            `(channels,)` is one per channel.
+        reduction: Over the elements of an example: `"sum"` (the bound), or `"mean"` (nats per
+            element, as in the code released for variational information distillation).
+        normalized: Whether to include the constant `-0.5 * log(2 pi)` of each element.
 
     Returns:
-        Log likelihood, shape `(batch,)`, in nats.
+        Log likelihood in nats, shape `(batch,)`.
 
     Raises:
-        ValueError: the shapes do not fit, or `reduction` is unknown.
-
-    References:
-        Barber and Agakov, The IM algorithm: a variational approach to information maximization,
-        NIPS 2003. Ahn et al., Variational information distillation for knowledge transfer,
-        arXiv:1904.05835.
+        ValueError: If the shapes do not fit, or `reduction` is unknown.
     """
     checks.one_of("reduction", reduction, ("sum", "mean"))
     target, mean, variance = (ops.convert_to_tensor(x, "float32") for x in (target, mean, variance))
@@ -304,14 +285,14 @@ def gaussian_mutual_information(correlation, dimension):
     1.0217
 
     Args:
-        correlation: float in (-1, 1), the same for every pair of elements.
-        dimension: elements of each vector, at least 1.
+        correlation: Float in (-1, 1), the same for every pair of elements.
+        dimension: Number of elements of each vector, at least 1.
 
     Returns:
         `-dimension / 2 * log(1 - correlation^2)`, a Python float, in nats.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: If an argument is out of range.
     """
     if not (-1.0 < correlation < 1.0 and dimension >= 1):
         raise ValueError(
@@ -328,14 +309,14 @@ def gaussian_correlation(mutual_information, dimension):
     0.8
 
     Args:
-        mutual_information: float, finite and at least 0, in nats.
-        dimension: elements of each vector, at least 1.
+        mutual_information: Finite float of at least 0, in nats.
+        dimension: Number of elements of each vector, at least 1.
 
     Returns:
         `sqrt(1 - exp(-2 * mutual_information / dimension))`, a Python float in [0, 1].
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: If an argument is out of range.
     """
     if not (0.0 <= mutual_information < math.inf and dimension >= 1):
         raise ValueError(

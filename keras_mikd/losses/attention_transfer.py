@@ -13,33 +13,25 @@ from keras_mikd.losses.shape_checks import check_pair
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class AttentionTransfer(DistillationLoss):
-    """Squared difference of the networks' activation-based attention maps.
+    """Squared difference of the attention maps of teacher and student.
 
         attention(F) = normalized(mean over channels of |F|^power),
         loss = mean over positions of (attention(teacher) - attention(student))^2,
 
     where `normalized` divides a flattened map by its Euclidean length. Feature maps of different
-    size are averaged to the smaller grid first; the numbers of channels need not agree, and there
-    is nothing to train. This is the form of the authors' and of RepDistiller's code, whose weight
-    is 1000; the paper writes a sum and a factor 1/2.
-
-    ```python
-    attention = keras_mikd.AttentionTransfer(teacher_layer="stage2", student_layer="stage2")
-    loss = attention(keras.random.normal((2, 8, 8, 32)), keras.random.normal((2, 8, 8, 16)))
-    print(loss.shape)  # (2,)
-    ```
+    sizes are averaged to the smaller grid first; the numbers of channels may differ. Nothing is
+    trained. This is the form of the authors' code and of RepDistiller, whose weight is 1000.
 
     Args:
-        power: exponent of the activations, a finite float of at least 1.
+        power: Exponent of the activations, a finite float of at least 1.
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 
     Raises:
-        ValueError: `power` is out of range; in `build`, the tensors are not two feature maps, or
-            their common grid has one position only.
+        ValueError: If `power` is out of range; in `build`, if the tensors are not two feature maps
+            or their common grid has a single position.
 
     References:
-        Zagoruyko and Komodakis, Paying more attention to attention: improving the performance of
-        convolutional neural networks via attention transfer, arXiv:1612.03928, section 3.1.
+        Zagoruyko and Komodakis, Paying more attention to attention (arXiv:1612.03928), section 3.1.
     """
 
     def __init__(self, *, power=2.0, **kwargs):

@@ -12,41 +12,32 @@ from keras_mikd.losses.distillation_loss import DistillationLoss
 class BeYourOwnTeacher(DistillationLoss):
     """Deep supervision with self-distillation (BYOT): heads on the stages learn from the last one.
 
-    Every stage gets a head that belongs to this loss: a bottleneck (1x1 convolution, k x k with
-    stride k down to the size of the last map, 1x1, each with BatchNorm and ReLU), the average over
-    the locations as its feature `f_i`, and a linear classifier on it. With the features `f_M`
-    (averaged likewise) and the logits of the network's end, the loss of an example is
+    Every stage gets a head that belongs to this loss: a bottleneck (convolutions of 1x1, of k x k
+    with stride k down to the size of the last map, and of 1x1, each with BatchNorm and ReLU), its
+    average over the locations as the feature `f_i`, and a linear classifier on that feature. With
+    the average `f_M` of the last map and the logits of the network, the loss of an example is
 
         sum_i (1 - alpha) * CE(labels, head_i) + alpha * KL(softmax(logits / T) || softmax(head_i /
         T)) + feature_weight * |f_i - f_M|^2.
 
-    The end is a target: no gradient flows into it from here, where the distiller stops it. The
-    heads' architecture and the squared distance are after the paper and public re-implementations,
-    the defaults of the weights after the authors' code; there is no factor `T^2`, as there.
-
-    ```python
-    byot = keras_mikd.BeYourOwnTeacher(
-        teacher_layer=["stage3", "output"], student_layer=["stage1", "stage2"]
-    )
-    distiller = keras_mikd.SelfDistiller(model, [byot])
-    ```
+    As in the authors' code, whose weights are the defaults, there is no factor `T^2`. The heads and
+    the squared distance follow the paper and public re-implementations.
 
     Args:
-        teacher_layer: List of two places, the last feature map `(batch, height, width, channels)`
+        teacher_layer: List of two places: the last feature map `(batch, height, width, channels)`
             and the logits `(batch, classes)`.
         student_layer: List of the places of the maps that get a head.
-        alpha: Share of the divergence from the last classifier in a head's own loss, from 0 to 1.
+        alpha: Share of the divergence from the logits in a head's loss, from 0 to 1.
         temperature: `T`, a finite float above 0.
         feature_weight: Factor of the distance between features, a finite float of at least 0.
         **kwargs: `weight`, `name` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: If an argument is out of range, the tensors are not what is named above, or the
-            data has no labels.
+        ValueError: If an argument is out of range, a tensor is not what is named above, or the data
+            has no labels.
 
     References:
-        Zhang, Song, Gao, Chen, Bao, Ma, Be Your Own Teacher: Improve the Performance of
-        Convolutional Neural Networks via Self Distillation (arXiv:1905.08094), eqs. 1 to 4.
+        Zhang et al., Be Your Own Teacher (arXiv:1905.08094), eqs. 1 to 4.
     """
 
     expects_logits = True
@@ -133,7 +124,7 @@ class BeYourOwnTeacher(DistillationLoss):
 
 
 def _narrowed(feature_map, bottleneck, training):
-    """Runs the bottleneck; its statistics are of the examples that there are, on all replicas."""
+    """Runs the bottleneck, whose statistics are those of the real examples on all replicas."""
     for layer in bottleneck.layers:
         if isinstance(layer, keras.layers.Conv2D):
             feature_map = replicas.run_network(layer, feature_map)

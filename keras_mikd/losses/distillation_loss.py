@@ -14,8 +14,8 @@ class DistillationLoss(keras.layers.Layer):
 
     A distillation loss is a Keras layer: its critic, head or regressor are ordinary weights,
     trained with the student, saved with the distiller and never exported. A subclass creates them
-    in `build` and returns the loss of every example from `call`. Tensors arrive in float32 whatever
-    the dtype policy of the networks is.
+    in `build` and returns the loss of every example from `call`. Tensors arrive as float32,
+    whatever the dtype policy of the networks.
 
     ```python
     class Cosine(keras_mikd.DistillationLoss):
@@ -23,8 +23,8 @@ class DistillationLoss(keras.layers.Layer):
             return keras.losses.cosine_similarity(teacher, student)  # -1 where they agree.
     ```
 
-    A loss that tells what it estimates keeps metrics of its own, made in `build` and called
-    `<name>_<what>`, and updates them at the end of `call`. The distiller logs them.
+    A loss that reports an estimate creates a metric `<name>_<what>` in `build` and updates it at
+    the end of `call`; the distiller logs it.
 
     Args:
         teacher_layer: Place to read in the teacher (see `FeatureTaps`): `None` for its output, a
@@ -35,14 +35,13 @@ class DistillationLoss(keras.layers.Layer):
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
             values are not checked.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
-        **kwargs: `name` and other arguments of `keras.layers.Layer`. The loss appears under its
-            name in `history` and TensorBoard. By default it is that of the class and of a place
-            inside the student, such as `"hint_stage2"`, and numbered from the second of a
-            distiller on.
+        **kwargs: `name` and other arguments of `keras.layers.Layer`. Logs show the loss under its
+            name, by default that of the class and of a place inside the student, such as
+            `"hint_stage2"`; further losses of that name in a distiller are numbered from 2.
 
     Raises:
-        ValueError: If `weight` is negative, not finite or not a number, or a place is no name, or
-            a list of them names one twice.
+        ValueError: If `weight` is negative, not finite or not a number, a place is not a name, or a
+            list names a place twice.
     """
 
     expects_logits = False
@@ -69,7 +68,7 @@ class DistillationLoss(keras.layers.Layer):
         """Creates every weight.
 
         Args:
-            teacher_shape: Shape of the teacher's tensor (a list of shapes for a list of places).
+            teacher_shape: Shape of the teacher's tensor; a list of shapes for a list of places.
             student_shape: Shape of the student's tensor, likewise.
         """
 
@@ -77,14 +76,14 @@ class DistillationLoss(keras.layers.Layer):
         """Compares the two networks on a batch.
 
         Args:
-            teacher: Tensor of shape `(batch, ...)` (a list for a list of places). No gradient
-                flows into it.
+            teacher: Tensor of shape `(batch, ...)`; a list for a list of places. No gradient flows
+                into it.
             student: Tensor of shape `(batch, ...)`, likewise.
-            labels: The targets of the batch, or `None`.
+            labels: Targets of the batch, or `None`.
             training: Whether the student is being trained.
 
         Returns:
-            Tensor of shape `(batch,)`, float32: the loss of every example, to be minimised.
+            The loss of every example, to be minimised: float32 of shape `(batch,)`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `call(teacher, student, labels=None, "
@@ -92,9 +91,9 @@ class DistillationLoss(keras.layers.Layer):
         )
 
     def number(self, position):
-        """Tells this loss from others of its default name: it is the `position`-th of a distiller.
+        """Numbers the default name of this loss, the `position`-th of that name in a distiller.
 
-        A given name stays, and so does one under which there are weights.
+        A name that the caller gave stays, and so does one under which weights exist.
         """
         if position > 1 and self._has_default_name and not self.built:
             self.name = f"{self.name}_{position}"
@@ -105,11 +104,11 @@ class DistillationLoss(keras.layers.Layer):
         return self._joined
 
     def join(self):
-        """Makes this loss part of a distiller: for good, since its weights are trained there."""
+        """Makes this loss part of a distiller, for good: its weights are trained there."""
         self._joined = True
 
     def weight_at(self, step):
-        """Factor of this loss at optimizer iteration `step`, as float or float32 scalar tensor."""
+        """Returns the factor at optimizer iteration `step`, a float or a float32 scalar tensor."""
         if isinstance(self.weight, keras.optimizers.schedules.LearningRateSchedule):
             return ops.cast(self.weight(step), "float32")
         return self.weight
@@ -155,7 +154,7 @@ def _places(argument, places):
 
 
 def _default_name(class_name, place):
-    """The same in every run: Keras would count up how often a notebook's cell was run."""
+    """Returns a name that is the same in every run; Keras would count how often a cell was run."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name.lstrip("_"))
     words = words.lower()
     inner = isinstance(place, str) and place != OUTPUT

@@ -17,7 +17,7 @@ from keras_mikd.metrics.gaussian_information import GaussianInformation
 
 @dataclasses.dataclass(frozen=True)
 class _Variant:
-    """What a released code chose where the paper leaves the choice."""
+    """What a released code chose where the paper leaves the choice open."""
 
     convolutions: int
     hidden: tuple[int, int]  # Hidden channels per channel of (student, teacher).
@@ -67,56 +67,38 @@ _VARIANTS = {
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class GaussianVIDHead(DistillationLoss):
-    """Gaussian head of variational information distillation.
+    """Gaussian head of variational information distillation (VID).
 
-    Maximises `E log q(t | s)`: plus the teacher's entropy, unknown but constant, it is a lower
-    bound on `I(t; s)`. `q` is a Gaussian whose mean is a small network of the student's tensor and
-    whose variance is one trainable number per channel, whatever the input:
+    It maximises `E log q(t | s)`. Plus the teacher's entropy, which is unknown but constant, that
+    is a lower bound on `I(t; s)`. The mean of the Gaussian `q` is a small network applied to the
+    student's tensor; its variance is one trainable number per channel:
 
         loss = -log q(t | s) = sum or mean of 0.5 * ((t_c - mu_c(s))^2 / var_c + log var_c),
         var_c = softplus(alpha_c) + epsilon.
 
-    The loss falls below 0 as variances fall below 1. It is not a mutual information; the metric
-    `<name>_gaussian_nats` estimates one, see `GaussianInformation`.
+    The loss is in nats and falls below 0 as variances fall below 1. It is not a mutual information;
+    the metric `<name>_gaussian_nats` estimates one, see `GaussianInformation`.
 
-    For two vectors `mu` is one linear map (with bias): put `student_layer="pooled"` against the
-    teacher's output for VID on logits. For two feature maps, pooled to the smaller grid where they
-    differ, `mu` is a stack of 1x1 convolutions without bias. Three codes that go back to the
-    authors differ (Cs and Ct: the student's and the teacher's channels):
-
-    | `variant` | `mu` | hidden channels | epsilon | first variance | weight there |
-    |---|---|---|---|---|---|
-    | `"official"` | conv, conv | Ct | 0 | 5.013 | 0.1 |
-    | `"repdistiller"` | conv, ReLU, conv, ReLU, conv | Ct | 1e-5 | 5 | 1 |
-    | `"wgan"` | BN, ReLU, conv, BN, ReLU, conv | 2 (Cs + Ct) | 1e-5 | log 2 | 0.001 |
-
-    The 0 is 1e-12 here, so that a channel in which the teacher is constant stays finite. `"wgan"`
-    takes 1e-6 for vectors, and adds the constant `log(2 pi) / 2` to the loss. Kernels start by
-    PyTorch's default. Batch normalization (BN) takes its statistics over all replicas.
-
-    ```python
-    head = keras_mikd.GaussianVIDHead(teacher_layer="stage2", student_layer="stage2")
-    loss = head(keras.random.normal((2, 8, 8, 32)), keras.random.normal((2, 8, 8, 16)))
-    print(loss.shape)  # (2,)
-    ```
+    For two vectors, `mu` is a linear map with bias; for VID on logits, put `student_layer="pooled"`
+    against the teacher's output. For two feature maps, averaged to the smaller grid, `mu` is a
+    stack of 1x1 convolutions without bias.
 
     Args:
-        variant: `"official"`, `"repdistiller"` or `"wgan"`.
-        hidden_channels: width of the hidden convolutions instead of the variant's.
-        initial_variance: variance of every channel at the start, at least 1e-4, instead of the
-            variant's.
-        reduction: over the elements of an example. `"mean"`: as all three codes; `"sum"`: as the
-            paper's equation. A weight only means something together with its reduction.
+        variant: Which released code sets `mu`, `epsilon` and the first variance: `"official"`
+            (amzn/xfer), `"repdistiller"` (HobbitLong/RepDistiller) or `"wgan"`
+            (hushell/wgan_distil).
+        hidden_channels: Width of the hidden convolutions instead of the variant's.
+        initial_variance: First variance of every channel instead of the variant's, at least 1e-4.
+        reduction: Over the elements of an example: `"mean"`, as in all three codes, or `"sum"`, as
+            in the paper. A weight means something only together with its reduction.
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 
     Raises:
-        ValueError: an argument is out of range; in `build`, the tensors are not two vectors or two
-            feature maps.
+        ValueError: If an argument is out of range; in `build`, if the tensors are not two vectors
+            or two feature maps.
 
     References:
-        Ahn et al., Variational information distillation for knowledge transfer, CVPR 2019,
-        arXiv:1904.05835. Codes: amzn/xfer (`var_info_distil`), HobbitLong/RepDistiller,
-        hushell/wgan_distil.
+        Ahn et al., Variational information distillation for knowledge transfer (arXiv:1904.05835).
     """
 
     def __init__(
@@ -178,8 +160,8 @@ class GaussianVIDHead(DistillationLoss):
         """Returns `mu(s)`, the head's prediction of the teacher's tensor.
 
         Args:
-            student: the student's tensor, on the grid the two feature maps share.
-            training: whether batch normalization uses the batch's statistics.
+            student: The student's tensor, on the grid that the two feature maps share.
+            training: Whether batch normalization uses the statistics of the batch.
 
         Returns:
             Tensor of the teacher's shape, on that grid.

@@ -10,29 +10,23 @@ from keras_mikd.losses.shape_checks import check_pair
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class Hint(DistillationLoss):
-    """Squared error of a linear regression of the teacher's features on the student's.
+    """Squared error of a linear regression of the teacher's features on the student's (FitNets).
 
         loss = mean over elements of (t - r(s))^2,
 
-    where `r` is a trainable 1x1 convolution with bias (for vectors: a dense layer). Feature maps
-    of different size are averaged to the smaller grid first. FitNets sums the squares and halves
-    the sum, fits sizes with a larger kernel, and trains on the hint alone before the task; common
-    comparisons take the mean, as here, and train on both at once with a weight of about 100.
-
-    ```python
-    hint = keras_mikd.Hint(teacher_layer="stage2", student_layer="stage2", weight=100.0)
-    loss = hint(keras.random.normal((2, 8, 8, 32)), keras.random.normal((2, 16, 16, 16)))
-    print(loss.shape)  # (2,)
-    ```
+    where `r` is a trainable 1x1 convolution with bias (for vectors, a dense layer). Feature maps of
+    different sizes are averaged to the smaller grid first. The mean, with a weight of about 100
+    beside the task, is that of common comparisons; FitNets halves the sum and trains on the hint
+    before the task.
 
     Args:
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 
     Raises:
-        ValueError: in `build`, if the tensors are not two vectors or two feature maps.
+        ValueError: If, in `build`, the tensors are not two vectors or two feature maps.
 
     References:
-        Romero et al., FitNets: hints for thin deep nets, arXiv:1412.6550, section 2.2.
+        Romero et al., FitNets: hints for thin deep nets (arXiv:1412.6550), section 2.2.
     """
 
     def build(self, teacher_shape, student_shape):

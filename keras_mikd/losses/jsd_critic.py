@@ -15,39 +15,37 @@ class JSDCritic(DistillationLoss):
     """Maximises the mutual information of two features with a critic trained beside the student.
 
     `loss = softplus(-f(t, s)) + mean over negatives of softplus(f(t, s'))`, where `(t, s)` are the
-    features of one example, `s'` is the student's feature of another example of the batch, and the
-    critic
-    `f` is trained with the student. The level follows from the ranks of the two tensors:
+    features of one example, `s'` is the student's feature of another, and `f` is the critic. The
+    ranks of the two tensors decide on the level:
 
     - *global*: vector and vector;
-    - *local*: vector and map, in either orientation; the vector is compared with every location;
-    - *feature*: map and map, both averaged to the smaller grid and compared location by location.
+    - *local*: vector and map, in either order; the vector is compared with every location;
+    - *feature*: map and map, averaged to the smaller grid and compared location by location.
 
-    The Jensen-Shannon objective bounds a Jensen-Shannon divergence and not the mutual information:
-    it is a stable signal to train on, which one negative suffices for. The mutual information is
-    reported beside it, as `<name>_mi_nats`, by the Donsker-Varadhan bound with the same scores.
-
-    MIMKD's critics, layers and weights are not public: this is a reconstruction, after Deep
-    InfoMax.
+    The objective bounds a Jensen-Shannon divergence, not the mutual information: it is a stable
+    training signal for which one negative suffices. The metric `<name>_mi_nats` reports the mutual
+    information in nats, by the Donsker-Varadhan bound on the same scores. MIMKD's critics, layers
+    and weights are not public: this is a *reconstruction*, after Deep InfoMax.
 
     Args:
         teacher_layer: Place in the teacher: a vector `(batch, channels)` or a map
             `(batch, height, width, channels)`.
         student_layer: Place in the student, likewise.
         weight: Factor in the total loss, a float or a schedule.
-        bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: `bounds.jsd`,
-            `bounds.nwj`, `bounds.donsker_varadhan`, `bounds.smile`, `bounds.info_nce`, or your own
-            (registered as serializable if the distiller is to be loaded again).
-        critic: Score network: `ConcatCritic(width=...)` or `SeparableCritic(width=...)`.
+        bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: one of
+            `keras_mikd.bounds`, or your own (registered as serializable if the distiller is to be
+            loaded).
+        critic: Score network, such as `SeparableCritic()`; `ConcatCritic()` if `None`.
         negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
             example of the batch (one matrix product with a separable critic).
         negatives_from: `"batch"`: any other example. `"other_classes"`: examples of other classes,
-            and of the same only where the batch has not enough; needs labels and an int of
-            `negatives`. `<name>_mi_nats` is no bound on mutual information then.
-        grid: Most rows and columns on which maps are compared; larger maps are averaged first.
-            `None` keeps every location.
-        gather: Whether negatives come from the global batch of all replicas (then any number of
-            replicas gives the update of one) or from a replica's own examples (no communication).
+            and of the same one only where the batch has too few; needs labels and an int of
+            `negatives`, and `<name>_mi_nats` is then no bound on mutual information.
+        grid: Largest number of rows and columns on which maps are compared; larger maps are
+            averaged first. `None` keeps every location.
+        gather: Whether negatives come from the global batch of all replicas, so that any number of
+            replicas gives the update of one, or from a replica's own examples, without
+            communication.
         **kwargs: `name` and other arguments of `DistillationLoss`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Keras' own distillation losses, among ours."""
+"""Lets the distillation losses of Keras stand among those of this library."""
 
 import copy
 import warnings
@@ -13,36 +13,32 @@ from keras_mikd.losses.distillation_loss import DistillationLoss
 class KerasLossAdapter(DistillationLoss):
     """Lets a `keras.distillation.DistillationLoss` stand among the losses of a distiller.
 
-    Keras' losses give one number for a batch; every example gets that number. So the mean is
+    Keras' losses give one number for a batch, and every example gets that number. The mean is
     right, but `sample_weight` **cannot weigh the examples inside it**: it only scales the term by
-    the mean weight.
-
-    Three faults of Keras 3.15 are dealt with. `LogitsDistillation` hands raw logits to
-    `"kl_divergence"` (its default) and to categorical cross-entropy, which expect probabilities: it
-    still does, with a warning. `FeatureDistillation` ignores a student layer without a teacher
-    layer: an error here. Loss instances divide themselves by the number of replicas and strings do
-    not: here none does, as the distiller does it. A class of your own must not divide either.
+    the mean weight. `FeatureDistillation` with a student layer alone, which Keras ignores, is an
+    error here. `LogitsDistillation` warns where it hands raw logits to a loss that expects
+    probabilities, as it does by default. The distiller divides by the number of replicas, so a
+    class of your own must not.
 
     ```python
     keras_loss = keras.distillation.FeatureDistillation(
         loss="mse", teacher_layer_name="pool", student_layer_name="pool"
     )
     loss = keras_mikd.KerasLossAdapter(keras_loss, weight=0.5)
-    print(loss(np.array([[1.0], [3.0]]), np.array([[0.0], [0.0]])))  # [5. 5.]
     ```
 
     Args:
-        keras_loss: the loss. One with weights of its own would not be trained: derive that from
-            `keras_mikd.DistillationLoss` instead.
-        teacher_layer: place to read in the teacher, if `keras_loss` has no `teacher_layer_name`.
-        student_layer: place to read in the student, if `keras_loss` has no `student_layer_name`.
+        keras_loss: The loss. Its weights, if it has any, would not be trained: derive such a loss
+            from `keras_mikd.DistillationLoss` instead.
+        teacher_layer: Place to read in the teacher, if `keras_loss` has no `teacher_layer_name`.
+        student_layer: Place to read in the student, if `keras_loss` has no `student_layer_name`.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
-        TypeError: `keras_loss` is not a Keras distillation loss.
-        ValueError: `keras_loss` has weights or sums over the batch, a student's layer stands
-            alone, or a layer is named twice, differently; in `build`, tensors that Keras' two
-            classes compare have different shapes.
+        TypeError: If `keras_loss` is not a Keras distillation loss.
+        ValueError: If `keras_loss` has weights or sums over the batch, a student's layer stands
+            alone, or a layer gets two different names; in `build`, if tensors that Keras' two
+            classes compare differ in shape.
 
     References:
         https://keras.io/api/distillation/
@@ -140,7 +136,7 @@ def _warn_of_raw_logits(keras_loss):
 
 
 def _unscaled(keras_loss):
-    """Returns a copy whose loss instances leave the mean to it: they would divide by replicas."""
+    """Returns a copy whose inner losses leave the mean to it; they would divide by replicas."""
     if not isinstance(keras_loss, _KERAS_CLASSES):
         return keras_loss
     unscaled = copy.copy(keras_loss)

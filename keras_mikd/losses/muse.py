@@ -21,39 +21,29 @@ _SELF_INFORMATION = ("feature", "input")
 class MUSE(DistillationLoss):
     """Mutual and self-information of the stages of a network, MUSE style: a *reconstruction*.
 
-    With the features `F_1`, ..., `F_K` of the stages and a target feature `F_M`, of the last layer
-    of the same network, of a peer or of a teacher, the loss is
+    For the features `F_1`, ..., `F_K` of the stages and a target `F_M` from the same network, a
+    peer or a teacher, the loss is
 
         additive:        -sum_i (I(F_i; F_M) + I(F_i; F_i)),
         multiplicative:  -sum_i softplus(I(F_i; F_M)) * softplus(I(F_i; F_i)),
 
-    where `I` stands for the estimates of a batch. In the product neither factor can make up for the
-    other; `softplus` keeps both above 0, with a gradient where an estimate still is below.
+    where `I` is an estimate over the batch, in nats. The two terms and their two combinations are
+    the paper's. Its equations are not public: everything else is this library's, and no number of
+    the paper was there to check it against.
 
-    The paper's equations are not public. That mutual and self-information of all layers are
-    combined, in these two ways, is the paper's; estimator, embedding, negatives and everything else
-    are this library's, and there was no number of the paper to check them against.
+    A `SeparableCritic` per stage projects `F_i` and `F_M` linearly to a common embedding, location
+    by location. `I(F_i; F_M)` contrasts pairs of one image with pairs of two; `I(F_i; F_i)` does so
+    for a feature and itself, by the projection of `F_i`. The true values are infinite where
+    features are continuous, so only estimates with a ceiling are accepted: Jensen-Shannon, shifted
+    to 0 for a constant critic (at most `2 log 2`; it bounds a divergence), or InfoNCE (at most the
+    log of its pairs).
 
-    *Estimates.* A `SeparableCritic` per stage projects `F_i` and `F_M` linearly to a common
-    embedding, location by location; these projections belong to the loss. `I(F_i; F_M)` contrasts
-    the pair with pairs of different images, `I(F_i; F_i)` does it for a feature and itself, both
-    sides through the projection of `F_i`. Between features of deterministic networks the true
-    values are infinite, as soon as features are continuous: `I(F; F)` is an entropy. So only
-    estimates with a ceiling are taken: the Jensen-Shannon objective shifted to end at 0 for a
-    constant critic (at most `2 log 2`; it bounds a divergence, not the mutual information), or
-    InfoNCE (at most the logarithm of its pairs). They say how well images can be told apart by what
-    the layers have in common *linearly*, and are reported against the ceiling.
-
-    *Gradients.* Into `F_i`, and what lies before it, from both terms. Into `F_M` only where the
-    distiller lets it (`SelfDistiller(stop_gradient=False)`), from the first term.
-
-    Read-outs, in nats: `<name>_<place>_mutual_nats` and `<name>_<place>_self_nats` for every stage,
-    `<name>_ceiling_nats`.
+    Metrics: `<name>_<place>_mutual_nats`, `<name>_<place>_self_nats` and `<name>_ceiling_nats`.
 
     Args:
-        teacher_layer: Place of `F_M`: a vector `(batch, channels)` or a map `(batch, height, width,
-            channels)`. With `self_information="input"` a list, the place of `F_M` and that of the
-            input (the name of the input layer).
+        teacher_layer: Place of `F_M`: a vector `(batch, channels)` or a map
+            `(batch, height, width, channels)`. With `self_information="input"`, a list of the
+            places of `F_M` and of the input.
         student_layer: List of the places of `F_1`, ..., `F_K`, vectors or maps. A map is compared
             with a vector at every location, with a map on their common grid.
         combine: `"additive"` or `"multiplicative"`.
@@ -64,16 +54,16 @@ class MUSE(DistillationLoss):
         negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
             example of the batch.
         negatives_from: `"batch"`: any other image. `"other_classes"`: images of other classes, and
-            of the same only where the batch has not enough; needs labels and a number of
-            `negatives`. What is estimated then is no information any more, but how well an image
-            can be told from those of other classes.
+            of the same one only where the batch has too few; needs labels and an int of
+            `negatives`. The estimate is then not information: it says how well images of different
+            classes can be told apart.
         width: Number of units of the common embedding.
         temperature: Scale of the scores, see `SeparableCritic`. A higher one keeps estimates
             further from the ceiling.
-        grid: Most rows and columns on which maps are compared; larger maps are averaged first,
-            which for 32 rows spares most of the loss's cost. `None` keeps every location.
-        gather: Whether the batch is that of all replicas (then any number of replicas gives the
-            update of one) or a replica's own (no communication).
+        grid: Largest number of rows and columns on which maps are compared; larger maps are
+            averaged first. `None` keeps every location.
+        gather: Whether the batch is that of all replicas, so that any number of replicas gives the
+            update of one, or a replica's own, without communication.
         **kwargs: `weight`, `name` and other arguments of `DistillationLoss`.
 
     Raises:
@@ -164,10 +154,10 @@ class MUSE(DistillationLoss):
         return -ops.sum(both, axis=1)
 
     def _product(self, mutual, own):
-        """Product of the batch's factors, spread over its examples.
+        """Returns the product of the batch's factors, spread over its examples.
 
-        A product of means is no mean of examples. Its expansion to first order around the means is:
-        the mean over the batch is the product, and so is the gradient.
+        A product of means is not a mean over examples, but its first-order expansion around the
+        means is. The mean of that expansion has the value and the gradient of the product.
         """
         estimates = ops.stop_gradient(ops.stack([mutual, own], axis=2))
         if self.gather:
@@ -231,7 +221,7 @@ class MUSE(DistillationLoss):
 
 
 class _Reflexive(Critic):
-    """Scores a feature with itself: both sides through the student's side of another critic."""
+    """Scores a feature with itself: both sides pass the student's side of another critic."""
 
     def __init__(self, critic):
         super().__init__(width=critic.width, name="reflexive")
@@ -252,7 +242,7 @@ class _Reflexive(Critic):
 
 
 def _each(item):
-    """The parts of a list of tensors, shapes or places, or the one that is there instead."""
+    """Returns the parts of a list of tensors, shapes or places, or a list of the single one."""
     shape = isinstance(item, (list, tuple)) and (item[0] is None or isinstance(item[0], int))
     return list(item) if isinstance(item, (list, tuple)) and not shape else [item]
 

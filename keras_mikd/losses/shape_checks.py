@@ -1,4 +1,4 @@
-"""What the losses that compare one tensor with one tensor ask of the two shapes."""
+"""Checks of shapes for the losses that compare one tensor with one tensor."""
 
 _KINDS = {2: "vectors (batch, channels)", 4: "feature maps (batch, height, width, channels)"}
 
@@ -7,13 +7,13 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
     """Checks that two tensors can be compared: both vectors, or both feature maps.
 
     Args:
-        teacher_shape: shape of the teacher's tensor.
-        student_shape: shape of the student's tensor.
-        ranks: the ranks that the loss can take, of 2 and 4.
+        teacher_shape: Shape of the teacher's tensor.
+        student_shape: Shape of the student's tensor.
+        ranks: Ranks that the loss accepts, of 2 and 4.
 
     Raises:
-        ValueError: there is a list of tensors instead of one, the rank is not one of `ranks`, the
-            ranks differ, or the number of channels is unknown.
+        ValueError: If there is a list of tensors instead of one, the rank is not one of `ranks`,
+            the ranks differ, or a number of channels is unknown.
     """
     received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
     for shape in (teacher_shape, student_shape):

@@ -15,23 +15,18 @@ class SoftTargets(DistillationLoss):
         loss = T^2 * KL(softmax(teacher / T) || softmax(student / T)),
 
     summed over the classes, in nats times `T^2`. The factor keeps the size of the gradient about
-    the same for every temperature `T`. Both networks must give logits, of shape `(batch, classes)`.
-
-    ```python
-    loss = keras_mikd.SoftTargets(temperature=4.0, weight=0.9)
-    print(loss(np.array([[2.0, 0.0]]), np.array([[0.0, 0.0]])))  # [0.4848]
-    ```
+    the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`.
 
     Args:
-        temperature: `T`, a finite float above 0. 4 in most comparisons on CIFAR-100.
+        temperature: `T`, a finite float above 0. Most comparisons on CIFAR-100 use 4.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: `temperature` is not a finite number above 0; in `build`, the tensors are not
-            the logits of the same two or more classes.
+        ValueError: If `temperature` is not a finite number above 0; in `build`, if the tensors are
+            not logits of the same two or more classes.
 
     References:
-        Hinton et al., Distilling the knowledge in a neural network, arXiv:1503.02531, section 2.
+        Hinton et al., Distilling the knowledge in a neural network (arXiv:1503.02531), section 2.
     """
 
     expects_logits = True
