@@ -207,7 +207,7 @@ def check_pairs(dimensions, nats):
 
 def main(argv):
     del argv
-    dimensions = [int(value) for value in protocol.numbers("dimensions", FLAGS.dimensions)]
+    dimensions = protocol.numbers("dimensions", FLAGS.dimensions, int)
     nats = protocol.numbers("nats", FLAGS.nats)
     check_pairs(dimensions, nats)
     kept = results.Results(FLAGS.output_dir, steps=FLAGS.steps)

@@ -42,11 +42,11 @@ flags.DEFINE_list("labels_per_class", ["5", "10"], "Training images of each clas
 flags.DEFINE_list("fraction", None, "Fractions of the training set instead.")
 
 
-def image_sets(labels_per_class, fractions):
+def image_sets(counts, fractions):
     """Returns `{name: arguments of the data set}`."""
     if fractions:
         return {f"{100 * value:g} %": {"train_fraction": value} for value in fractions}
-    return {f"{int(n)} per class": {"labels_per_class": int(n)} for n in labels_per_class}
+    return {f"{count} per class": {"labels_per_class": count} for count in counts}
 
 
 def rows_of(images, methods, teachers):
@@ -130,8 +130,9 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     settings = protocol.chosen(FLAGS)
     protocol.check_names("methods", FLAGS.methods, METHODS)
-    fractions = protocol.numbers("fraction", FLAGS.fraction or [])
-    images = image_sets(FLAGS.labels_per_class, fractions)
+    counts = protocol.numbers("labels_per_class", FLAGS.labels_per_class, int)
+    fractions = FLAGS.fraction and protocol.numbers("fraction", FLAGS.fraction)
+    images = image_sets(counts, fractions)
     files = protocol.teacher_files(FLAGS.teacher, FLAGS.mcmi_teacher)
     with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teachers = {name: protocol.load_network(path) for name, path in files.items()}

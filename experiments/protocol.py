@@ -5,6 +5,7 @@ No script by itself: `import protocol` works where one of the experiments is sta
 
 import dataclasses
 import hashlib
+import math
 import os
 import statistics
 import time
@@ -19,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 
 import keras_mikd as mikd
-from keras_mikd import checks, recipes
+from keras_mikd import recipes
 
 # The flags that are defined below belong to the script that asks for them, and show in its help.
 flags.disclaim_key_flags()
@@ -199,12 +200,18 @@ def check_names(flag, names, known):
         )
 
 
-def numbers(flag, texts):
-    """Returns the numbers above 0 of a list flag."""
+def numbers(flag, texts, kind=float):
+    """Returns the values of a list flag, which are numbers above 0 of a kind, float or int."""
     try:
-        return [checks.number(f"--{flag}", float(text), above=0) for text in texts]
-    except ValueError as error:
-        raise SystemExit(f"--{flag}: {error}") from None
+        values = [kind(text) for text in texts]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value < math.inf for value in values):
+        raise SystemExit(
+            f"Expected --{flag} to be some {kind.__name__} above 0. "
+            f"Received: --{flag}={','.join(texts)}"
+        )
+    return values
 
 
 def is_chief():

@@ -68,8 +68,8 @@ def test_the_mcmi_teacher_of_a_method_is_chosen_on_the_validation_split():
     with script_runs.module("experiments", "few_shot") as few_shot:
         assert few_shot.compared(rows, "5 per class", "kd") == (mll, better)
         assert few_shot.gains(mll, better) == [1.0, 3.0]
-        assert list(few_shot.image_sets(["5"], [])) == ["5 per class"]
-        assert few_shot.image_sets(["5"], [0.1]) == {"10 %": {"train_fraction": 0.1}}
+        assert few_shot.image_sets([5], None) == {"5 per class": {"labels_per_class": 5}}
+        assert few_shot.image_sets([5], [0.1]) == {"10 %": {"train_fraction": 0.1}}
 
 
 def _tuned(weight, cmi, accuracy):

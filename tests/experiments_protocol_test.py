@@ -85,8 +85,8 @@ def test_rows_are_methods_with_their_weights_or_the_given_ones(protocol):
             "some of plain, vid. Received: --methods=plain,crd",
         ),
         ([], None, "Expected --methods to be some of"),
-        (["vid"], ["0"], "--weights: Expected .* above 0"),
-        (["vid"], ["many"], "--weights: could not convert"),
+        (["vid"], ["0"], "Expected --weights to be some float above 0. Received: --weights=0"),
+        (["vid"], ["1", "many"], "Received: --weights=1,many"),
     ],
 )
 def test_rows_that_there_are_not_are_refused(protocol, methods, weights, message):
