@@ -201,15 +201,15 @@ def check_names(flag, names, known):
 
 
 def numbers(flag, texts, kind=float):
-    """Returns the values of a list flag, which are numbers above 0 of a kind, float or int."""
+    """Returns the values of a list flag, which are numbers above 0, float or int."""
     try:
         values = [kind(text) for text in texts]
     except ValueError:
         values = []
     if not values or not all(0 < value < math.inf for value in values):
+        words = "integers" if kind is int else "numbers"
         raise SystemExit(
-            f"Expected --{flag} to be some {kind.__name__} above 0. "
-            f"Received: --{flag}={','.join(texts)}"
+            f"Expected --{flag} to be {words} above 0. Received: --{flag}={','.join(texts)}"
         )
     return values
 

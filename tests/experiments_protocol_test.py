@@ -85,7 +85,7 @@ def test_rows_are_methods_with_their_weights_or_the_given_ones(protocol):
             "some of plain, vid. Received: --methods=plain,crd",
         ),
         ([], None, "Expected --methods to be some of"),
-        (["vid"], ["0"], "Expected --weights to be some float above 0. Received: --weights=0"),
+        (["vid"], ["0"], "Expected --weights to be numbers above 0. Received: --weights=0"),
         (["vid"], ["1", "many"], "Received: --weights=1,many"),
     ],
 )
