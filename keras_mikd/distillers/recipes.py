@@ -1,7 +1,7 @@
 """The methods of the papers as lists of losses, for any distiller.
 
 A recipe is a function `(teacher, student, ...) -> list of losses`. It finds the stages of both
-networks by itself. Lists add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
+networks by itself, see `stages`; weights are floats or schedules. Lists add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
 With one network in both places, its early stages learn from its last one, for a `SelfDistiller`.
 """
 
@@ -24,11 +24,8 @@ def kd(teacher, student, *, weight=0.9, temperature=4.0):
     Args:
         teacher: Network whose logits are the target.
         student: Network that learns them.
-        weight: Factor of the loss, a float or a schedule.
+        weight: Factor of the loss.
         temperature: See `SoftTargets`.
-
-    Returns:
-        List of one loss.
     """
     return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
 
@@ -37,12 +34,9 @@ def attention_transfer(teacher, student, *, weight=1000.0):
     """Attention maps of every pair of stages, `"at_<place>"` (arXiv:1612.03928).
 
     Args:
-        teacher: Network with stages, see `stages`.
-        student: Network with stages, or the teacher itself.
-        weight: Factor of every loss, a float or a schedule; 1000 is that of RepDistiller.
-
-    Returns:
-        List of losses.
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
+        weight: Factor of every loss; 1000 is that of RepDistiller.
     """
     return _at_stages(AttentionTransfer, "at", teacher, student, weight=weight)
 
@@ -51,14 +45,11 @@ def hint(teacher, student, *, weight=100.0, pairs=None):
     """Regression of the teacher's features, `"hint_<place>"` (FitNets, arXiv:1412.6550).
 
     Args:
-        teacher: Network with stages, see `stages`.
-        student: Network with stages, or the teacher itself.
-        weight: Factor of every loss, a float or a schedule; 100 is that of RepDistiller.
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
+        weight: Factor of every loss; 100 is that of RepDistiller.
         pairs: List of `(teacher's place, student's place)`; the pair of stages in the middle if
             `None`.
-
-    Returns:
-        List of losses.
     """
     if pairs is None:
         found = stage_pairs(teacher, student)
@@ -70,14 +61,11 @@ def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, **head):
     """Gaussian heads on the pairs of stages and on the logits (VID, arXiv:1904.05835).
 
     Args:
-        teacher: Network with stages, see `stages`.
-        student: Network with stages, or the teacher itself.
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
         stage_weight: Factor of every stage pair's loss, `"vid_<place>"`; 0 leaves them out.
         logits_weight: Factor of the loss of the teacher's logits, `"vid_logits"`, likewise.
         **head: `variant`, `initial_variance` and `reduction` of `GaussianVIDHead`.
-
-    Returns:
-        List of losses.
     """
     losses = []
     if stage_weight:
@@ -103,7 +91,7 @@ def mimkd(
     """Jensen-Shannon critics at three levels (MIMKD, arXiv:2110.15946): a reconstruction.
 
     Args:
-        teacher: Network with stages, see `stages`.
+        teacher: Network with stages.
         student: Network with stages.
         global_weight: Factor of `"jsd_global"`, the pooled vectors; 0 leaves it out.
         local_weight: Factor of `"jsd_local"`, the teacher's pooled vector and the student's last
@@ -113,9 +101,6 @@ def mimkd(
         negatives: Negatives for every positive, see `JSDCritic`.
         grid: Most rows and columns on which maps are compared, see `JSDCritic`.
         gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
-
-    Returns:
-        List of losses.
     """
     pairs = pair_stages(teacher, student)
     levels = [
@@ -143,14 +128,11 @@ def info_nce(teacher, student, *, weight=1.0, grid=8, gather=True):
     """InfoNCE critics on the pairs of stages, `"nce_<place>"`, against all of the batch.
 
     Args:
-        teacher: Network with stages, see `stages`.
-        student: Network with stages, or the teacher itself.
-        weight: Factor of every loss, a float or a schedule.
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
+        weight: Factor of every loss.
         grid: Most rows and columns on which maps are compared, see `JSDCritic`.
         gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
-
-    Returns:
-        List of losses.
     """
     options = {"bound": bounds.info_nce, "negatives": "all", "grid": grid, "gather": gather}
     return [
@@ -171,12 +153,9 @@ def muse(teacher, student, *, weight=1.0, **options):
 
     Args:
         teacher: Network with a pooled vector; the student itself for self-distillation.
-        student: Network with stages, see `stages`.
-        weight: Factor of the loss, a float or a schedule.
+        student: Network with stages.
+        weight: Factor of the loss.
         **options: Other arguments of `MUSE`; negatives are of other classes if not given.
-
-    Returns:
-        List of one loss.
     """
     options = {"negatives_from": "other_classes", **options}
     places = [place for place, _ in pair_stages(student, student)]
@@ -188,12 +167,9 @@ def stage_critics(teacher, student, *, weight=1.0, negatives_from="other_classes
 
     Args:
         teacher: Network with a pooled vector; the student itself for self-distillation.
-        student: Network with stages, see `stages`.
-        weight: Factor of every loss, a float or a schedule.
+        student: Network with stages.
+        weight: Factor of every loss.
         negatives_from: See `JSDCritic`.
-
-    Returns:
-        List of losses.
     """
     return [
         JSDCritic(
@@ -214,10 +190,7 @@ def be_your_own_teacher(teacher, student, *, weight=1.0):
     Args:
         teacher: Network whose last stage and logits the classifiers learn from.
         student: The same network.
-        weight: Factor of the loss, a float or a schedule.
-
-    Returns:
-        List of one loss.
+        weight: Factor of the loss.
     """
     *early, last = [place for place, _ in pair_stages(student, student)]
     heads = BeYourOwnTeacher(
@@ -230,8 +203,8 @@ def stage_pairs(teacher, student):
     """Pairs the stages of two networks, or the early stages of one with its last.
 
     Args:
-        teacher: Network with stages, see `stages`.
-        student: Network with stages, or the teacher itself.
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
 
     Returns:
         List of `(teacher's place, student's place)`.
