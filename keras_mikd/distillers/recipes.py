@@ -1,8 +1,9 @@
 """The methods of the papers as lists of losses, for any distiller.
 
 A recipe is a function `(teacher, student, ...) -> list of losses`. It finds the stages of both
-networks by itself, see `stages`; weights are floats or schedules. Lists add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
-With one network in both places, its early stages learn from its last one, for a `SelfDistiller`.
+networks by itself, and raises a `ValueError` where there are none, see `stages`. Weights are floats
+or schedules. With one network in both places, its early stages learn from its last one, for a
+`SelfDistiller`. Lists add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
 """
 
 from keras_mikd import bounds
