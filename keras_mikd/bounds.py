@@ -39,11 +39,7 @@ def _bound(**says):
 def couples_examples(bound):
     """Whether the value of an example depends on the scores of other examples in the batch.
 
-    Args:
-        bound: Function `(joint, product) -> (batch,)`, or a `functools.partial` of one.
-
-    Returns:
-        The bound's attribute `couples_examples`; `True` without one.
+    The bound, or the one inside a `functools.partial`, says so itself; the default is `True`.
     """
     function = bound.func if isinstance(bound, functools.partial) else bound
     return getattr(function, "couples_examples", True)

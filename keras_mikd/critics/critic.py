@@ -14,7 +14,7 @@ _BY_XLA = contextvars.ContextVar("critics_by_xla", default=False)
 
 @contextlib.contextmanager
 def xla_scope(enabled):
-    """Within this scope, XLA compiles the critics of a step by themselves, if `enabled`."""
+    """Within this scope, XLA compiles a step's critics on their own, if `enabled`."""
     token = _BY_XLA.set(enabled)
     try:
         yield
@@ -23,7 +23,7 @@ def xla_scope(enabled):
 
 
 def compiled(function):
-    """Returns `function`, a critic's arithmetic on tensors, as the `xla_scope` wants it."""
+    """Returns a critic's arithmetic on tensors, which XLA compiles in an enabled `xla_scope`."""
     by_xla = tf.function(function, jit_compile=True)
     return lambda *tensors: (by_xla if _BY_XLA.get() else function)(*tensors)
 
@@ -32,11 +32,11 @@ class Critic(keras.layers.Layer):
     """Base class of score networks `f(t, s)` over the locations of two features.
 
     A subclass embeds each side once (`embed_teacher`, `embed_student`) and scores embeddings that
-    broadcast against one another (`score`). So every negative reuses what was computed for the
-    positive. Which pairs are scored is not a critic's business, see `Negatives`.
+    broadcast against each other (`score`), so every negative reuses the embeddings of the positive.
+    `Negatives` decides which pairs are scored.
 
     Args:
-        width: Number of units of every hidden layer.
+        width: Number of units of every hidden layer, at least 1.
         dtype: Precision of the weights and of the scores. Keep `"float32"`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -77,19 +77,18 @@ class Critic(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class ConcatCritic(Critic):
-    """Multi-layer perceptron on the joined features, at every location (1x1 convolutions on maps).
+    """Multi-layer perceptron on the joined features at every location, as in Deep InfoMax.
 
-    `f(t, s) = W3 relu(W2 relu(W1 [t; s]))`, the Deep InfoMax family. The first layer is split,
-    `W1 [t; s] = W1t t + W1s s`, so that each side passes it once however many pairs are scored; the
-    second layer is paid for every pair.
+    `f(t, s) = W3 relu(W2 relu(W1 [t; s]))`. The first layer is split, `W1 [t; s] = W1t t + W1s s`,
+    so that each side passes it once however many pairs are scored; every pair pays for the second
+    layer.
 
     Args:
-        width: Number of units of both hidden layers.
+        width: Number of units of both hidden layers, at least 1.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     References:
-        Hjelm et al., Learning deep representations by mutual information estimation and
-        maximization (arXiv:1808.06670). That MIMKD uses it is a reconstruction.
+        Hjelm et al. (arXiv:1808.06670). Its use in MIMKD is a reconstruction.
     """
 
     def build(self, teacher_shape, student_shape):
@@ -112,13 +111,13 @@ class ConcatCritic(Critic):
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class SeparableCritic(Critic):
-    """Two linear towers and an inner product, at every location.
+    """Two linear towers and an inner product at every location.
 
-    `f(t, s) = <g(t), h(s)> / temperature + bias` with linear maps `g`, `h` whose results have unit
-    length, and a trainable bias. All pairs of a batch cost one matrix product.
+    `f(t, s) = <g(t), h(s)> / temperature + bias` with linear maps `g`, `h` scaled to unit length,
+    and a trainable bias. All pairs of a batch cost one matrix product.
 
     Args:
-        width: Number of units of the embeddings.
+        width: Number of units of the embeddings, at least 1.
         temperature: Scale of the scores, above 0; they stay within `bias +- 1 / temperature`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -127,7 +126,7 @@ class SeparableCritic(Critic):
 
     References:
         The embedding is that of Tian et al., Contrastive representation distillation
-        (arXiv:1910.10699). That MIMKD uses one like it is a reconstruction.
+        (arXiv:1910.10699). Its use in MIMKD is a reconstruction.
     """
 
     def __init__(self, *, width=64, temperature=0.1, **kwargs):

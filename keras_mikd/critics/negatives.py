@@ -1,4 +1,4 @@
-"""Who is compared: every example with its own partner, and with others by chance."""
+"""Which pairs are scored: every example with its own partner, and with others by chance."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ OTHER_CLASSES = "other_classes"
 
 
 class Pool(NamedTuple):
-    """Students that a replica's examples are compared with; its own ones come first."""
+    """The students that a replica's examples are compared with; its own ones come first."""
 
     student: Any
     """Tensor of shape `(pool, locations or 1, channels)`."""
@@ -26,17 +26,11 @@ class Pool(NamedTuple):
 
 
 class Negatives:
-    """Which pairs a critic scores. The negatives of an example are the next ones of the batch.
+    """Chooses the pairs that a critic scores: negatives are the next examples of the batch.
 
-    Args:
-        number: Negatives for every positive: an int of at least 1, or `"all"` for every other
-            example of the batch.
-        source: `"batch"`: any other example is a negative. `"other_classes"`: examples of other
-            classes, and of the same class only where the batch has not enough; needs labels and an
-            int of `number`. Bounds are none on information then: the pairs by chance are no draws
-            from the product of the marginals.
-        gather: Whether negatives come from the global batch of all replicas (then any number of
-            replicas gives the update of one) or from a replica's own examples (no communication).
+    `number`, `source` and `gather` are `negatives`, `negatives_from` and `gather` of `JSDCritic`.
+    Negatives of other classes are no draws from the product of the marginals, so bounds on mutual
+    information do not hold with them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -59,16 +53,13 @@ class Negatives:
         self.gather = gather
 
     def pool(self, student, labels=None):
-        """Returns the students to compare with, for any number of teachers' features.
+        """Returns the students to compare with, once for any number of teachers' features.
 
-        What other replicas have of it is sent once.
-
-        Args:
-            student: Tensor of shape `(batch, locations or 1, channels)`.
-            labels: Class of every example, as indices or one-hot, for negatives of other classes.
+        `student` has the shape `(batch, locations or 1, channels)`. Negatives of other classes need
+        the class of every example, as indices or one-hot.
 
         Raises:
-            ValueError: If labels are needed and there are none, or more than one for an example.
+            ValueError: If labels are needed and missing, or an example has more than one.
         """
         classes = None
         if self.source == OTHER_CLASSES:
@@ -89,13 +80,9 @@ class Negatives:
     def comparison(self, critic, bound):
         """Returns a function that compares a teacher's feature with a pool of students.
 
-        Args:
-            critic: `Critic` that scores the pairs.
-            bound: Function `(joint, product) -> (batch,)`, see `bounds`.
-
-        Returns:
-            Function `(teacher, pool) -> (bound, joint, product)`, of shapes `(batch,)`, `(batch,
-            locations)` and `(batch, negatives, locations)`.
+        It maps `(teacher, pool)` to `(value, joint, product)`, of shapes `(batch,)`,
+        `(batch, locations)` and `(batch, negatives, locations)`: the scores by `critic`, and their
+        `bound` for every example.
         """
 
         def scored(teacher, pool):
@@ -122,8 +109,7 @@ class Negatives:
     def scores(self, critic, teacher, pool):
         """Returns the scores of true pairs, `(batch, locations)`, and of pairs by chance.
 
-        The latter have the shape `(batch, negatives, locations)`. Pairs are made of embeddings, so
-        that each feature is embedded once.
+        The latter have the shape `(batch, negatives, locations)`. Each feature is embedded once.
         """
         with keras.name_scope(critic.name, caller=critic):  # As a call of the critic has.
             teacher, student = critic.embed_teacher(teacher), critic.embed_student(pool.student)
@@ -145,11 +131,10 @@ class Negatives:
 
 
 def _following(tensor, number):
-    """Returns the examples of the global batch that come after this replica's last one.
+    """Returns the `number` examples of the global batch that come after this replica's last one.
 
-    After the last example of all comes the first one. Only the first examples of every replica are
-    sent, however large the batch is. The result has `number` rows, or less where the global batch
-    has not so many examples beside one.
+    The first example of all follows the last. Every replica sends only its first `number` examples.
+    A small global batch gives fewer rows: all of its examples but one.
     """
     sizes, own = replicas.batch_sizes(tensor)
     first_ones = tensor[:number]
@@ -161,7 +146,7 @@ def _following(tensor, number):
 
 
 def _others_first(classes, batch):
-    """Indices `(batch, pool - 1)` of the other examples, those of other classes in front."""
+    """Indices `(batch, pool - 1)` of the other examples, with those of other classes first."""
     pool = ops.shape(classes)[0]
     rows, offsets = ops.arange(batch)[:, None], ops.arange(1, pool)[None]
     partners = ops.mod(rows + offsets, pool)

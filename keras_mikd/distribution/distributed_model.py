@@ -14,7 +14,7 @@ from keras_mikd.keras_internals import ModelBuiltFromSpecs
 class DistributedModel(ModelBuiltFromSpecs):
     """A `keras.Model` that fits, evaluates and predicts under every strategy, on several hosts too.
 
-    A `keras.Model` of Keras 3 fails under `MultiWorkerMirroredStrategy` twice: it averages the
+    Under `MultiWorkerMirroredStrategy` a `keras.Model` of Keras 3 fails twice: it averages the
     first batches of all replicas to build itself, and it reduces the logs of a step, which are
     scalars, over axis 0.
     """
@@ -32,8 +32,8 @@ class DistributedModel(ModelBuiltFromSpecs):
     ):
         """Trains like `keras.Model.fit`.
 
-        On several hosts, what writes files is left to the chief, see `without_writers`; a
-        `BackupAndRestore` needs a folder that all of them see.
+        On several hosts only the chief writes files, see `without_writers`; a `BackupAndRestore`
+        needs a folder that all of them see.
 
         Raises:
             ValueError: If batches are known to have fewer examples than there are replicas.
@@ -48,10 +48,7 @@ class DistributedModel(ModelBuiltFromSpecs):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Returns the metrics of a step; on several hosts, with a leading axis of 1.
-
-        Keras takes the mean over that axis and all replicas.
-        """
+        """Returns the metrics of a step, with the axis that `as_logs` adds on several hosts."""
         return as_logs(super().compute_metrics(x, y, y_pred, sample_weight))
 
     def evaluate(self, *args, **kwargs):
@@ -74,7 +71,7 @@ class DistributedModel(ModelBuiltFromSpecs):
 
     @contextlib.contextmanager
     def _watching(self):
-        """Says of a host that stopped answering what it is."""
+        """Explains the error of a host that stopped answering."""
         with self.distribute_strategy.scope():
             alone = not replicas.on_several_hosts()
         try:
@@ -91,14 +88,14 @@ class DistributedModel(ModelBuiltFromSpecs):
 
 
 def as_logs(values):
-    """Gives what a step logs the axis that Keras reduces on several hosts."""
+    """Adds to the logs of a step the axis that Keras takes the mean over on several hosts."""
     if not replicas.on_several_hosts():
         return values
     return {name: ops.expand_dims(value, 0) for name, value in values.items()}
 
 
 def _check_batch(x, batch_size):
-    """Refuses batches that leave a replica without examples, where their size is known."""
+    """Refuses batches of a known size that leave a replica without examples."""
     size = batch_size or (32 if hasattr(x, "shape") else None)  # What Keras takes for arrays.
     if isinstance(x, tf.data.Dataset):
         size = keras.tree.flatten(x.element_spec)[0].shape[0]

@@ -28,23 +28,15 @@ def is_chief():
 
 
 def scale(loss):
-    """Divides a replica's mean loss by the number of replicas, because their gradients are summed.
-
-    Keras does the same with its own losses.
-    """
+    """Divides a replica's mean loss by their number, as Keras does: their gradients are summed."""
     return loss / count() if count() > 1 else loss
 
 
 def gather(tensor):
-    """Joins the batches of all replicas, in the order of the replicas.
+    """Joins the batches of all replicas, in the order of the replicas: `(global batch, ...)`.
 
-    The gradient of an example flows back to the replica that holds it.
-
-    Args:
-        tensor: Tensor of shape `(local batch, ...)`.
-
-    Returns:
-        Tensor of shape `(global batch, ...)`; the tensor itself where there is one replica.
+    The gradient of an example flows back to the replica that holds it. With one replica this is the
+    tensor itself.
     """
     replica = _replica()
     if replica is None:
@@ -61,15 +53,12 @@ def gather(tensor):
 
 
 def run_network(network, x):
-    """Runs a network on the batch of a replica, also if the last batch left that without examples.
+    """Runs a network on the batch of a replica, even where the last batch left the replica none.
 
-    Convolutions do not survive a batch without rows. Such a replica runs on one of zeros, what
-    comes out of it is dropped, and no gradient flows back. Layers with a state of their own, such
-    as BatchNormalization, see it.
-
-    Args:
-        network: Function of `x` that returns tensors of shape `(local batch, ...)`.
-        x: Tensor of shape `(local batch, ...)`, or a structure of such tensors.
+    `x` is a tensor `(local batch, ...)` or a structure of such tensors, and so is the result.
+    Convolutions fail on a batch without rows. Such a replica runs on a row of zeros, whose output
+    is dropped, so no gradient flows back. Layers with a state, such as BatchNormalization, see that
+    row.
     """
     first, *_ = tf.nest.flatten(x)
     if count() == 1 or first.shape[0]:
@@ -100,9 +89,9 @@ def batch_sizes(tensor):
 
 
 def _at_least_one(tensor):
-    """Gives a replica that the last batch left without examples a row of zeros, to drop later.
+    """Gives a replica without examples a row of zeros, to drop later.
 
-    Neither collectives nor some kernels survive a tensor without rows.
+    Neither collectives nor some kernels accept a tensor without rows.
     """
     shape = tf.shape(tensor)
     missing = tf.cast(tf.equal(shape[:1], 0), tf.int32)

@@ -1,4 +1,4 @@
-"""Callbacks of a worker that is not the chief: those that write files are left to the chief."""
+"""Callbacks of a worker that is not the chief, which does not write files."""
 
 import keras
 
@@ -12,17 +12,11 @@ _WRITERS = (
 
 
 def without_writers(callbacks):
-    """Returns what a worker that is not the chief runs of the callbacks of `fit`.
+    """Returns the callbacks of `fit`, as a list, for a worker that is not the chief.
 
     `CSVLogger`, `ModelCheckpoint` and `TensorBoard` only write, and are left out. A
-    `BackupAndRestore` is replaced by one that restores the chief's backup and writes none. All
-    others, those of the caller's own making too, run on every worker.
-
-    Args:
-        callbacks: A callback, a list of them, a `CallbackList`, or `None`.
-
-    Returns:
-        A list of callbacks.
+    `BackupAndRestore` becomes one that restores the chief's backup and writes none. All others, the
+    caller's own too, run on every worker.
     """
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks

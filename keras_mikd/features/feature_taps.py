@@ -1,4 +1,4 @@
-"""Reading tensors inside a model: one forward pass returns every place that was asked for."""
+"""Reads tensors inside a model: one forward pass returns every requested place."""
 
 import keras
 
@@ -21,16 +21,13 @@ class FeatureTaps:
     * `None` or `"output"`: the model's output, in its own structure; `"output/logits"` or
       `"output/0"` is one tensor of a dict or list;
     * the name of a layer, `"conv2"`, or its path through nested models,
-      `"backbone/stack3_block2_add"`; of a layer with several outputs, one of them, `"lstm/0"`;
+      `"backbone/stack3_block2_add"`; `"lstm/0"` is one output of a layer with several;
     * `"stage1"` ... `"stageN"` or `"pooled"`, see `stages`; `"input"`, the model's only input;
     * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV;
-      `"feature_pyramid/P4"` is what a KerasCV RetinaNet makes of it.
+      `"feature_pyramid/P4"` is the same level after the pyramid of a KerasCV RetinaNet.
 
-    The layers are the model's own: weights are shared, and reading a place changes nothing that the
-    model shows, computes or saves. For a place inside a nested model, Keras calls the layers around
-    that model once more symbolically, which leaves a record of the call (no weights) on them.
-
-    This is not a Keras layer, so that an owner that keeps one does not track the model twice.
+    The layers are the model's own. Reading a place changes nothing that the model shows, computes
+    or saves. It is not a Keras layer, so an owner does not track the model twice.
 
     >>> inputs = keras.Input((8, 8, 3))
     >>> x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
@@ -38,16 +35,14 @@ class FeatureTaps:
     >>> taps = FeatureTaps(keras.Model(inputs, keras.layers.Dense(10)(x)), ["conv", None])
     >>> {place: spec.shape for place, spec in taps.specs.items()}
     {'conv': (None, 6, 6, 4), 'output': (None, 10)}
-    >>> sorted(taps(keras.ops.zeros((2, 8, 8, 3)), training=False))
-    ['conv', 'output']
 
     Args:
         model: Keras model. Without `features`, only the output of a subclassed one can be read.
         places: Iterable of places.
         features: Function `(model, x, training) -> {place: tensor}` that runs the model once and
             returns `"output"` and every other place in `places`, under names of its choice.
-        inputs: `KerasTensor`s in the structure of `x`, needed where the model has no symbolic
-            inputs of its own (a subclassed one).
+        inputs: `KerasTensor`s in the structure of `x`, for a (subclassed) model without symbolic
+            inputs.
 
     Attributes:
         places: Tuple of the places, without repetition, always with `"output"`.
@@ -56,8 +51,8 @@ class FeatureTaps:
 
     Raises:
         TypeError: If `places` is not an iterable of names.
-        ValueError: If a place does not exist or is not one tensor, if the model is not built or
-            cannot be looked into, or if `features` does not return what it should.
+        ValueError: If a place does not exist or is not one tensor, the model is not built or hides
+            its layers, or `features` returns something else.
     """
 
     def __init__(self, model, places, *, features=None, inputs=None):
@@ -80,14 +75,9 @@ class FeatureTaps:
         self.specs = self._by_place(result)
 
     def __call__(self, x, training):
-        """Runs the model once.
+        """Runs the model once on `x`, in training mode if `training`.
 
-        Args:
-            x: Inputs of the model; a tensor will do for a dict of one.
-            training: Whether layers run in training mode.
-
-        Returns:
-            `{place: tensor}` for every place in `places`.
+        A tensor will do for a dict of one. Returns `{place: tensor}` for every place in `places`.
         """
         return self._by_place(self._run(x, training))
 
@@ -155,12 +145,12 @@ class _Run(keras.Operation):
 
 
 def _check_hidden(model, inner, features, inputs):
-    """Checks what it takes to read a model whose layers cannot be seen."""
+    """Checks that a model whose layers cannot be seen comes with what reading it takes."""
     if features is None and inner:
         raise ValueError(
             f"Expected a model with a graph to find {inner} in, not {described(model)}. Give it an "
-            "input (if it is a Sequential model), or pass `features`, a function (model, x, training) -> "
-            "{place: tensor}. Received: features=None"
+            "input (if it is a Sequential model), or pass `features`, a function (model, x, "
+            "training) -> {place: tensor}. Received: features=None"
         )
     if not getattr(model, "built", False):
         raise ValueError(

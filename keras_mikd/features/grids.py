@@ -1,22 +1,17 @@
-"""Feature maps of unlike resolution, brought to one grid."""
+"""Feature maps of different resolution, brought to one grid."""
 
 import numpy as np
 from keras import ops
 
 
 def common_grid(teacher_shape, student_shape, *, limit=None):
-    """Returns the grid on which two feature maps can be compared.
+    """Returns the grid `(rows, columns)` on which two feature maps can be compared.
 
-    Args:
-        teacher_shape: `(batch, height, width, channels)`.
-        student_shape: `(batch, height, width, channels)`.
-        limit: Largest number of rows and of columns, or `None` for no limit.
-
-    Returns:
-        `(height, width)`: the smaller of the two in each direction, at most `limit`.
+    It is the smaller of the two in each direction, and at most `limit`. Shapes are
+    `(batch, height, width, channels)`.
 
     Raises:
-        ValueError: If a shape is not that of a feature map, or a height or width is unknown.
+        ValueError: If a shape is not that of a feature map, or a size is unknown.
     """
     for name, shape in (("teacher", teacher_shape), ("student", student_shape)):
         if len(shape) != 4:
@@ -36,14 +31,8 @@ def common_grid(teacher_shape, student_shape, *, limit=None):
 def comparison_grids(teacher_shape, student_shape, *, limit=None):
     """Returns the grids on which two features, vectors or maps, are compared location by location.
 
-    Args:
-        teacher_shape: `(batch, channels)` or `(batch, height, width, channels)`.
-        student_shape: `(batch, channels)` or `(batch, height, width, channels)`.
-        limit: Largest number of rows and of columns, or `None` for no limit.
-
-    Returns:
-        `(teacher's grid, student's grid)`: the common grid of two maps; a map's own one where the
-        other is a vector; `None` for a vector.
+    Two maps share their common grid. A map that meets a vector keeps its own grid, of at most
+    `limit` rows and columns. A vector has none (`None`).
     """
     if len(teacher_shape) == len(student_shape) == 4:
         grid = common_grid(teacher_shape, student_shape, limit=limit)
@@ -62,16 +51,9 @@ def locations(feature, grid):
 
 
 def pool_to(feature_map, grid):
-    """Averages a feature map over the cells of a coarser grid.
+    """Averages a map `(batch, height, width, channels)` over the cells of a coarser grid.
 
-    The cells overlap where a size is no multiple of the grid's, as in adaptive average pooling.
-
-    Args:
-        feature_map: Tensor of shape `(batch, height, width, channels)`.
-        grid: `(rows, columns)`, at most the height and width.
-
-    Returns:
-        Tensor of shape `(batch, rows, columns, channels)`.
+    The cells overlap where a size is not a multiple of the grid's, as in adaptive average pooling.
     """
     _, height, width, channels = feature_map.shape
     rows, columns = grid

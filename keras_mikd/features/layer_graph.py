@@ -1,4 +1,4 @@
-"""The layers of a model as one flat graph, nested models opened, and models that read inside."""
+"""The layers of a model as one flat graph that opens nested models, and models that read inside."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ _ASSUMED_SIZE = 256
 
 
 class Call(NamedTuple):
-    """One call of a layer or Keras operation: its path, its result and the calls that fed it."""
+    """One call of a layer or Keras operation: its path, its result and the calls that feed it."""
 
     path: str
     layer: Any
@@ -21,18 +21,13 @@ class Call(NamedTuple):
 class LayerGraph:
     """Every call of a layer between the inputs and the outputs of a model, inputs first.
 
-    Nested models are opened: their layers appear as `"backbone/conv1"`, they themselves only in
-    `names`.
-
-    Args:
-        model: Model for which `has_graph(model)` is true.
-        input_specs: `KerasTensor`s that stand in for `model.inputs`, to see which shapes follow.
+    The layers of nested models appear as `"backbone/conv1"`, the nested models only in `names`. The
+    model has a graph (`has_graph`); `input_specs` replace its inputs, to see which shapes follow.
 
     Attributes:
         calls: List of `Call`; `parents` are positions in it.
-        names: `{path: [position of each tensor of that name]}`. There are several where a layer is
-            called several times or has several outputs; the outputs of one layer are also there as
-            `"pyramid/0"`, `"pyramid/1"`, ...
+        names: `{path: [position of each tensor of that name]}`, several if a layer is called
+            several times or has several outputs; one output of it is also there as `"pyramid/0"`.
         levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones, also
             inside a detector, and `{"feature_pyramid/P3": [path], ...}` of a KerasCV RetinaNet.
         outputs: Positions of the model's outputs.
@@ -72,7 +67,7 @@ class LayerGraph:
         return position
 
     def _open(self, model, prefix, feeds, specs):
-        """Adds the calls in `model`, fed by the calls at `feeds`; returns where its outputs are."""
+        """Adds the calls in `model`, fed by those at `feeds`; returns where its outputs are."""
         nodes = nodes_behind(model.outputs)
         shapes = _shapes(model, nodes, specs)
         source = {id(t): position for t, position in zip(model.inputs, feeds, strict=True)}
@@ -110,7 +105,7 @@ class LayerGraph:
         self._add_pyramid(prefix + getattr(getattr(model, "feature_pyramid", None), "name", ""))
 
     def _add_pyramid(self, path):
-        """Names the outputs of a RetinaNet's pyramid, a layer or a model whose name may be any."""
+        """Names the outputs of a RetinaNet's pyramid, a layer or a model of any name."""
         for i, position in enumerate(self.names.get(path, [])):
             inner = self.calls[position].path
             self.levels[f"feature_pyramid/P{i + 3}"] = [f"{path}/{i}" if inner == path else inner]
@@ -136,7 +131,7 @@ def ends(model):
 
 
 def sized(tensor):
-    """Returns a symbolic image with the height and width filled in that its input leaves open."""
+    """Returns a symbolic image with assumed sizes where its input leaves them open."""
     if len(tensor.shape) != 4:
         return tensor
     batch, *sizes, channels = tensor.shape
@@ -145,17 +140,11 @@ def sized(tensor):
 
 
 def tapped(model, paths):
-    """Returns a model over the layers of `model` that returns `(its output, {path: tensor})`.
+    """Returns a model that is called like `model` and returns `(its output, {path: tensor})`.
 
-    A tensor inside a nested model is not in the outer graph. So the nested model is replaced by a
-    tapped one, and the layers around it are called again on new symbolic inputs.
-
-    Args:
-        model: Model for which `has_graph(model)` is true.
-        paths: Set of paths, each with one position in `LayerGraph(model).names`.
-
-    Returns:
-        Functional model, called like `model`.
+    It shares the layers of `model`, which has a graph; each path has one position in its
+    `LayerGraph`. A tensor inside a nested model is not in the outer graph: a tapped model replaces
+    the nested one, and the layers around it are called again on new symbolic inputs.
     """
     inputs, outputs = ends(model)
     nodes = nodes_behind(model.outputs)

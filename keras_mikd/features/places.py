@@ -13,14 +13,7 @@ _LISTED = 30
 
 
 def resolve(model, places):
-    """Finds the layers behind places.
-
-    Args:
-        model: Model for which `has_graph(model)` is true.
-        places: Names other than the output's.
-
-    Returns:
-        `{place: path of the layer}`, each path that of one tensor in `LayerGraph(model).names`.
+    """Returns `{place: path of the layer}` for places inside a model with a graph.
 
     Raises:
         ValueError: If a place does not exist, or is not one tensor.
@@ -34,7 +27,7 @@ def is_output(place):
 
 
 def checked_places(places):
-    """Returns places as a tuple of names, without repetition, with `"output"`."""
+    """Returns places as a tuple of names, without repetition and with `"output"`."""
     if isinstance(places, str) or not hasattr(places, "__iter__"):
         raise TypeError(f"Expected an iterable of places. Received: places={places!r}")
     places = [OUTPUT if place is None else place for place in places]
@@ -45,7 +38,7 @@ def checked_places(places):
 
 
 def described(model):
-    """Names a model in a message."""
+    """Describes a model in a message."""
     return f"{type(model).__name__} {model.name!r}"
 
 

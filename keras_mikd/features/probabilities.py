@@ -1,4 +1,4 @@
-"""Whether a place of a network holds probabilities: what its layers tell."""
+"""Tells from its layers whether a place of a network holds probabilities."""
 
 import keras
 
@@ -13,16 +13,11 @@ _SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze
 def holds_probabilities(model, place=OUTPUT):
     """Whether the tensor at a place holds probabilities: softmax or sigmoid was applied last.
 
-    Layers behind it that keep its values (reshape, flatten, cast, linear activation) are looked
-    through.
-
-    Args:
-        model: Keras model.
-        place: Place of it, see `FeatureTaps`.
+    Layers after it that keep its values (reshape, flatten, cast, linear activation) do not matter.
 
     Returns:
-        `True` (for several outputs: if one of them is), `False`, or `None` if it cannot be told
-        because the model is subclassed or not built.
+        `True` (of several outputs: if one of them does), `False`, or `None` if the model hides its
+        layers because it is subclassed or not built.
     """
     if not has_graph(model):
         return None

@@ -1,4 +1,4 @@
-"""The stages of a convolutional network, found in its graph, and how those of two networks pair."""
+"""Finds the stages of a convolutional network in its graph, and pairs those of two networks."""
 
 import itertools
 import math
@@ -41,23 +41,19 @@ class Stages(dict):
 def stages(model):
     """Finds the stages of a network: the places `"stage1"` ... `"stageN"` and `"pooled"`.
 
-    Only tensors that lie on every path from the input to the output count, so nothing inside a
-    residual block or a squeeze-and-excitation gate does. Of these:
+    Only tensors on every path from the input to the output count, so nothing inside a residual
+    block or a squeeze-and-excitation gate does. Of these:
 
     * `"stage1"` ... `"stageN"` are the last feature maps, `(batch, height, width, channels)`, at
       each resolution, in order. A new resolution begins where height or width changes by a factor
-      of 1.5 or more. Left out: maps that no kernel made (the image, rescaled or not), maps that
-      were only padded or upsampled, and maps of 1 x 1.
-    * `"pooled"` is the last vector, `(batch, channels)`, before the classifier and before dropout.
-      The classifier is the last layer with a kernel, if it puts out vectors on the way to a single
-      output; without one, `"pooled"` is the last vector of the network. A map of 1 x 1 counts, and
-      is read, as a vector.
+      of 1.5 or more. Maps that no kernel made, that were only padded or upsampled, or of 1 x 1 do
+      not count.
+    * `"pooled"` is the last vector, `(batch, channels)`, before dropout and the classifier: the
+      last layer with a kernel, if it puts out vectors on the way to a single output. Without a
+      classifier it is the last vector of the network. A map of 1 x 1 counts, and is read, as a
+      vector.
 
-    So a stage of a pre-activation network goes as far as the BatchNorm and ReLU that open the next
-    one, if shortcut and residual branch share them, else to the last sum. MobileNetV2 ends a stage
-    in the expansion of the next block, and in a network where cells skip cells (NASNet) there is
-    next to nothing to find: name layers where that is not wanted. Heights and widths that the input
-    leaves open are taken as 256 during the search.
+    Where cells skip cells, as in NASNet, there is little to find; name layers instead.
 
     >>> inputs = keras.Input((32, 32, 3))
     >>> x = keras.layers.Conv2D(8, 3, padding="same", name="conv1")(inputs)
@@ -95,9 +91,8 @@ def pair_stages(teacher, student):
     """Pairs the stages of two networks, for methods that match them one by one.
 
     With as many stages on both sides they pair in order. Otherwise the last two pair, and every
-    other stage of the network that has fewer takes one of the other's: in order, none twice, so
-    that the distances of `log2(input size / stage size)` have the smallest sum (on a tie, the
-    earlier stages).
+    other stage of the network with fewer takes one of the other's: in order, none twice, with the
+    smallest sum of distances in `log2(input size / stage size)` (on a tie, the earlier stages).
 
     Args:
         teacher: Functional or built Sequential model.
@@ -131,7 +126,7 @@ def pair_stages(teacher, student):
 
 
 def _measured_graph(model):
-    """Returns the graph with heights and widths filled in, and whether any had to be assumed."""
+    """Returns the graph with heights and widths filled in, and whether any was assumed."""
     if not has_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input, to find stages "

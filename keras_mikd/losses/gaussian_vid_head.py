@@ -157,15 +157,7 @@ class GaussianVIDHead(DistillationLoss):
         return -log_likelihood  # A bound is maximised, a loss minimised.
 
     def predict_mean(self, student, training=None):
-        """Returns `mu(s)`, the head's prediction of the teacher's tensor.
-
-        Args:
-            student: The student's tensor, on the grid that the two feature maps share.
-            training: Whether batch normalization uses the statistics of the batch.
-
-        Returns:
-            Tensor of the teacher's shape, on that grid.
-        """
+        """Returns `mu(s)`, the predicted teacher's tensor, for a student's on the common grid."""
         if self.grid and all(isinstance(layer, keras.layers.Dense) for layer in self.mean_layers):
             # Linear maps in a row: multiplied first, they cost one pass over the feature map.
             kernels = [layer.kernel for layer in self.mean_layers]

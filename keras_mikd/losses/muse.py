@@ -41,9 +41,8 @@ class MUSE(DistillationLoss):
     Metrics: `<name>_<place>_mutual_nats`, `<name>_<place>_self_nats` and `<name>_ceiling_nats`.
 
     Args:
-        teacher_layer: Place of `F_M`: a vector `(batch, channels)` or a map
-            `(batch, height, width, channels)`. With `self_information="input"`, a list of the
-            places of `F_M` and of the input.
+        teacher_layer: Place of `F_M`, a vector or map as in `JSDCritic`. With
+            `self_information="input"`, a list of the places of `F_M` and of the input.
         student_layer: List of the places of `F_1`, ..., `F_K`, vectors or maps. A map is compared
             with a vector at every location, with a map on their common grid.
         combine: `"additive"` or `"multiplicative"`.
@@ -51,19 +50,14 @@ class MUSE(DistillationLoss):
             feature with the input, `I(X; F_i)`, by a critic of its own; an image is averaged to at
             most `grid` (8 if `None`) rows and columns and flattened.
         bound: `bounds.jsd` or `bounds.info_nce`.
-        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
-            example of the batch.
-        negatives_from: `"batch"`: any other image. `"other_classes"`: images of other classes, and
-            of the same one only where the batch has too few; needs labels and an int of
-            `negatives`. The estimate is then not information: it says how well images of different
-            classes can be told apart.
+        negatives: As in `JSDCritic`.
+        negatives_from: As in `JSDCritic`. With `"other_classes"` the estimate is not information:
+            it says how well images of different classes can be told apart.
         width: Number of units of the common embedding.
         temperature: Scale of the scores, see `SeparableCritic`. A higher one keeps estimates
             further from the ceiling.
-        grid: Largest number of rows and columns on which maps are compared; larger maps are
-            averaged first. `None` keeps every location.
-        gather: Whether the batch is that of all replicas, so that any number of replicas gives the
-            update of one, or a replica's own, without communication.
+        grid: As in `JSDCritic`.
+        gather: As in `JSDCritic`, for the batch of the estimates too.
         **kwargs: `weight`, `name` and other arguments of `DistillationLoss`.
 
     Raises:

@@ -4,12 +4,7 @@ _KINDS = {2: "vectors (batch, channels)", 4: "feature maps (batch, height, width
 
 
 def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
-    """Checks that two tensors can be compared: both vectors, or both feature maps.
-
-    Args:
-        teacher_shape: Shape of the teacher's tensor.
-        student_shape: Shape of the student's tensor.
-        ranks: Ranks that the loss accepts, of 2 and 4.
+    """Checks that two tensors can be compared: two vectors or two feature maps.
 
     Raises:
         ValueError: If there is a list of tensors instead of one, the rank is not one of `ranks`,

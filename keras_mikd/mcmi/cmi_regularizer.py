@@ -13,26 +13,22 @@ from keras_mikd.mcmi.conditional_mutual_information import check_outputs
 class CMIRegularizer(keras.layers.Layer):
     """Divergence of every output from the centroid of its class, `KL(P_x || Q^y)`, in nats.
 
-    `P_x = softmax(logits / temperature)` and `Q^y`, the row y of the centroids, is the mean of
-    `P_x` over the examples of class y. The mean of the divergence over examples is the conditional
-    mutual information `I(X; Yhat | Y)` if the centroids are those of the same examples and
-    weights, and `CMI + KL(mean of P_x || Q^y)` otherwise: with centroids that are not refreshed it
-    also rewards drift. It is subtracted from a cross entropy to raise the information (MCMI), added
-    to lower it (CMIC-DL). The gradient flows through `P_x` only.
-
-    The centroids are a weight that is not trained; it holds their logarithms, and an exact 0 counts
-    as the smallest positive float64 (`log` = -708), so that nothing becomes infinite.
+    `P_x = softmax(logits / temperature)`, and the centroid `Q^y` is the mean of `P_x` over the
+    examples of class y. With exact centroids the mean of the divergence is the conditional mutual
+    information `I(X; Yhat | Y)`; with stale ones it is `CMI + KL(mean of P_x || Q^y)`, which also
+    rewards drift. Subtract it from a cross entropy to raise the information (MCMI), or add it to
+    lower it (CMIC-DL). The gradient flows through `P_x` only. The centroids are a weight that is
+    not trained.
 
     ```python
-    report = keras_mikd.measure_cmi(teacher, train)      # one pass, exact
     regularizer = keras_mikd.CMIRegularizer(num_classes=10)
-    regularizer.set_centroids(report.centroids)
-    divergence = regularizer(teacher(images), labels)   # (batch,)
+    regularizer.set_centroids(keras_mikd.measure_cmi(teacher, train).centroids)
+    divergence = regularizer(teacher(images), labels)  # (batch,)
     ```
 
     Args:
         num_classes: Number of classes C, at least 2.
-        temperature: Temperature of `P_x`, positive. The papers have 1.
+        temperature: Temperature of `P_x`, above 0. The papers use 1.
         dtype: Precision of the arithmetic. Keep `"float32"`.
         **kwargs: `name` and other arguments of `keras.layers.Layer`.
 
@@ -40,9 +36,8 @@ class CMIRegularizer(keras.layers.Layer):
         ValueError: If an argument is out of range.
 
     References:
-        Ye et al., Bayes Conditional Distribution Estimation for Knowledge Distillation Based on
-        Conditional Mutual Information, ICLR 2024 (arXiv:2401.08732); the released code freezes the
-        centroids. Yang et al. (arXiv:2309.09123) for the term that is minimised.
+        Ye et al., ICLR 2024 (arXiv:2401.08732); Yang et al. (arXiv:2309.09123) for the term that is
+        minimised.
     """
 
     def __init__(self, num_classes, *, temperature=1.0, dtype="float32", **kwargs):
@@ -62,7 +57,7 @@ class CMIRegularizer(keras.layers.Layer):
 
     @property
     def has_centroids(self):
-        """Whether the centroids were set."""
+        """Whether the centroids have been set."""
         return not np.any(np.isnan(ops.convert_to_numpy(self.log_centroids)))
 
     @property
@@ -71,15 +66,15 @@ class CMIRegularizer(keras.layers.Layer):
         return np.exp(ops.convert_to_numpy(self.log_centroids))
 
     def set_centroids(self, centroids):
-        """Sets the centroids.
+        """Sets the centroids; an exact 0 becomes the smallest positive float64.
 
         Args:
-            centroids: Array of shape `(C, C)`; row y is the mean output of class y, such as
+            centroids: Array of shape `(C, C)`; row y is the mean output of class y, as in
                 `CMIReport.centroids`.
 
         Raises:
-            ValueError: If the shape is another one, or a row is not a distribution. A row of `nan`
-                belongs to a class without examples.
+            ValueError: If the shape is another one, a row is not a distribution, or a row is `nan`:
+                that class has no examples.
         """
         centroids = np.asarray(centroids, "float64")
         if centroids.shape != (self.num_classes, self.num_classes):
@@ -104,10 +99,9 @@ class CMIRegularizer(keras.layers.Layer):
         self.log_centroids.assign(np.log(np.maximum(centroids, np.finfo("float64").tiny)))
 
     def update_centroids(self, logits, labels, momentum):
-        """Moves the centroids of the classes in a batch towards their mean outputs in it.
+        """Moves the centroids of the classes in the global batch towards their mean outputs in it.
 
         `Q^y <- momentum * Q^y + (1 - momentum) * mean of P_x over the examples of y in the batch`.
-        Under replicas, the batch is the global one.
 
         Args:
             logits: Tensor of shape `(batch, C)`.
@@ -128,7 +122,7 @@ class CMIRegularizer(keras.layers.Layer):
         """Mean cross entropy `H(P_x, P_u)` over the pairs of a batch with different labels.
 
         Under replicas, u runs over the global batch and the result is this replica's share: the
-        shares add up to the mean. Gradients flow through both.
+        shares add up to the mean. Gradients flow through both outputs.
 
         Args:
             logits: Tensor of shape `(batch, C)`.
@@ -158,8 +152,8 @@ class CMIRegularizer(keras.layers.Layer):
             labels: Integer labels, shape `(batch,)` or `(batch, 1)`.
 
         Returns:
-            Tensor of shape `(batch,)`, float32: the divergence of every example in nats; `nan`
-            until the centroids are set.
+            The divergence of every example in nats, float32 of shape `(batch,)`; `nan` until the
+            centroids are set.
         """
         log_p = self.log_probabilities(logits)
         log_q = ops.take(self.log_centroids, checks.class_indices(labels), axis=0)

@@ -15,13 +15,13 @@ from keras_mikd.mcmi.output_tally import OutputTally
 
 @dataclasses.dataclass(frozen=True)
 class CMIReport:
-    """What `measure_cmi` saw. Information is in nats.
+    """What `measure_cmi` found. Information is in nats.
 
     Attributes:
         cmi: Conditional mutual information `I(X; Yhat | Y)`: the mean of `KL(P_x || Q^y)`.
         separation: Mean cross entropy `H(P_x, P_u)` over pairs of examples with different labels;
             `inf` if an output is exactly 0 where another is not, `nan` if there is one class.
-        ncmi: `cmi / separation`: how concentrated the classes are for how far they are apart.
+        ncmi: `cmi / separation`: the concentration of the classes relative to their distance.
         accuracy: Fraction of the examples, in [0, 1], whose largest output is that of their label.
         log_likelihood: Mean of `log P_x[y]`, at most 0.
         counts: Examples of each class, shape `(C,)`.
@@ -57,7 +57,7 @@ class CMIReport:
         return int(self.counts.sum())
 
     def as_dict(self):
-        """Returns everything as plain numbers and lists, ready for JSON but for `nan` and `inf`."""
+        """Returns everything as numbers and lists, ready for JSON except for `nan` and `inf`."""
         values = {
             "examples": self.examples,
             **dataclasses.asdict(self),
@@ -116,29 +116,27 @@ def measure_cmi(
 ):
     """Measures the conditional mutual information of a classifier in one pass over data.
 
-    The result is exact for the data, whatever its order and batches, also under the replicas of the
-    strategy that `model` was created in. The model, and how it was compiled, stay as they are.
+    The result is exact for the data, whatever its order, its batches and the replicas of the
+    model's strategy. The model, and how it was compiled, stay as they are.
 
     ```python
     report = keras_mikd.measure_cmi(teacher, digits.test)
     print(report)
-    report.cmi, report.ncmi, report.accuracy
     ```
 
     Args:
         model: Classifier, a `keras.Model` with one output of shape `(batch, C)`.
         data: `tf.data.Dataset` or `keras.utils.PyDataset` of `(images, labels, ...)`, or a tuple of
             arrays `(images, labels)`. Labels are integers from 0 to C - 1.
-        from_logits: Whether the model puts out logits. With `None` its last layer tells; a
-            subclassed model, which hides its layers, needs `True` or `False`.
-        temperature: Temperature of the outputs, positive.
-        num_classes: Number of classes C; `None` takes it from the model. Needed for a subclassed
-            model only.
-        empty_classes: What to do about a class without examples: `"error"`, or `"omit"`, which
-            leaves it out of every mean.
+        from_logits: Whether the model puts out logits. `None` looks at its last layer; a subclassed
+            model, which hides its layers, needs `True` or `False`.
+        temperature: Temperature of the outputs, above 0.
+        num_classes: Number of classes C; only a subclassed model needs it.
+        empty_classes: `"error"` refuses a class without examples; `"omit"` leaves it out of every
+            mean.
         batch_size: Examples in a batch, for arrays.
         steps: Batches to read; needed for endless data.
-        training: Whether the model runs in training mode. It moves the statistics of
+        training: Whether the model runs in training mode, which moves the statistics of
             BatchNormalization, as the released MCMI code does when it fits centroids.
         verbose: Progress bar as in `keras.Model.evaluate`: `"auto"`, 0, 1 or 2.
 
@@ -146,10 +144,10 @@ def measure_cmi(
         A `CMIReport`.
 
     Raises:
-        ValueError: If a class has no examples (its number is named) and `empty_classes="error"`;
-            if labels are soft or out of range; if outputs are not of shape `(batch, C)`, are not
-            finite, or are said to be probabilities and are not; if it cannot be told what the
-            model puts out; if the data is empty.
+        ValueError: If a class has no examples and `empty_classes="error"` (its number is named),
+            labels are soft or out of range, outputs have another shape, are not finite or are not
+            the probabilities that they are said to be, it is unknown whether they are logits, or
+            the data is empty.
     """
     checks.one_of("empty_classes", empty_classes, ("error", "omit"))
     from_logits = found_from_logits(model, from_logits)
@@ -167,7 +165,7 @@ def measure_cmi(
 
 
 def new_meter(model, num_classes, *, from_logits, temperature, training=False):
-    """Returns what `evaluate` reads data with, any number of times, and then gives a `report`."""
+    """Returns a model whose `evaluate` reads data, any number of times, before its `report`."""
     with model.distribute_strategy.scope():
         cmi = ConditionalMutualInformation(
             num_classes, from_logits=from_logits, temperature=temperature
@@ -178,10 +176,10 @@ def new_meter(model, num_classes, *, from_logits, temperature, training=False):
 
 
 def found_from_logits(model, from_logits=None):
-    """Returns whether a classifier puts out logits, if that is known.
+    """Returns whether a classifier puts out logits.
 
     Raises:
-        ValueError: If `from_logits` is `None` and the layers of the model cannot be seen.
+        ValueError: If `from_logits` is `None` and the model hides its layers.
     """
     if from_logits is not None:
         return bool(from_logits)

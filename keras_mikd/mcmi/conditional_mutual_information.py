@@ -14,29 +14,25 @@ class ConditionalMutualInformation(keras.metrics.Metric):
     With `P_x = softmax(logits / temperature)` and the centroid `Q^y`, the mean of `P_x` over the
     examples of class y,
 
-        CMI = mean over examples of KL(P_x || Q^y) = sum_y (n_y / n) [H(Q^y) - mean H(P_x)],
+        CMI = mean over examples of KL(P_x || Q^y) = sum_y (n_y / n) [H(Q^y) - mean H(P_x)].
 
-    where the second form needs no second pass. It is 0 if all outputs of a class agree, and at most
-    `log(num_classes)`. The separation is the mean cross entropy `H(P_x, P_u)` over all ordered
-    pairs of examples with different labels, and NCMI is CMI / separation. All are exact for the
-    examples seen since the last reset, whatever their order and however they are cut into batches.
-    Every state is a sum in float64, so replicas can be added.
-
-    As a Keras metric it takes `(labels, outputs)`, so it can stand in
-    `compile(metrics=[...])` of any classifier; its value is the CMI.
+    It is 0 if all outputs of a class agree, and at most `log(num_classes)`. It is exact for the
+    examples since the last reset, whatever their order, batches and replicas: every state is a sum.
+    As a Keras metric it takes `(labels, outputs)` and can stand in `compile(metrics=[...])` of any
+    classifier. `readout` gives the separation, NCMI and more from the same sums.
 
     Args:
         num_classes: Number of classes C, at least 2.
         from_logits: Whether outputs are logits; otherwise they are probabilities, exact zeros
             included.
-        temperature: Temperature of `P_x`, positive.
+        temperature: Temperature of `P_x`, above 0.
         name: Name of the metric.
         dtype: Precision of the sums.
 
     Raises:
-        ValueError: If labels are not integers of shape `(batch,)` or `(batch, 1)`, or the outputs
-            not of shape `(batch, num_classes)`. Labels outside of 0 to `num_classes - 1` are left
-            out: `measure_cmi` and `MCMITeacher` refuse them.
+        ValueError: If labels are not integers of shape `(batch,)` or `(batch, 1)`, or outputs not
+            of shape `(batch, num_classes)`. Labels outside 0 to `num_classes - 1` are skipped;
+            `measure_cmi` and `MCMITeacher` refuse them.
 
     Example:
         >>> metric = keras_mikd.ConditionalMutualInformation(num_classes=2, from_logits=False)
@@ -45,9 +41,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         0.2158
 
     References:
-        Yang et al., Conditional Mutual Information Constrained Deep Learning (arXiv:2309.09123),
-        for CMI, separation and NCMI; Ye et al., Bayes Conditional Distribution Estimation for
-        Knowledge Distillation (arXiv:2401.08732).
+        Yang et al. (arXiv:2309.09123); Ye et al. (arXiv:2401.08732).
     """
 
     def __init__(
@@ -98,7 +92,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
             sums.assign_add(ops.reshape(total, sums.shape))
 
     def result(self):
-        """Returns the CMI in nats, a float32 scalar; 0 before any example was seen."""
+        """Returns the CMI in nats, a float32 scalar; 0 before any example."""
         q = self._per_example(self.probability_sums)
         entropy = -ops.sum(ops.where(q > 0, q * ops.log(ops.where(q > 0, q, 1.0)), 0.0), axis=-1)
         cmi = ops.sum(self.counts * entropy + self.negative_entropy_sums)
@@ -106,7 +100,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         return ops.cast(ops.maximum(cmi, 0.0), "float32")
 
     def readout(self):
-        """Returns everything that the sums tell, as NumPy float64: see `CMIReport`.
+        """Returns everything that follows from the sums, as NumPy float64: see `CMIReport`.
 
         Returns:
             Dict with `counts`, `cmi_per_class` and `separation_per_class` of shape `(C,)`,
@@ -167,7 +161,7 @@ def _cross_entropy_sums(p, log_p):
     """Sums of `H(P_x, P_u)` for x of each class over the u of all others, from sums by class.
 
     A sum of logarithms is -inf where an output is exactly 0; it counts only where some `P_x` is
-    not 0 there.
+    positive.
     """
     crossed = np.zeros(len(p))
     for y in range(len(p)):

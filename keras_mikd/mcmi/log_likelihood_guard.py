@@ -8,9 +8,9 @@ from keras_mikd import checks
 class LogLikelihoodGuard(keras.callbacks.Callback):
     """Stops when the validation log-likelihood falls too low, and restores the best weights.
 
-    The best are those of the epoch with the largest conditional mutual information among the
-    epochs whose log-likelihood was not below the limit; those before training if there is none.
-    If the limit is never passed, the weights stay those of the last epoch.
+    The best epoch is the one with the most conditional mutual information among those at or above
+    the limit; without one, the weights from before training return. If the limit is never passed,
+    the last epoch's weights stay.
 
     ```python
     before = keras_mikd.measure_cmi(teacher, validation).log_likelihood
@@ -19,19 +19,17 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
     ```
 
     Args:
-        limit: The smallest log-likelihood accepted, in nats per example, at most 0.
-        monitor: Log that must not fall below the limit.
+        limit: Smallest log-likelihood accepted, in nats per example, at most 0.
+        monitor: Log that is compared with the limit.
         best: Log whose largest value is best.
-        verbose: Whether a message says that the callback has stopped training, and why.
+        verbose: Whether to print why training stopped.
 
     Attributes:
-        stopped_epoch: Epoch, counted from 0, after which training was stopped; `None` if it was
-            not.
-        best_epoch: Epoch whose weights are the best; `None` for those before training.
+        stopped_epoch: Epoch, counted from 0, after which training stopped; `None` if it did not.
+        best_epoch: Epoch of the best weights; `None` for those from before training.
 
     Raises:
-        ValueError: If `limit` is not a number of at most 0, or the logs do not have `monitor` or
-            `best`.
+        ValueError: If `limit` is not a number of at most 0, or the logs lack `monitor` or `best`.
     """
 
     def __init__(self, limit, *, monitor="val_log_likelihood", best="val_cmi", verbose=True):

@@ -1,4 +1,4 @@
-"""What must hold before a teacher is tuned."""
+"""Checks before a teacher is tuned."""
 
 import math
 
@@ -14,8 +14,8 @@ def num_classes(teacher):
     """Returns the number of classes of a classifier that puts out logits.
 
     Raises:
-        ValueError: If the teacher is no built model, puts out probabilities, several tensors or
-            something else than one vector for each example, or has nothing to train.
+        ValueError: If the teacher is not a built model, has nothing to train, or puts out
+            probabilities or anything else than one vector for each example.
     """
     if not isinstance(teacher, keras.Model):
         raise ValueError(f"Expected `teacher` to be a keras.Model. Received: teacher={teacher!r}")

@@ -20,53 +20,41 @@ from keras_mikd.mcmi.teacher_copy import copied
 class MCMITeacher(BaseDistiller):
     """Fine-tunes a copy of a trained classifier for more conditional mutual information.
 
-    `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation
-    + regularizers`, in nats, with `P_x = softmax(logits / temperature)` and the centroids `Q^y` of
-    `CMIRegularizer`.
-
-    With a positive weight the teacher keeps its log-likelihood and gains information about the
-    image beyond the label (MCMI), which its students learn from. With a negative one, outputs of a
-    class contract (CMIC-DL).
-
-    The objective alone rewards a wrong answer with up to `weight * -log Q^y` nats, more than the
-    cross entropy asks for it, so a weight that is a little too large destroys a teacher. So a
-    positive weight acts on an example as long as some of its `log_likelihood_budget` is left:
+    `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation +
+    regularizers`, in nats, with the `P_x` and the centroids `Q^y` of `CMIRegularizer`. A positive
+    weight adds information about the image beyond the label (MCMI), which students learn from; a
+    negative one contracts the outputs of a class (CMIC-DL). Large weights reward wrong answers and
+    destroy a teacher, so a positive one fades as an example spends its `log_likelihood_budget`:
 
         effective weight = weight * clip(1 + log P(label | x) / log_likelihood_budget, 0, 1).
 
-    An example whose budget is spent is one of plain cross entropy. It holds for every example by
-    itself, whatever the weight. `None` is the objective as published.
-
-    `fit` first measures the centroids in one pass over its data, if `fit_centroids` has not done so
-    on other data. Logged are `loss`, `log_likelihood` and `accuracy`; `cmi`, the true conditional
-    mutual information, whose centroids are those of the examples it is taken over; `stale_cmi`, the
-    term that is trained, whose centroids are the stored ones, so that it also counts drift; and
-    `effective_weight`, the mean over examples.
-
-    Called, predicted with and exported, it is the tuned teacher. A `.keras` file of it goes on
-    training exactly where it stopped.
+    Logs, beside `loss` and metrics: `log_likelihood`; `cmi`, with the centroids of the examples
+    that it covers; `stale_cmi`, the trained term, with the stored centroids; and
+    `effective_weight`, a mean. `fit` first measures the centroids on its own data, unless
+    `fit_centroids` has measured them. Called, predicted with and exported, an `MCMITeacher` is the
+    tuned teacher. A `.keras` file of it continues training exactly where it stopped.
 
     Args:
         teacher: Trained classifier: a `keras.Model` with one output of logits, `(batch, C)`. It is
-            copied, and stays as it is.
+            copied and stays as it is.
         weight: Weight of the divergence, any finite number. The papers use 0.1 to 0.8.
-        centroids: `"frozen"`: measured once, as the released code does, which rewards a class that
-            drifts away from its old mean; `"epoch"`: measured again at the beginning of every
-            epoch, which takes a pass over the data and leaves little room for drift (students
-            learnt more of classes they never saw, docs/results.md); `"running"`: moved towards the
-            outputs of every batch.
-        momentum: For `"running"`, how much of a centroid a batch leaves, in [0, 1).
-        temperature: Temperature of `P_x`, positive. The papers have 1.
-        separation_weight: Weight, at least 0, of the mean cross entropy between the outputs of
-            pairs of different labels in the batch, which CMIC-DL maximises.
+        centroids: `"frozen"`: measured once, as in the released code, which also rewards drift away
+            from them; `"epoch"`: measured again before every epoch, in a pass over the data;
+            `"running"`: moved towards the outputs of every batch.
+        momentum: For `"running"`, the share of a centroid that a batch leaves, in [0, 1).
+        temperature: Temperature of `P_x`, above 0. The papers use 1.
+        separation_weight: Weight, at least 0, of the mean cross entropy between outputs of
+            different labels in the batch, which CMIC-DL maximises.
         log_likelihood_budget: Nats of an example's log-likelihood at which the divergence stops
-            to act on it, positive; or `None` for no limit. 0.3 leaves the label a probability of
-            about 0.74. Does not apply to a negative weight, which has no such end.
+            acting on it, above 0; `None` for the published objective. 0.3 leaves the label a
+            probability of about 0.74. It does not limit a negative weight.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
         ValueError: If the teacher puts out probabilities, has several outputs or nothing to train,
-            or an argument is out of range.
+            or an argument is out of range; in `fit`, if a class has no examples (its number is
+            named), the loss of an epoch is not finite, or `validation_split` is given instead of
+            `validation_data`.
 
     Example:
         ```python
@@ -77,12 +65,9 @@ class MCMITeacher(BaseDistiller):
         ```
 
     References:
-        Ye, Mohajer Hamidi, Tan and Yang, Bayes Conditional Distribution Estimation for Knowledge
-        Distillation Based on Conditional Mutual Information, ICLR 2024 (arXiv:2401.08732). Its
-        code is `MCMITeacher(teacher, weight=0.25, centroids="frozen", log_likelihood_budget=None)`
-        with `SGD(0.05, momentum=0.9)`, a cosine to 0 over 20 epochs and L2 penalties of 2.5e-4.
-        Yang et al., Conditional Mutual Information Constrained Deep Learning (arXiv:2309.09123)
-        for negative weights. The budget is this library's.
+        Ye, Mohajer Hamidi, Tan, Yang, Bayes Conditional Distribution Estimation for Knowledge
+        Distillation Based on Conditional Mutual Information, ICLR 2024 (arXiv:2401.08732). Yang et
+        al. (arXiv:2309.09123) for negative weights. The budget is this library's.
     """
 
     def __init__(
@@ -125,7 +110,7 @@ class MCMITeacher(BaseDistiller):
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: If `loss` is another one, or `metrics` no list.
+            ValueError: If `loss` is another one, or `metrics` is not a list.
         """
         loss = mcmi_checks.checked_loss(loss)
         super().compile(optimizer, loss, metrics=mcmi_checks.checked_metrics(metrics), **kwargs)
@@ -136,15 +121,14 @@ class MCMITeacher(BaseDistiller):
     def fit_centroids(
         self, x, y=None, *, batch_size=None, steps=None, training=False, verbose="auto"
     ):
-        """Measures the centroids in one pass over data, as `fit` does by itself on its own.
+        """Measures the centroids in one pass over data, for a `fit` on other data.
 
         Args:
             x: `tf.data.Dataset` or `keras.utils.PyDataset` of `(images, labels, ...)`, or images.
             y: Integer labels, where `x` is an array.
             batch_size: Examples in a batch, for arrays.
             steps: Batches to read; needed for endless data.
-            training: Whether the centroids are measured in training mode, which moves the
-                statistics of BatchNormalization, as in the released code.
+            training: Whether the teacher runs in training mode, see `measure_cmi`.
             verbose: Progress bar as in `keras.Model.evaluate`.
 
         Returns:

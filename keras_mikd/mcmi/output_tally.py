@@ -1,4 +1,4 @@
-"""Accuracy per class, and the examples of which nothing can be measured."""
+"""Accuracy per class, and the number of examples that cannot be measured."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from keras_mikd import checks
 
 
 class OutputTally(keras.metrics.Metric):
-    """Counts the examples that are right, and those that no measure can be taken of."""
+    """Counts the examples that are right, and those that cannot be measured."""
 
     def __init__(self, num_classes, from_logits):
         super().__init__(name="accuracy", dtype="float64")

@@ -1,4 +1,4 @@
-"""A copy of a trained model to go on training, so that the caller's own stays as it is."""
+"""A copy of a trained model to train further, so that the caller's own stays as it is."""
 
 import keras
 
@@ -10,7 +10,7 @@ def copied(model):
     """Returns an uncompiled copy of a model with the same weights, names and `trainable` flags.
 
     Raises:
-        ValueError: If a subclassed model cannot be made again from its configuration.
+        ValueError: If a subclassed model cannot be rebuilt from its configuration.
     """
     copy = _cloned(model) if has_graph(model) else _from_config(model)
     copy.set_weights(model.get_weights())

@@ -1,4 +1,4 @@
-"""How much of the teacher a Gaussian head reads off the student, in nats."""
+"""How much of the teacher a Gaussian head predicts from the student, in nats."""
 
 import math
 
@@ -8,40 +8,30 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class GaussianInformation(keras.metrics.Metric):
-    """Estimate of the information that the student has of the teacher, in nats per channel.
+    """Estimate of the information that the student has about the teacher, in nats per channel.
 
-    With `q(t | s)` the head's Gaussian and `g` the best Gaussian that ignores the student (mean
-    and variance of each channel, fitted to the examples seen since the last reset), the value is
+    With `q(t | s)` the head's Gaussian and `g` the best Gaussian that ignores the student (mean and
+    variance of each channel over the examples since the last reset), the value is
 
         mean over channels of  E log q(t | s) - E log g(t),
 
-    the expectation running over the examples and, in feature maps, over the positions. A head
-    whose mean explains the fraction `R^2` of the variance gets `-log(1 - R^2) / 2`: 0 nats for
-    nothing, 0.35 for half, 2.3 for 99 %.
+    with the expectation over examples and, in feature maps, over positions. A head that explains
+    the fraction `R^2` of the variance gets `-log(1 - R^2) / 2`: 0 nats for nothing, 0.35 for half,
+    2.3 for 99 %; one that predicts worse than a constant gets a negative value. A constant channel
+    counts as 0.
 
-    It is a lower bound on the information about one channel, `I(t_c; s)`, averaged over the
-    channels, **only if every channel of the teacher is Gaussian**. In general `g` overstates the
-    entropy of `t`, which makes the value an estimate that can lie above the information. It is
-    negative while the head predicts worse than a constant. Channels repeat each other, so it must
-    not be multiplied by their number. A constant channel counts as 0.
-
-    Every state is a sum, so replicas can be added; float64, since a variance is the small
-    difference of large sums.
-
-    ```python
-    metric = keras_mikd.GaussianInformation(num_channels=1)
-    metric.update_state(target=[[-1.0], [1.0]], mean=[[-0.9], [0.9]], variance=[0.01])
-    print(float(metric.result()))  # log(10) = 2.3 nats: R^2 is 0.99
-    ```
+    It is a lower bound on the information about a channel, `I(t_c; s)`, averaged over channels,
+    **only if every channel of the teacher is Gaussian**: in general `g` overstates the entropy of
+    `t`. Channels repeat each other, so do not multiply the value by their number.
 
     Args:
-        num_channels: size of the last axis of the teacher's tensor.
-        name: name of the metric.
-        dtype: precision of the sums.
+        num_channels: Size of the last axis of the teacher's tensor.
+        name: Name of the metric.
+        dtype: Precision of the sums; a variance is the small difference of large sums.
 
     References:
-        Barber and Agakov, The IM algorithm: a variational approach to information maximization,
-        NIPS 2003, for the bound. The reference `g` is this library's.
+        Barber and Agakov, The IM algorithm, NIPS 2003, for the bound. The reference `g` is this
+        library's.
     """
 
     def __init__(self, num_channels, name="gaussian_information", dtype="float64"):
@@ -56,9 +46,9 @@ class GaussianInformation(keras.metrics.Metric):
         """Adds a batch.
 
         Args:
-            target: the teacher's tensor, shape `(batch, ..., num_channels)`.
-            mean: the head's prediction of it, same shape.
-            variance: the head's variance of each channel, shape `(num_channels,)`.
+            target: The teacher's tensor, shape `(batch, ..., num_channels)`.
+            mean: The head's prediction of it, same shape.
+            variance: The head's variance of each channel, shape `(num_channels,)`.
         """
         target, mean, variance = (ops.convert_to_tensor(x) for x in (target, mean, variance))
         axes = tuple(range(len(target.shape) - 1))

@@ -11,14 +11,12 @@ class MutualInformation(keras.metrics.Metric):
     """Donsker-Varadhan lower bound on mutual information, over all pairs since the last reset.
 
     `I(t; s) >= mean f(joint pairs) - log mean exp f(product pairs)`, in nats, for any score
-    function f. The sums are kept for the whole epoch and the logarithm is taken once at the end: a
-    mean of batchwise logarithms would be biased upwards, and the NWJ bound with the same scores is
-    never larger.
+    function f. The logarithm is taken once, of the sums since the last reset: a mean of batchwise
+    logarithms would be biased upwards.
 
-    The estimate is honest for pairs that the critic was not trained on: read `val_..._mi_nats`; on
-    the training data a critic of a few hundred examples over-fits and overstates. The bound cannot
-    tell much more than the logarithm of the number of product pairs. Scores above 70 count as 70
-    in the second term.
+    Trust it on pairs that the critic was not trained on, `val_..._mi_nats`: a critic over-fits a
+    few hundred training examples and overstates. The bound cannot tell much more than the logarithm
+    of the number of product pairs. Scores above 70 count as 70 in the second term.
 
     Args:
         name: Name of the metric.
@@ -46,8 +44,8 @@ class MutualInformation(keras.metrics.Metric):
 
         Args:
             joint: Scores of true pairs, any shape.
-            product: Scores of pairs of different examples, any shape; a batch without any (a batch
-                of one) is passed over.
+            product: Scores of pairs of different examples, any shape. A batch without any, such as
+                a batch of one, is skipped.
         """
         joint = ops.cast(joint, self.dtype)
         product = ops.cast(product, self.dtype)
@@ -60,7 +58,7 @@ class MutualInformation(keras.metrics.Metric):
         self.product_count.assign_add(product_count)
 
     def result(self):
-        """Returns the bound in nats, a scalar; 0 before any pair was seen."""
+        """Returns the bound in nats, a scalar; 0 before any pair."""
         seen = self.product_count > 0
         mean_exp = ops.where(seen, self.product_sum / ops.maximum(self.product_count, 1.0), 1.0)
         smallest = ops.cast(1e-37, self.dtype)
