@@ -22,7 +22,7 @@ from keras import ops
 
 from keras_mikd import checks
 
-# exp() leaves float32 at 88; stopping at 60 keeps sums over a batch finite as well.
+# exp() overflows float32 at 88; stopping at 60 keeps sums over a batch finite as well.
 _LARGEST_EXPONENT = 60.0
 
 
@@ -151,13 +151,13 @@ def smile(joint, product, *, clip=5.0):
     Args:
         joint: Scores, shape `(batch, ...)`.
         product: Scores, shape `(batch, negatives, ...)`.
-        clip: Positive float, in nats; a large one gives `donsker_varadhan`.
+        clip: Finite float above 0, in nats; a large one gives `donsker_varadhan`.
 
     Returns:
         Estimate in nats, shape `(batch,)`.
 
     Raises:
-        ValueError: If the two shapes do not fit, or `clip` is not positive.
+        ValueError: If the two shapes do not fit, or `clip` is out of range.
     """
     checks.number("clip", clip, above=0)
     joint, product = _scores(joint, product)
@@ -262,7 +262,7 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
     error = ops.square(target - mean)
     positions, inner = 1, tuple(range(1, len(target.shape) - 1))
     if all(size == 1 for size in variance.shape[:-1]):
-        # Positions first: what follows then costs nothing, and a feature map is passed once.
+        # Positions first: the rest then costs little, and a feature map is read once.
         positions = ops.prod(ops.shape(target)[1:-1])
         error, variance = ops.mean(error, axis=inner), ops.reshape(variance, variance.shape[-1:])
     value = -0.5 * (error / variance + ops.log(variance))
@@ -292,7 +292,7 @@ def gaussian_mutual_information(correlation, dimension):
     """
     if not (-1.0 < correlation < 1.0 and dimension >= 1):
         raise ValueError(
-            "Expected `correlation` in (-1, 1) and `dimension` of at least 1. "
+            "Expected `correlation` in (-1, 1) and `dimension` at least 1. "
             f"Received: correlation={correlation}, dimension={dimension}"
         )
     return -0.5 * dimension * math.log1p(-(correlation**2))
@@ -316,7 +316,7 @@ def gaussian_correlation(mutual_information, dimension):
     """
     if not (0.0 <= mutual_information < math.inf and dimension >= 1):
         raise ValueError(
-            "Expected a finite `mutual_information` of at least 0 and `dimension` of at least 1. "
+            "Expected a finite `mutual_information` of at least 0 and `dimension` at least 1. "
             f"Received: mutual_information={mutual_information}, dimension={dimension}"
         )
     return math.sqrt(-math.expm1(-2.0 * mutual_information / dimension))
@@ -329,8 +329,8 @@ def _scores(joint, product):
     if len(joint.shape) < 1 or not _fits(expected, product.shape):
         raise ValueError(
             "Expected `joint` of shape (batch, ...) and `product` (batch, negatives, ...) with the "
-            "same trailing axes; `split_scores` makes both from a (batch, batch) matrix. "
-            f"Received: joint.shape={tuple(joint.shape)}, product.shape={tuple(product.shape)}"
+            f"same trailing axes. Received: joint.shape={tuple(joint.shape)}, "
+            f"product.shape={tuple(product.shape)}. `split_scores` makes both from a square matrix."
         )
     return joint, product
 

@@ -161,7 +161,7 @@ class SeparableCritic(Critic):
 
 
 def _unit_length(x):
-    # Not ops.normalize: its gradient at a vector of zeros is not a number.
+    # Not ops.normalize: its gradient is NaN for a vector of zeros.
     return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + 1e-12)
 
 

@@ -63,7 +63,7 @@ class Negatives:
         """
         classes = None
         if self.source == OTHER_CLASSES:
-            # Floats stay what they are: as integers, all of [0, 1) would be one class.
+            # Floats are not cast: as integers, all of [0, 1) would be one class.
             hint = 'negatives_from="batch" needs none.'
             classes = checks.class_indices(labels, one_hot=True, dtype=None, hint=hint)
         if self._globally():
@@ -98,8 +98,8 @@ class Negatives:
                 lambda x: scored(x[0], pool._replace(student=x[1])), (teacher, pool.student)
             )
             if bounds.couples_examples(bound):
-                # It gets the scores of all replicas. Together, because a collective does not
-                # survive the scores of no negatives.
+                # It needs the scores of all replicas. They are sent together, because a collective
+                # fails on the scores of no negatives.
                 scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
                 value = replicas.own_part(bound(scores[:, 0], scores[:, 1:]), of=teacher)
             return value, joint, product
@@ -111,7 +111,7 @@ class Negatives:
 
         The latter have the shape `(batch, negatives, locations)`. Each feature is embedded once.
         """
-        with keras.name_scope(critic.name, caller=critic):  # As a call of the critic has.
+        with keras.name_scope(critic.name, caller=critic):  # As in a call of the critic.
             teacher, student = critic.embed_teacher(teacher), critic.embed_student(pool.student)
             if self.number is None:
                 return _diagonal_and_rest(critic.score_all(teacher, student))

@@ -80,10 +80,9 @@ class DistributedModel(ModelBuiltFromSpecs):
             if alone:
                 raise
             raise RuntimeError(
-                "Another worker stopped answering, so that training cannot go on. Expected all "
-                "workers of TF_CONFIG to run until the end. Start them all again: with a "
-                "keras.callbacks.BackupAndRestore, training goes on from its last backup. "
-                f"Received: {error.message}"
+                "Another worker stopped answering, so training cannot continue. Expected all "
+                f"workers of TF_CONFIG to run until the end. Received: {error.message}. Start them "
+                "all again: with keras.callbacks.BackupAndRestore, training resumes from a backup."
             ) from error
 
 
@@ -96,7 +95,7 @@ def as_logs(values):
 
 def _check_batch(x, batch_size):
     """Refuses batches of a known size that leave a replica without examples."""
-    size = batch_size or (32 if hasattr(x, "shape") else None)  # What Keras takes for arrays.
+    size = batch_size or (32 if hasattr(x, "shape") else None)  # Keras' default for arrays.
     if isinstance(x, tf.data.Dataset):
         size = keras.tree.flatten(x.element_spec)[0].shape[0]
     if size is not None and size < replicas.count():

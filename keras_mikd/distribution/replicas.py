@@ -41,7 +41,7 @@ def gather(tensor):
     replica = _replica()
     if replica is None:
         return tensor
-    if tensor.shape[0]:  # Known, so that no replica is without: a TPU wants to know every shape.
+    if tensor.shape[0]:  # Known, so every replica has examples; a TPU needs known shapes.
         rows = replica.all_gather(tensor, axis=0)
     else:
         size = tf.shape(tensor)[0]
@@ -95,7 +95,7 @@ def _at_least_one(tensor):
     """
     shape = tf.shape(tensor)
     missing = tf.cast(tf.equal(shape[:1], 0), tf.int32)
-    # Not tf.pad: on a CPU, TensorFlow fuses it with the convolution behind it as if it were one of
+    # Not tf.pad: on a CPU, TensorFlow fuses it with the convolution that follows, as if it padded
     # rows and columns.
     return tf.concat([tensor, tf.zeros(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
 

@@ -77,7 +77,7 @@ class LayerGraph:
             layer = node.operation
             parents = [source[id(t)] for t in node.input_tensors]
             if has_graph(layer) and len(layer.inputs) <= len(parents):
-                # What comes behind the inputs is a mask.
+                # What follows the inputs is a mask.
                 fed = node.input_tensors[: len(layer.inputs)]
                 inner = [keras.KerasTensor(shapes[id(t)], t.dtype) for t in fed]
                 made = self._open(layer, f"{prefix}{layer.name}/", parents[: len(fed)], inner)

@@ -112,8 +112,8 @@ def pair_stages(teacher, student):
             raise ValueError(
                 f"Expected a {role} with stages: feature maps of shape (batch, height, width, "
                 f"channels) on every path to its output. Received: {type(model).__name__} "
-                f"{model.name!r}, which has none. Name the layers to match instead, in losses of "
-                "your own that are passed as `distillation_losses`."
+                f"{model.name!r}, which has none. Name the layers to match in losses of your own, "
+                "and pass them as `distillation_losses`."
             )
     few, many = sorted(depths, key=len)
     ways = itertools.combinations(range(len(many) - 1), len(few) - 1)
@@ -130,9 +130,8 @@ def _measured_graph(model):
     if not has_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input, to find stages "
-            f"in. Received: {type(model).__name__} {model.name!r}. For another kind of model, make "
-            "the losses yourself, with the places that its `features` function returns, and pass "
-            "them as `distillation_losses`."
+            f"in. Received: {type(model).__name__} {model.name!r}. For other models, make losses "
+            "with places that a `features` function returns, and pass them as `distillation_losses`."
         )
     specs = [sized(tensor) for tensor in model.inputs]
     resized = any(s.shape != t.shape for s, t in zip(specs, model.inputs, strict=True))

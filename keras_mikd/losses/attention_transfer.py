@@ -58,5 +58,5 @@ class AttentionTransfer(DistillationLoss):
         activity = ops.abs(pool_to(feature_map, self.grid)) ** self.power
         attention = ops.reshape(ops.mean(activity, axis=-1), (-1, math.prod(self.grid)))
         square = ops.sum(ops.square(attention), axis=-1, keepdims=True)
-        # Not ops.normalize: the gradient of its rsqrt at an all-zero map is NaN.
+        # Not ops.normalize: the gradient of its rsqrt is NaN for a map of zeros.
         return attention * ops.rsqrt(ops.maximum(square, 1e-24))

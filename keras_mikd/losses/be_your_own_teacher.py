@@ -75,7 +75,7 @@ class BeYourOwnTeacher(DistillationLoss):
     def call(self, teacher, student, labels=None, training=None):
         if labels is None:
             raise ValueError(
-                f"{self.name!r} trains classifiers. Expected labels in the data. Received: "
+                f"Expected labels in the data, for the classifiers of {self.name!r}. Received: "
                 "labels=None"
             )
         last_map, logits = teacher
@@ -154,5 +154,5 @@ def _check_shapes(teacher_shape, student_shape):
     if teacher_shape[1][1] < 2:
         raise ValueError(
             "Expected logits of at least two classes, since the heads are trained with a softmax. "
-            f"Received: teacher_shape={teacher_shape}; put out one logit per class"
+            f"Received: teacher_shape={teacher_shape}. Put out one logit per class."
         )

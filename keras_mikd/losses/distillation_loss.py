@@ -86,8 +86,8 @@ class DistillationLoss(keras.layers.Layer):
             The loss of every example, to be minimised: float32 of shape `(batch,)`.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} must implement `call(teacher, student, labels=None, "
-            "training=None)` and return a loss of shape (batch,)."
+            "Expected `call(teacher, student, labels=None, training=None)` to return a loss of "
+            f"shape (batch,). Received: {type(self).__name__} without a `call` of its own."
         )
 
     def number(self, position):

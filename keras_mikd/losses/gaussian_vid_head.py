@@ -38,7 +38,7 @@ _VARIANTS = {
         # The release has 0, which overflows where a channel of the teacher is constant.
         epsilon=1e-12,
         vector_epsilon=1e-12,
-        # The release applies softplus where its comment means the inverse.
+        # The release applies softplus where its comment asks for the inverse.
         initial_alpha=math.log1p(math.exp(5.0)),
         normalized=False,
     ),
@@ -159,7 +159,7 @@ class GaussianVIDHead(DistillationLoss):
     def predict_mean(self, student, training=None):
         """Returns `mu(s)`, the predicted teacher's tensor, for a student's on the common grid."""
         if self.grid and all(isinstance(layer, keras.layers.Dense) for layer in self.mean_layers):
-            # Linear maps in a row: multiplied first, they cost one pass over the feature map.
+            # A chain of linear maps: multiplied first, they cost one pass over the feature map.
             kernels = [layer.kernel for layer in self.mean_layers]
             return ops.matmul(student, functools.reduce(ops.matmul, kernels))
         mean = student
@@ -205,7 +205,7 @@ class GaussianVIDHead(DistillationLoss):
         return layers
 
     def _linear(self, channels, use_bias=True):
-        # Over the last axis: of a feature map this is a 1x1 convolution.
+        # Over the last axis: on a feature map this is a 1x1 convolution.
         return keras.layers.Dense(
             channels,
             use_bias=use_bias,

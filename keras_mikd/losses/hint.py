@@ -33,7 +33,7 @@ class Hint(DistillationLoss):
         check_pair(teacher_shape, student_shape)
         maps = len(teacher_shape) == 4
         self.grid = common_grid(teacher_shape, student_shape) if maps else None
-        # Over the last axis: of a feature map this is a 1x1 convolution.
+        # Over the last axis: on a feature map this is a 1x1 convolution.
         self.regressor = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.regressor.build(student_shape)
 

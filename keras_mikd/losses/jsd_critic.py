@@ -103,7 +103,7 @@ class JSDCritic(DistillationLoss):
                 )
         self._grids = comparison_grids(teacher_shape, student_shape, limit=self.grid)
         self.mi_nats = MutualInformation(name=f"{self.name}_mi_nats")
-        if not self.critic.built:  # In a loaded loss it is.
+        if not self.critic.built:  # In a loaded loss it is built.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
 
     def call(self, teacher, student, labels=None, training=None):

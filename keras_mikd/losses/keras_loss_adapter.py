@@ -55,9 +55,9 @@ class KerasLossAdapter(DistillationLoss):
         student_layer = _place("student_layer", student_layer, keras_loss)
         if teacher_layer is None and getattr(keras_loss, "student_layer_name", None) is not None:
             raise ValueError(
-                "Expected the teacher's layer beside a `student_layer_name`; its output is "
-                f"`teacher_layer='output'`. Received: student_layer_name={student_layer!r}, "
-                "teacher_layer_name=None"
+                "Expected the teacher's layer beside a `student_layer_name`. Received: "
+                f"student_layer_name={student_layer!r}, teacher_layer_name=None. The teacher's "
+                "output is `teacher_layer='output'`."
             )
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         self.keras_loss = keras_loss
@@ -73,7 +73,7 @@ class KerasLossAdapter(DistillationLoss):
         name = type(self.keras_loss).__name__
         received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
         teacher, student = _shapes(teacher_shape), _shapes(student_shape)
-        # Not validate_outputs: reporting a mismatch, FeatureDistillation raises AttributeError.
+        # Not validate_outputs: FeatureDistillation reports a mismatch by an AttributeError.
         if not len(teacher) == len(student) == len(keras.tree.flatten(self.keras_loss.loss)):
             raise ValueError(
                 f"Expected one place in each network for every `loss` of {name}. {received}, "
@@ -149,7 +149,7 @@ def _unreduced(loss):
         return loss
     if loss.reduction == "sum":
         raise ValueError(
-            "Expected a Keras loss that is a mean over the batch. Received one that sums: "
+            "Expected a Keras loss that is a mean over the batch. Received: one that sums, "
             f"{loss!r}. Leave its `reduction` at the default."
         )
     loss = copy.copy(loss)

@@ -169,7 +169,7 @@ class MUSE(DistillationLoss):
         values = []
         for i in range(len(self.critics)):
             values += [mutual[:, i], own[:, i]]
-        # Once for every example, as the estimates: batches of other sizes have other ceilings.
+        # Once per example, like the estimates: the ceiling depends on the size of the batch.
         values.append(ceiling * ops.ones_like(mutual[:, 0]))
         for metric, value in zip(self.readouts.values(), values, strict=True):
             metric.update_state(value)
@@ -244,18 +244,16 @@ def _each(item):
 def _check_bound(bound):
     if getattr(bound, "ceiling", None) is None:
         raise ValueError(
-            "Expected `bound` to have a ceiling, as keras_mikd.bounds.jsd and "
-            "keras_mikd.bounds.info_nce have. The information of a feature with itself is infinite "
-            "where the feature is continuous and the network deterministic. A bound without a "
-            "ceiling (nwj, donsker_varadhan, smile, barber_agakov) would be driven up for ever. "
-            f"Received: bound={bound!r}"
+            "Expected `bound` to have a ceiling, like keras_mikd.bounds.jsd and "
+            "keras_mikd.bounds.info_nce: the information of a feature with itself is infinite, so "
+            f"others would be driven up for ever. Received: bound={bound!r}"
         )
 
 
 def _above_uninformed(bound):
     """Returns a bound shifted so that a constant critic gets 0."""
 
-    @functools.wraps(bound)  # Says of itself what the bound says.
+    @functools.wraps(bound)  # Keeps the attributes of the bound.
     def shifted(joint, product):
         return bound(joint, product) + _shift(bound)
 

@@ -85,9 +85,9 @@ class CMIRegularizer(keras.layers.Layer):
         empty = np.flatnonzero(np.all(np.isnan(centroids), axis=1))
         if len(empty):
             raise ValueError(
-                f"Expected a centroid for every class. Received none for {empty.tolist()}: the "
-                "data has no examples of these classes. Measure on data that has, or, for classes "
-                "that are never trained on, put any distribution in their rows."
+                f"Expected a centroid for every class. Received: none for {empty.tolist()}, "
+                "classes without examples in the data. Measure on data that has some, or, for "
+                "classes that are never trained on, put any distribution in their rows."
             )
         wrong = ~np.isclose(centroids.sum(axis=1), 1.0, atol=1e-3) | np.any(centroids < 0, axis=1)
         if np.any(wrong):

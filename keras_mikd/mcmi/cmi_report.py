@@ -186,8 +186,8 @@ def found_from_logits(model, from_logits=None):
     probability = holds_probabilities(model)
     if probability is None:
         raise ValueError(
-            f"Cannot see whether the subclassed model {model.name!r} puts out logits or "
-            "probabilities. Expected `from_logits` to be True or False. Received: from_logits=None"
+            "Expected `from_logits` to be True or False for the subclassed model "
+            f"{model.name!r}, which hides its layers. Received: from_logits=None"
         )
     return not probability
 
@@ -201,8 +201,8 @@ def found_num_classes(model):
     shape = getattr(model, "output_shape", None)
     if shape is None:
         raise ValueError(
-            f"Cannot see the number of classes of the subclassed model {model.name!r}. Expected "
-            "`num_classes`. Received: num_classes=None"
+            f"Expected `num_classes` for the subclassed model {model.name!r}, which hides its "
+            "output. Received: num_classes=None"
         )
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
         raise ValueError(
@@ -217,7 +217,7 @@ class _Meter(DistributedModel):
 
     def __init__(self, model, cmi, training):
         super().__init__(name="measure_cmi")
-        # As an attribute Keras would track the model, and reset its metrics.
+        # Keras would track a model that is an attribute, and reset its metrics.
         self._classifier = lambda x: model(x, training=training)
         self._cmi = cmi
         self._tally = OutputTally(cmi.num_classes, cmi.from_logits)
@@ -225,7 +225,7 @@ class _Meter(DistributedModel):
 
     @property
     def metrics(self):
-        return [self._tally, self._cmi]  # without `loss`, of which there is none
+        return [self._tally, self._cmi]  # Without `loss`: there is none.
 
     def test_step(self, data):
         x, y, *_ = take_apart(data)
@@ -241,11 +241,11 @@ class _Meter(DistributedModel):
         readout = self._cmi.readout()
         empty = np.flatnonzero(readout["counts"] == 0)
         if not readout["counts"].sum():
-            raise ValueError("Received empty data. Expected at least one example.")
+            raise ValueError("Expected at least one example. Received: empty data.")
         if len(empty) and empty_classes == "error":
             raise ValueError(
                 f"Expected examples of every class from 0 to {len(readout['counts']) - 1}. "
-                f"Received none of {empty.tolist()}. To leave them out of a report: "
+                f"Received: none of {empty.tolist()}. A report leaves them out with "
                 'measure_cmi(..., empty_classes="omit"); a teacher is tuned on all of its classes.'
             )
         correct = self._tally.correct_per_class()

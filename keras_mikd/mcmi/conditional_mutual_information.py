@@ -73,7 +73,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         """
         labels = checks.class_indices(y_true)
         known = ops.logical_and(labels >= 0, labels < self.num_classes)
-        labels = ops.where(known, labels, -1)  # segment_sum leaves negative ones out
+        labels = ops.where(known, labels, -1)  # segment_sum skips negative ones.
         log_p = self._log_probabilities(y_pred)
         p = ops.exp(log_p)
         negative_entropy = ops.sum(ops.where(p > 0, p * log_p, 0.0), axis=-1)
@@ -86,7 +86,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
             (self.log_probability_sums, log_p),
             (self.negative_entropy_sums, negative_entropy[:, None]),
         ):
-            # A logarithm may be -inf, of which 0 times is not a number.
+            # A logarithm may be -inf, and 0 times that is NaN.
             weighted = ops.where(weight[:, None] > 0, weight[:, None] * values, 0.0)
             total = ops.segment_sum(weighted, labels, num_segments=self.num_classes)
             sums.assign_add(ops.reshape(total, sums.shape))

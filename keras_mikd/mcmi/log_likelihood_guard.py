@@ -48,7 +48,7 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         value, best = (self._log(name, logs or {}) for name in (self.monitor, self.best))
-        if not value >= self.limit:  # nan is too low as well
+        if not value >= self.limit:  # NaN is too low as well.
             self._stop(epoch, value)
         elif self._best_value is None or best > self._best_value:
             self._best_value, self.best_epoch = best, epoch
@@ -72,6 +72,6 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
         if name not in logs:
             raise ValueError(
                 f"Expected the logs to have {name!r}: pass `validation_data` to `fit` of an "
-                f"MCMITeacher, or other names. Received: {sorted(logs)}"
+                f"MCMITeacher, or other names. Received: logs={sorted(logs)}"
             )
         return logs[name]

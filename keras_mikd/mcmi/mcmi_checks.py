@@ -30,13 +30,13 @@ def num_classes(teacher):
     if holds_probabilities(teacher):
         raise ValueError(
             f"Expected a teacher that puts out logits. Received: {teacher.name!r}, whose last "
-            "operation is a softmax or sigmoid. Build it without the final activation and "
-            "set_weights of this one on it."
+            "operation is a softmax or sigmoid. Build it without the final activation and give it "
+            "the weights of this one with set_weights."
         )
     if not teacher.trainable_variables:
         raise ValueError(
-            f"Expected a teacher with weights to train. Received: {teacher.name!r}, of which none "
-            "is trainable: set `trainable = True` on it, or on its last layers."
+            f"Expected a teacher with weights to train. Received: {teacher.name!r} without any: "
+            "set `trainable = True` on it, or on its last layers."
         )
     return shape[1]
 
@@ -50,9 +50,8 @@ def checked_loss(loss):
         if {**loss.get_config(), "name": wanted.name} == wanted.get_config():
             return loss
     raise ValueError(
-        "MCMITeacher's loss is the cross entropy of logits and its own term. Expected `loss` to be "
-        "left out, or SparseCategoricalCrossentropy(from_logits=True). "
-        f"Received: loss={loss!r}"
+        "Expected `loss` to be left out, or SparseCategoricalCrossentropy(from_logits=True), to "
+        f"which an MCMITeacher adds its own term. Received: loss={loss!r}"
     )
 
 
@@ -86,8 +85,8 @@ def check_centroids(regularizer):
     """Raises a `ValueError` if no centroids were measured yet."""
     if not regularizer.has_centroids:
         raise ValueError(
-            "Expected centroids, which `fit` and `fit_centroids` measure. Received none yet. The "
-            "CMI of a model as it is needs none: keras_mikd.measure_cmi(model, data)."
+            "Expected centroids, which `fit` and `fit_centroids` measure. Received: none yet. "
+            "keras_mikd.measure_cmi(model, data) measures the CMI of a model without any."
         )
 
 
@@ -95,8 +94,7 @@ def check_history(logs):
     """Raises a `ValueError` if the loss of an epoch is not finite."""
     if not math.isfinite(logs.get("loss", 0.0)):
         raise ValueError(
-            f"The loss became {logs['loss']}, and the copy of the teacher with it; the model that "
-            "was given is intact. Make a new MCMITeacher with a smaller `weight` or "
-            "`separation_weight`, or a smaller learning rate. Expected a finite loss. "
-            f"Received: {logs}"
+            f"Expected a finite loss. Received: {logs}. The copy of the teacher is lost; the model "
+            "that was given is intact. Make a new MCMITeacher with a smaller `weight`, "
+            "`separation_weight` or learning rate."
         )

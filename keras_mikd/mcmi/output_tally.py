@@ -54,16 +54,16 @@ class OutputTally(keras.metrics.Metric):
         if unknown:
             raise ValueError(
                 f"Expected labels to be integers from 0 to {self.num_classes - 1}, one for every "
-                f"output of the model. Received {unknown} of {examples} outside of that."
+                f"output of the model. Received: {unknown} of {examples} outside that range."
             )
         if not_finite:
             raise ValueError(
-                "Expected finite outputs. Received nan or inf in the outputs for "
+                "Expected finite outputs. Received: nan or inf in the outputs for "
                 f"{not_finite} of {examples} examples."
             )
         if no_distribution and not self.from_logits:
             raise ValueError(
-                "Expected probabilities that add up to 1, since from_logits is False. Received "
+                "Expected probabilities that add up to 1, since from_logits is False. Received: "
                 f"outputs that do not for {no_distribution} of {examples} examples."
             )
 

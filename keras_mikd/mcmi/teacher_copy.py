@@ -21,7 +21,7 @@ def _cloned(model):
     # `clone_model` would compile the copy of a compiled model; this one never is.
     plain = keras.Model(*ends(model), name=model.name)
     copy = keras.models.clone_model(plain)
-    copy.trainable = True  # Sets every layer's flag, which the next lines put back.
+    copy.trainable = True  # Sets every layer's flag; the next lines restore them.
     for layer, original in zip(layers_of(copy), layers_of(plain), strict=True):
         layer.trainable = original.trainable  # Outer layers first: they set those inside.
     return copy
@@ -35,7 +35,7 @@ def _from_config(model):
             raise ValueError("the copy has other weights")
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"Cannot copy the subclassed model {model.name!r}, which is to stay as it is. Expected "
-            f"a model that get_config and from_config make again. Received: {error}"
+            f"Expected a model that get_config and from_config rebuild, to copy. Received: the "
+            f"subclassed model {model.name!r}, for which this fails: {error}"
         ) from error
     return copy

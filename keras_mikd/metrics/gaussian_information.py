@@ -53,7 +53,7 @@ class GaussianInformation(keras.metrics.Metric):
         target, mean, variance = (ops.convert_to_tensor(x) for x in (target, mean, variance))
         axes = tuple(range(len(target.shape) - 1))
         count = self._sum_dtype(ops.prod(ops.shape(target)[:-1]))
-        # A replica may have no examples in the last batch: 0 then, not 0 / 0.
+        # A replica may have no examples in the last batch: it adds 0, not 0 / 0.
         at_least_one = ops.cast(ops.maximum(count, 1), target.dtype)
         batch_mean = ops.sum(target, axis=axes) / at_least_one
         spread = ops.sum(ops.square(target - batch_mean), axis=axes)

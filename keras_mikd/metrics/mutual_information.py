@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-_LARGEST_SCORE = 70.0  # exp(70) times a million examples still is a float32
+_LARGEST_SCORE = 70.0  # exp(70) times a million examples fits into a float32.
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
