@@ -131,7 +131,7 @@ def _measured_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input, to find stages "
             f"in. Received: {type(model).__name__} {model.name!r}. For other models, make losses "
-            "with places that a `features` function returns, and pass them as `distillation_losses`."
+            "with places of a `features` function, and pass them as `distillation_losses`."
         )
     specs = [sized(tensor) for tensor in model.inputs]
     resized = any(s.shape != t.shape for s, t in zip(specs, model.inputs, strict=True))
