@@ -75,8 +75,8 @@ class BeYourOwnTeacher(DistillationLoss):
     def call(self, teacher, student, labels=None, training=None):
         if labels is None:
             raise ValueError(
-                f"Expected labels in the data, for the classifiers of {self.name!r}. Received: "
-                "labels=None"
+                "Expected labels in the data. Received: labels=None. The classifiers of "
+                f"{self.name!r} learn from labels."
             )
         last_map, logits = teacher
         last_feature = ops.mean(last_map, axis=(1, 2))
