@@ -1,0 +1,43 @@
+import keras
+import pytest
+import tapped_networks as networks
+from keras import layers
+
+from keras_mikd.features.probabilities import holds_probabilities
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (lambda: [layers.Dense(3)], False),
+        (lambda: [layers.Dense(3, activation="relu")], False),
+        (lambda: [layers.Dense(3, activation="softmax")], True),
+        (lambda: [layers.Dense(3, activation=keras.ops.sigmoid)], True),
+        (lambda: [layers.Dense(3), layers.Softmax()], True),
+        (lambda: [layers.Dense(3), layers.Activation("sigmoid")], True),
+        (lambda: [layers.Dense(3, activation="softmax"), layers.Activation("linear")], True),
+        (lambda: [layers.Dense(4, activation="softmax"), layers.Reshape((2, 2))], True),
+        (lambda: [layers.Dense(4, activation="sigmoid"), layers.Dense(3)], False),
+        (lambda: [layers.Dense(4, activation="sigmoid"), layers.Activation("relu")], False),
+    ],
+)
+def test_holds_probabilities(last, expected):
+    head = keras.Sequential([keras.Input((4,)), layers.Dense(4), *last()])
+    assert holds_probabilities(head) is expected
+    assert holds_probabilities(keras.Sequential([keras.Input((4,)), head])) is expected
+
+
+def test_holds_probabilities_of_operations_and_of_several_outputs():
+    inputs = keras.Input((4,))
+    x = layers.Dense(3)(inputs)
+    outputs = {"scores": keras.ops.softmax(x), "logits": x}
+    model = keras.Model(inputs, outputs)
+    assert holds_probabilities(model) is True
+    assert holds_probabilities(model, "output/scores") is True
+    assert holds_probabilities(model, "output/logits") is False
+    assert holds_probabilities(keras.Model(inputs, keras.ops.cast(outputs["scores"], "float16")))
+    assert holds_probabilities(networks.Subclassed()) is None
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
