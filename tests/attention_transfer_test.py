@@ -77,7 +77,7 @@ def test_a_saved_loss_is_the_same_loss(tmp_path):
 
 @pytest.mark.parametrize("power", [0.5, float("inf"), float("nan"), "2", True])
 def test_bad_powers_are_refused(power):
-    with pytest.raises(ValueError, match="`power` must be a finite number of at least 1"):
+    with pytest.raises(ValueError, match="`power` to be a finite number of at least 1"):
         AttentionTransfer(power=power)
 
 

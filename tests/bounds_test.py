@@ -258,20 +258,16 @@ def test_without_negatives_shifted_jsd_is_zero():
     np.testing.assert_allclose(bounds.jsd([3.0], np.zeros((1, 0)), shifted=True), [0.0], atol=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("name", BOUNDS)
-def test_compiled_with_unknown_batch_equals_eager(name, jit_compile):
+def test_compiled_with_unknown_batch_equals_eager(name):
     def value_and_gradient(scores):
         value, (gradient,) = _value_and_gradients(
             lambda s: BOUNDS[name](*bounds.split_scores(s)), scores
         )
         return value, gradient
 
-    compiled = tf.function(
-        value_and_gradient,
-        input_signature=[tf.TensorSpec([None, None, 2])],
-        jit_compile=jit_compile,
-    )
+    unknown = tf.TensorSpec([None, None, 2])
+    compiled = tf.function(value_and_gradient, input_signature=[unknown], jit_compile=True)
     for batch in (4, 1, 0):
         scores = tf.random.normal((batch, batch, 2))
         for one, other in zip(compiled(scores), value_and_gradient(scores), strict=True):
@@ -375,7 +371,7 @@ def test_barber_agakov_refuses_shapes_that_do_not_fit(target, mean, variance):
 
 
 def test_barber_agakov_refuses_an_unknown_reduction():
-    with pytest.raises(ValueError, match='"sum" or "mean". Received: reduction=\'none\''):
+    with pytest.raises(ValueError, match="'sum' or 'mean'. Received: reduction='none'"):
         bounds.barber_agakov([[1.0]], [[1.0]], [1.0], reduction="none")
 
 
@@ -402,7 +398,7 @@ def test_gaussian_closed_form_equals_the_determinant_and_inverts(mutual_informat
     ],
 )
 def test_gaussian_closed_forms_refuse_impossible_values(function, argument, dimension):
-    with pytest.raises(ValueError, match=r"`dimension` at least 1\. Received: .*dimension="):
+    with pytest.raises(ValueError, match=r"Expected .*`dimension`.* Received: .*dimension="):
         function(argument, dimension)
 
 

@@ -141,7 +141,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_wrong_shapes_are_refused():
     metric = mikd.ConditionalMutualInformation(3)
-    with pytest.raises(ValueError, match=r"integer labels .*Received: labels of shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"Received: labels of shape \(2, 3\)"):
         metric.update_state(np.eye(3)[:2], np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"Received: outputs of shape \(2, 4\)"):
         metric.update_state([0, 1], np.zeros((2, 4)))

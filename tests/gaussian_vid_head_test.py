@@ -241,8 +241,8 @@ def test_float32_under_mixed_precision():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "vid"}, "'official', 'repdistiller', 'wgan'.*variant='vid'"),
-        ({"reduction": None}, "`reduction` must be 'mean' or 'sum'"),
+        ({"variant": "vid"}, "'official', 'repdistiller' or 'wgan'. Received: variant='vid'"),
+        ({"reduction": None}, "`reduction` to be 'mean' or 'sum'"),
         ({"hidden_channels": 0}, "hidden_channels=0"),
         ({"hidden_channels": 2.5}, "hidden_channels=2.5"),
         ({"initial_variance": 0.0}, "initial_variance=0.0"),

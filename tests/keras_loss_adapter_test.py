@@ -82,7 +82,7 @@ def test_layer_names_become_places():
 
 def test_a_student_layer_alone_is_refused_not_ignored():
     lonely = FeatureDistillation(student_layer_name="b")
-    with pytest.raises(ValueError, match="the teacher's layer beside a .student_layer_name.*student_layer_name='b'"):
+    with pytest.raises(ValueError, match="the teacher's layer.*student_layer_name='b'"):
         KerasLossAdapter(lonely)
     adapter = KerasLossAdapter(lonely, teacher_layer="output")
     assert (adapter.teacher_layer, adapter.student_layer) == ("output", "b")

@@ -85,7 +85,7 @@ def test_a_saved_loss_is_the_same_loss(tmp_path):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("inf"), float("nan"), "4", True, None])
 def test_bad_temperatures_are_refused(temperature):
-    with pytest.raises(ValueError, match="`temperature` must be a finite number above 0"):
+    with pytest.raises(ValueError, match="`temperature` to be a finite number above 0"):
         SoftTargets(temperature=temperature)
 
 
