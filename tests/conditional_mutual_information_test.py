@@ -89,7 +89,7 @@ def test_huge_logits_stay_finite():
 def test_small_information_is_not_lost_among_large_sums():
     """Two outputs that differ by d have the information d^2 / 8 / (p (1 - p)) to second order."""
     p = np.array([[0.5 + 1e-5, 0.5 - 1e-5], [0.5 - 1e-5, 0.5 + 1e-5]]).repeat(5000, axis=0)
-    readout = _filled(p, np.zeros(10000, int), 100, from_logits=False).readout()
+    readout = _filled(p, np.zeros(10000, int), 1000, from_logits=False).readout()
     np.testing.assert_allclose(readout["cmi"], 2e-10, rtol=1e-3)
 
 
