@@ -58,7 +58,7 @@ def main(argv):
         kept = results.Results(
             FLAGS.output_dir, protocol=settings.settings(), teacher=protocol.digest(FLAGS.teacher)
         )
-        print(f"Students: {settings}")
+        print(f"Students: {settings}, {FLAGS.labels_per_class or 'all'} labels per class")
         one = functools.partial(train, settings, teacher)
         results.compare(kept, rows, range(FLAGS.seeds), one, "student", NOTE)
 

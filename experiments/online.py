@@ -103,7 +103,9 @@ def main(argv):
     rows = protocol.cells(FLAGS.methods, WEIGHTS, METHODS, FLAGS.weights)
     with protocol.STRATEGIES[FLAGS.strategy]().scope():
         kept = results.Results(FLAGS.output_dir, protocol=settings.settings(), networks=kinds)
-        print(f"{' and '.join(kinds)}: {settings}")
+        print(
+            f"{' and '.join(kinds)}: {settings}, {FLAGS.labels_per_class or 'all'} labels per class"
+        )
         one = functools.partial(train, settings, kinds)
         results.compare(kept, rows, range(FLAGS.seeds), one, "alone", NOTE)
 

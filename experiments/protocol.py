@@ -76,8 +76,8 @@ class Protocol:
 
     def __str__(self):
         return (
-            f"{self.student}, {self.epochs} epochs, batches of {self.batch_size}, learning rate "
-            f"{self.learning_rate:g}, {self.labels_per_class or 'all'} labels per class"
+            f"{self.student}, {self.epochs} epochs, batches of {self.batch_size}, "
+            f"learning rate {self.learning_rate:g}"
         )
 
 

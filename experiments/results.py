@@ -77,7 +77,7 @@ class Results:
 def run_name(key):
     """Returns the name of a run's folder, such as `kd-weight3-seed0`."""
     parts = (v if isinstance(v, str) else f"{k}{v:g}" for k, v in key.items())
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+    return re.sub(r"[^\w.+-]+", "_", "-".join(filter(None, parts)))
 
 
 def sweep(results, rows, seeds, train, shown="validation"):

@@ -91,7 +91,7 @@ def main(argv):
         kept = results.Results(
             FLAGS.output_dir, protocol=settings.settings(), negatives_from=negatives
         )
-        print(f"Networks: {settings}")
+        print(f"Networks: {settings}, {FLAGS.labels_per_class or 'all'} labels per class")
         one = functools.partial(train, settings, negatives)
         results.compare(kept, rows, range(FLAGS.seeds), one, "plain", NOTE)
 

@@ -116,6 +116,7 @@ def test_mean_and_standard_deviation(results):
 def test_folders_are_called_by_what_is_in_them(results):
     name = results.run_name({"design": "features only: grid 4", "weight": 0.3, "seed": 100})
     assert name == "features_only_grid_4-weight0.3-seed100"
+    assert results.run_name({"method": "student", "teacher": "", "seed": 0}) == "student-seed0"
 
 
 if __name__ == "__main__":
