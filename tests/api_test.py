@@ -88,7 +88,3 @@ def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ImportError, match="TensorFlow backend.*Received: backend='jax'; set KERAS"):
         importlib.reload(mikd)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

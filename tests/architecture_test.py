@@ -110,7 +110,3 @@ def test_only_stable_forms():
 )
 def test_unstable_forms_are_recognised(code, found):
     assert bool(_unstable(ast.parse(code))) == found
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

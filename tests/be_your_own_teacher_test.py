@@ -167,7 +167,3 @@ def test_a_single_logit_is_refused():
     byot = mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
     with pytest.raises(ValueError, match="at least two classes.*one logit per class"):
         mikd.SelfDistiller(binary, [byot])
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -137,7 +137,3 @@ def test_config_and_centroids_survive_saving(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
     assert loaded.get_config() == layer.get_config()
     np.testing.assert_array_equal(loaded.centroids, layer.centroids)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -205,7 +205,3 @@ def test_other_models_and_empty_data_are_refused():
     with warnings.catch_warnings(), pytest.raises(ValueError, match="empty data"):
         warnings.simplefilter("ignore")
         _measured(_linear(), empty)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

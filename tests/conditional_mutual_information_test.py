@@ -151,7 +151,3 @@ def test_config_round_trip():
     metric = mikd.ConditionalMutualInformation(3, from_logits=False, temperature=2.0, name="c")
     twin = mikd.ConditionalMutualInformation.from_config(metric.get_config())
     assert twin.get_config() == metric.get_config()
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -67,7 +67,3 @@ def test_errors_of_one_host_are_tensorflows_own():
 
     with pytest.raises(tf.errors.UnavailableError, match="the disk is gone"):
         _distiller().fit(*cases.data(), verbose=0, callbacks=[Unavailable()])
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

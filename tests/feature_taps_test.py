@@ -491,7 +491,3 @@ def test_sequential_model_without_an_input():
         stages(model)
     model.build((None, 4))
     assert FeatureTaps(model, ["dense"]).specs["dense"].shape == (None, 3)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

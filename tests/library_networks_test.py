@@ -162,7 +162,3 @@ def test_keras_hub_mobilenet():
         place: stage.shape[1:] for place, stage in found.items()
     }
     np.testing.assert_array_equal(read["output"], model(x, training=False))
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

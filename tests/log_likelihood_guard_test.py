@@ -73,7 +73,3 @@ def test_wrong_limits_and_missing_logs_are_refused():
     guard.on_train_begin()
     with pytest.raises(ValueError, match="'val_log_likelihood': pass `validation_data`"):
         guard.on_epoch_end(0, {"loss": 1.0})
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -145,7 +145,3 @@ def test_two_workers_of_two_devices_do_what_one_device_does(devices_of_workers, 
     order = quarters[:, [0, 2, 1, 3]].ravel()
     x, y = cluster_worker.data()
     _assert_one_device_does_the_same(devices_of_workers, name, x[order], y[order])
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

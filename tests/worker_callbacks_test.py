@@ -41,7 +41,3 @@ def test_a_backup_is_restored_and_neither_written_nor_deleted(tmp_path):
     restore.on_epoch_end(1)
     restore.on_train_end()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "backup").iterdir()} == before
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])
