@@ -71,7 +71,3 @@ def test_the_tests_of_the_page_pass(section, tree):
     assert code == 0, output
     # The loss goes through all of the conformance tests, and not only through its own.
     assert int(re.search(r"(\d+) passed", output).group(1)) > 10, output
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])
