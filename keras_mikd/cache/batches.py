@@ -1,4 +1,4 @@
-"""What a batch consists of, with what a `TeacherCache` adds to it."""
+"""The parts of a batch, with what a `TeacherCache` adds to them."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ def take_apart(data):
 
 
 def with_class_weight(dataset, class_weight):
-    """Weights the examples of a cache by their classes, which Keras cannot do in such batches."""
+    """Weights the examples of a cache by class, which Keras cannot do in such batches."""
     table = tf.constant([class_weight.get(c, 1.0) for c in range(max(class_weight) + 1)])
 
     def weigh(batch):
@@ -43,15 +43,10 @@ def with_class_weight(dataset, class_weight):
 
 
 def check_teacher(specs, teacher, places):
-    """Checks that what batches carry is of this teacher, and all that the losses need.
-
-    Args:
-        specs: Specs of a batch.
-        teacher: The teacher of the distiller, or `None`.
-        places: Places that its losses read.
+    """Checks that cached batches (by their specs) are of `teacher` and hold all `places`.
 
     Raises:
-        ValueError: If the cache is of another teacher, or lacks a place.
+        ValueError: If there is no teacher, the cache is of another one, or it lacks a place.
     """
     if not isinstance(specs, Batch) or _is_missing(specs.teacher_features):
         return

@@ -22,9 +22,9 @@ def of_bytes(*contents):
 
 
 def of_model(model):
-    """Returns a name of a model: its layers, their weights, and how they are wired.
+    """Returns a name of a model, by its layers, their weights and their wiring.
 
-    Two subclassed models that differ in the wiring alone have the same name.
+    The wiring of subclassed models does not count.
     """
     digest = hashlib.sha256()
     if has_graph(model):
@@ -45,7 +45,7 @@ def of_model(model):
 
 
 def of_function(function):
-    """Returns a name of a function, or of `None`: its code, defaults and what it encloses.
+    """Returns a name of a function, or of `None`, by its code, defaults and what it encloses.
 
     Constants and functions count by their content, anything else by its type alone. A global name
     counts as a name, whatever it stands for.
@@ -54,7 +54,7 @@ def of_function(function):
 
 
 def _described(value, around=()):
-    """Returns what JSON can hold of a value that the values `around` enclose."""
+    """Returns what JSON can hold of a value; the values `around` enclose it."""
     if isinstance(value, _SIMPLE):
         return repr(value)
     if any(value is each for each in around):  # A function can enclose itself.

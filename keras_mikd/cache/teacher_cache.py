@@ -1,4 +1,4 @@
-"""A teacher that runs once: what it says about every example, kept for any number of epochs."""
+"""A teacher that runs once: its tensors for every example, kept for any number of epochs."""
 
 import json
 import pathlib
@@ -21,8 +21,7 @@ _PROBES = 16
 class TeacherCache:
     """Runs a teacher once over a data set and keeps the places that distillation losses read.
 
-    Any number of epochs and students is then trained through the same `Distiller` and `fit`, from
-    batches that carry what the teacher said:
+    Any number of epochs and students then trains through the same `Distiller` and `fit`:
 
     ```python
     cache = keras_mikd.TeacherCache(teacher, images, labels, places=["stage2", "output"])
@@ -32,39 +31,30 @@ class TeacherCache:
     distiller.fit(cache.batches(64), epochs=100, shuffle=False)
     ```
 
-    With `augment` or `mix`, every example has `views` views, each drawn from a seed of its own, so
-    that the student sees exactly the images that the teacher saw. In every epoch each example comes
-    up once, in one of its views.
-
-    The cache is kept in memory, or in a folder as one memory-mapped `.npy` file for each place; a
-    build that was interrupted goes on there. A folder belongs to the weights of its teacher, the
-    data, the views, the places and the precision that it was built with: anything else is refused.
-    Of `augment` and `features`, code, constants and enclosed functions are compared, not what they
-    read from elsewhere.
-
-    Training with float32 gives the weights of training without a cache on the same views and
-    batches, up to the rounding of batches of another composition; float16 keeps 11 bits of every
-    number.
+    With `augment` or `mix`, every example has `views` views, each drawn from a seed of its own: the
+    student sees exactly the images that the teacher saw. An epoch shows each example once, in one
+    view. A folder holds one memory-mapped `.npy` file per place; an interrupted build continues
+    there. Other weights of the teacher, data, views, places or precision than those of the folder
+    are refused. Training from a float32 cache gives the weights of training without one, up to
+    rounding.
 
     Args:
         teacher: Trained Keras model.
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
-            of batches `(images, labels)`, which is read here, so that what it augments or shuffles
-            stays as it was read. For a `directory`, it must give the same in every run.
+            of batches `(images, labels)`, read once, here. For a `directory`, it must give the same
+            in every run.
         labels: Integer labels, shape `(n,)`; none for a data set.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
-            `seed` an int32 tensor of shape `(2,)`; or `None`.
+            with `seed` an int32 tensor of shape `(2,)`; or `None`.
         mix: `"mixup"`, `"cutmix"` or `None`. The labels become distributions: train with
             `CategoricalCrossentropy`.
-        mix_alpha: Both parameters of the beta distribution that the share of an image is drawn
-            from, positive.
+        mix_alpha: Both parameters of the beta distribution of an image's share, above 0.
         views: Views of every example, at least 1.
         seed: Seed of the views, an integer from 0 to 2**29 - 1.
-        dtype: `"float32"` or `"float16"`: what numbers are kept as.
+        dtype: `"float32"` or `"float16"`, the precision of what is kept.
         top_k: Number of largest logits to keep of `"output"`, or `None` for all. The others are
-            read back as equal to one another, with the probability that they had together at
-            temperature 1.
+            read back as equal, with their joint probability at temperature 1.
         directory: Folder of the cache, or `None` for memory.
         max_bytes: Largest cache that may be built.
         batch_size: Examples that the teacher sees at once.
@@ -72,7 +62,7 @@ class TeacherCache:
 
     Raises:
         ValueError: If an argument is out of range, a place does not exist, the cache would be
-            larger than `max_bytes`, or the folder holds another cache (what differs is named).
+            larger than `max_bytes`, or the folder holds another cache (the difference is named).
     """
 
     def __init__(
@@ -136,13 +126,10 @@ class TeacherCache:
         self._check_directory()
 
     def build(self, verbose=1):
-        """Runs the teacher over all rows that it has not seen yet.
+        """Runs the teacher over all rows that it has not seen yet, and returns the cache itself.
 
         Args:
             verbose: Whether to show the size and a progress bar.
-
-        Returns:
-            The cache itself.
         """
         if self._arrays is None:
             self._open()
@@ -167,17 +154,17 @@ class TeacherCache:
         """Returns batches for `Distiller.fit`.
 
         Args:
-            batch_size: Examples in a batch; the rest of an epoch that fills none is left out.
+            batch_size: Examples in a batch; an incomplete last batch is dropped.
             seed: Seed of the order and of the choice among views.
-            shuffle: Whether every epoch has a new order and new views. Otherwise, the examples
-                come in their order, in their first view.
-            with_teacher: Whether batches carry what the teacher said. Without, they are the same
-                batches of images and labels, for which the distiller runs its teacher.
+            shuffle: Whether every epoch has a new order and new views; otherwise the examples come
+                in their order, in their first view.
+            with_teacher: Whether batches carry the teacher's tensors; otherwise the distiller runs
+                its teacher on the same batches.
 
         Returns:
-            `tf.data.Dataset` of one epoch, with static shapes: of batches `(images, labels,
-            sample_weight, teacher_features)`, where `()` stands for no weights; without the
-            teacher, of `(images, labels)`.
+            `tf.data.Dataset` of one epoch, with static shapes: batches
+            `(images, labels, sample_weight, teacher_features)`, with `()` for no weights; without
+            the teacher, `(images, labels)`.
 
         Raises:
             ValueError: If the cache is not built, or the batch is larger than the data set.
@@ -208,7 +195,7 @@ class TeacherCache:
         )
 
     def _read(self, rows):
-        """The batch of rows: images, labels and what the teacher said about them."""
+        """Returns the batch of rows: images, labels and the teacher's tensors."""
         x, y = self._views(rows)
         names = list(self._arrays)
         kinds = [tf.as_dtype(self._columns[name][1]) for name in names]
@@ -224,7 +211,7 @@ class TeacherCache:
         return Batch(x, y, teacher_features={self._key: self._features(columns)})
 
     def _forward(self, rows):
-        """What is kept of the teacher's tensors, `{column: tensor}`."""
+        """Returns what is kept of the teacher's tensors, `{column: tensor}`."""
         x, _ = self._views(rows)
         features = self._taps(x, training=False)
         columns = {p: tf.cast(features[p], self._dtype) for p in self.places}
@@ -242,7 +229,7 @@ class TeacherCache:
         return columns
 
     def _features(self, columns):
-        """The teacher's tensors from what was kept."""
+        """Returns the teacher's tensors from what is kept."""
         features = {p: columns[p] for p in self.places if p in columns}
         if self._top_k is not None:
             top, classes, rest = (columns[f"output/{n}"] for n in ("top", "classes", "rest"))
@@ -252,7 +239,7 @@ class TeacherCache:
         return {p: tf.cast(v, self._specs[p].dtype) for p, v in features.items()}
 
     def _all_columns(self):
-        """`{column: (shape of a row, dtype)}`."""
+        """Returns `{column: (shape of a row, dtype)}`."""
         columns = {p: (spec.shape[1:], self._dtype) for p, spec in self._specs.items()}
         if self._top_k is not None:
             del columns[OUTPUT]
@@ -264,7 +251,7 @@ class TeacherCache:
         return columns
 
     def _identity(self, features, seed, mix, mix_alpha):
-        """Everything that a row depends on, so that a folder can be compared with it."""
+        """Returns everything that a row depends on, to compare a folder with."""
         views = self._views
         probes = np.linspace(0, views.rows - 1, min(_PROBES, views.rows)).astype("int64")
         shown = [part.numpy() for part in views(tf.constant(probes))]

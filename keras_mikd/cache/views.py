@@ -1,4 +1,4 @@
-"""Augmented views of examples, each of a seed of its own, so that it can be made again."""
+"""Augmented views of examples, each from a seed of its own, so that it can be made again."""
 
 import tensorflow as tf
 
@@ -9,20 +9,8 @@ class Views:
     """The rows `0 ... views * n - 1` of a data set of `n` examples in `views` views each.
 
     Row `r` is the example `r % n` in the view `r // n`. Its random draws depend on the seed and on
-    `r` alone. So the same row is the same tensor in every epoch, process and batch.
-
-    Args:
-        images: Array of shape `(n, ...)`.
-        labels: Integer labels, shape `(n,)`.
-        augment: Function `(image, seed) -> image` of stateless operations for one image, `seed` an
-            int32 tensor of shape `(2,)`, such as `tf.image.stateless_random_flip_left_right`; or
-            `None`.
-        mix: `"mixup"`, `"cutmix"` or `None`: mixes every row with another example. Labels become
-            distributions over `num_classes`.
-        mix_alpha: Both parameters of the beta distribution of the share, positive.
-        num_classes: Number of classes, for `mix`.
-        views: Views of every example.
-        seed: Integer.
+    `r` alone, so the same row is the same tensor in every epoch, process and batch. The arguments
+    are those of `TeacherCache`; a mix turns labels into distributions over `num_classes`.
     """
 
     def __init__(self, images, labels, *, augment, mix, mix_alpha, num_classes, views, seed):
@@ -77,7 +65,7 @@ class Views:
 
 
 def _box(shape, side, centre):
-    """Returns the mask of a box `side` times the size of the image, cut off at its edges."""
+    """Returns the mask of a box of `side` times the size of the image, cut off at its edges."""
     inside = []
     for size, middle in zip(shape, tf.unstack(centre), strict=True):
         pixel = tf.range(size, dtype=tf.float32) + 0.5

@@ -19,38 +19,33 @@ _NAMES = (
 def coco_metrics(detector, dataset):
     """Evaluates a detector as COCO does: average precision and recall over all classes.
 
-    Every image of the data set counts, even without boxes or detections, and so does every class
-    that has boxes. COCO's own evaluation ignores detections in crowd regions. `load_coco` has no
-    such regions, so the numbers differ a little from published ones.
+    Every image counts, even without boxes or detections, and so does every class that has boxes.
+    COCO's own evaluation ignores detections in crowd regions. `load_coco` has no such regions, so
+    the numbers differ a little from published ones.
 
     Args:
-        detector: Model whose `predict` returns decoded detections, `{"boxes": (batch,
-            most, 4), "classes": (batch, most), "confidence": (batch, most), "num_detections":
-            (batch,)}`, the boxes in "xyxy" (left, top, right, bottom in pixels): a detector of
-            KerasCV, or a `DetectorDistiller` or `SelfDetectorDistiller` around one.
-        dataset: Iterable of batches `(images, {"boxes": (batch, boxes, 4), "classes": (batch,
-            boxes)})`, the boxes likewise; rows of class -1 are padding. It is read once.
+        detector: Model whose `predict` returns decoded detections, `{"boxes": (batch, most, 4),
+            "classes": (batch, most), "confidence": (batch, most), "num_detections": (batch,)}`,
+            with boxes in "xyxy" (left, top, right, bottom in pixels): a detector of KerasCV, or a
+            distiller around one.
+        dataset: Iterable of batches
+            `(images, {"boxes": (batch, boxes, 4), "classes": (batch, boxes)})` with boxes likewise;
+            rows of class -1 are padding. It is read once.
 
     Returns:
         The 12 numbers of COCO's summary as a dict of floats in [0, 1]: `"AP"` (the mean over the
         overlaps 0.50, 0.55, ..., 0.95), `"AP50"`, `"AP75"`; `"AP_small"` (below 32x32 pixels),
         `"AP_medium"`, `"AP_large"` (from 96x96); `"AR_1"`, `"AR_10"`, `"AR_100"` (recall with that
-        many detections in an image) and `"AR_small"`, `"AR_medium"`, `"AR_large"`. NaN where there
-        are no boxes of that size.
+        many detections in an image) and `"AR_small"`, `"AR_medium"`, `"AR_large"`. NaN without
+        boxes of that size.
 
     Raises:
-        ValueError: If the detector has another box format, does not decode its predictions, or
-            the data set has no boxes.
+        ValueError: If the detector has another box format, does not decode its predictions, or the
+            data set has no boxes.
         ImportError: If pycocotools is not installed.
 
     References:
         https://cocodataset.org/#detection-eval
-
-    Example:
-        ```python
-        scenes = keras_mikd.datasets.load_digit_scenes()
-        print(f"{keras_mikd.coco_metrics(detector, scenes.test)['AP']:.3f}")
-        ```
     """
     with checks.extra("detection"):
         from pycocotools.coco import COCO

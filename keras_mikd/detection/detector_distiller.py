@@ -13,16 +13,11 @@ class DetectorDistiller(DetectorTask, Distiller):
     `total = task_loss_weight * detector's own loss + sum over losses of weight * mean(loss per
     image) + regularizers and add_loss terms of the student`.
 
-    Everything that `Distiller` says holds, and the detector keeps its label encoder, its losses and
-    its decoder: `compile` takes the losses that the detector's own `compile` takes, `fit` batches
-    of `(images, {"boxes": ..., "classes": ...})` in the detector's box format, and `predict`
-    returns decoded boxes. The detector's metrics are logged beside those of the distiller.
-
-    Under several replicas, losses that KerasCV adds up are averaged over the replicas. A RetinaNet
-    divides them by the boxes that a replica matched, so the update is that of one device as far as
-    replicas match as many boxes.
-
-    Places are the backbone's levels, such as `"P3"`, what a RetinaNet's pyramid makes of them,
+    It is a `Distiller` whose student keeps its label encoder, losses, decoder and metrics.
+    `compile` takes the losses that the detector's own `compile` takes, `fit` takes batches of
+    `(images, {"boxes": ..., "classes": ...})` in the detector's box format, and `predict` returns
+    decoded boxes. Under several replicas, losses that KerasCV adds up are averaged over the
+    replicas. Places are the backbone's levels, such as `"P3"`, those of a RetinaNet's pyramid,
     `"feature_pyramid/P3"`, and every other layer.
 
     Args:
@@ -32,7 +27,7 @@ class DetectorDistiller(DetectorTask, Distiller):
         **kwargs: Further arguments of `Distiller`.
 
     Raises:
-        ValueError: If the student is no detector, or its losses are missing in `compile`;
+        ValueError: If the student is not a detector, or its losses are missing in `compile`;
             otherwise as `Distiller`.
 
     Example:
@@ -42,7 +37,6 @@ class DetectorDistiller(DetectorTask, Distiller):
         )
         distiller.compile("adam", box_loss="huber", classification_loss="focal")
         distiller.fit(scenes.train, epochs=30, shuffle=False)
-        distiller.student.predict(images)
         ```
     """
 

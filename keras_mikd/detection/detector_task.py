@@ -19,7 +19,7 @@ _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 class DetectorTask:
     """Lets the detector encode boxes, compute its losses, decode its predictions and report.
 
-    A base class to be named before the distiller's. Of the detector it takes `compile`,
+    It is a base class to name before the distiller's. It calls the detector's `compile`,
     `compute_loss`, `compute_metrics` and `decode_predictions`, as `keras_cv.models.RetinaNet` and
     `YOLOV8Detector` have them; KerasCV is not imported.
     """
@@ -38,19 +38,19 @@ class DetectorTask:
         """Configures training, and compiles the detector with its own losses.
 
         Args:
-            optimizer: Optimizer of the detector, and of the losses' own weights where no
-                `critic_optimizer` is given.
+            optimizer: Optimizer of the detector, and of the losses' own weights unless there is a
+                `critic_optimizer`.
             critic_optimizer: Separate optimizer for the losses' own weights (critics, heads,
                 regressors).
             run_eagerly: As in `keras.Model.compile`.
             steps_per_execution: As in `keras.Model.compile`.
             jit_compile: As in `keras.Model.compile`.
             auto_scale_loss: As in `keras.Model.compile`.
-            **detector_arguments: What the detector's own `compile` takes: `box_loss` and
+            **detector_arguments: Arguments of the detector's own `compile`: `box_loss` and
                 `classification_loss`.
 
         Raises:
-            ValueError: If the detector's losses are missing, or if sums and means are mixed under
+            ValueError: If the detector's losses are missing, or sums and means are mixed under
                 several replicas.
         """
         missing = [
@@ -80,7 +80,7 @@ class DetectorTask:
         )
 
     def _build_task(self):
-        """Lets the detector create its metrics: under replicas a step is too late for that."""
+        """Lets the detector create its metrics: under replicas, a step is too late for that."""
         boxes = {
             "boxes": keras.KerasTensor((None, None, 4)),
             "classes": keras.KerasTensor((None, None)),
@@ -155,8 +155,8 @@ class DetectorTask:
 class _Loss(keras.Operation):
     """Lets Keras run a detector and its loss on symbolic tensors.
 
-    The detector's own symbolic output will not do: KerasCV's pyramid tells wrong shapes of P6 and
-    P7, and with them a wrong number of boxes.
+    The detector's own symbolic output will not do: KerasCV's pyramid reports wrong shapes for P6
+    and P7, and with them a wrong number of boxes.
     """
 
     def __init__(self, detector):
@@ -169,7 +169,7 @@ class _Loss(keras.Operation):
 
 
 def check_detector(detector):
-    """Checks that a model brings the parts of a task that `DetectorTask` takes from it."""
+    """Checks that a model has the methods that `DetectorTask` calls."""
     own_loss = type(detector).compute_loss is not keras.Model.compute_loss
     if not own_loss or not hasattr(detector, "decode_predictions"):
         raise ValueError(
@@ -180,7 +180,7 @@ def check_detector(detector):
 
 
 def _are_sums(losses, num_replicas):
-    """Whether the losses add up over the batch, so that Keras does not divide them by replicas."""
+    """Whether the losses are sums over the batch, which Keras does not divide by replicas."""
     reductions = [getattr(loss, "reduction", None) for loss in keras.tree.flatten(losses)]
     sums = [reduction == "sum" for reduction in reductions]
     if num_replicas > 1 and any(sums) and not all(sums):
@@ -192,7 +192,7 @@ def _are_sums(losses, num_replicas):
 
 
 def _targets(data):
-    """Returns what stands beside the images, or None where that cannot be seen or is not there."""
+    """Returns what comes with the images, or `None` if it is missing or cannot be seen."""
     x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
     if isinstance(x, tf.data.Dataset):
         spec = x.element_spec

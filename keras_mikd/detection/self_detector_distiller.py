@@ -13,8 +13,7 @@ class SelfDetectorDistiller(DetectorTask, SelfDistiller):
     `total = task_loss_weight * detector's own loss + sum over losses of weight * mean(loss per
     image) + regularizers and add_loss terms of the detector`.
 
-    Everything that `SelfDistiller` says holds. Task, data and places are as in
-    `DetectorDistiller`.
+    It is a `SelfDistiller` with task, data and places as in `DetectorDistiller`.
 
     Args:
         model: `keras_cv.models.RetinaNet` or `YOLOV8Detector`, or a model with their methods.
@@ -22,8 +21,8 @@ class SelfDetectorDistiller(DetectorTask, SelfDistiller):
         **kwargs: Further arguments of `SelfDistiller`.
 
     Raises:
-        ValueError: If the model is no detector, or its losses are missing in `compile`; otherwise
-            as `SelfDistiller`.
+        ValueError: If the model is not a detector, or its losses are missing in `compile`;
+            otherwise as `SelfDistiller`.
 
     Example:
         ```python
@@ -31,7 +30,6 @@ class SelfDetectorDistiller(DetectorTask, SelfDistiller):
         distiller = keras_mikd.SelfDetectorDistiller(detector, [muse])
         distiller.compile("adam", box_loss="huber", classification_loss="focal")
         distiller.fit(scenes.train, epochs=30, shuffle=False)
-        distiller.student.predict(images)
         ```
     """
 

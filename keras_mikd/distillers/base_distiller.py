@@ -1,4 +1,4 @@
-"""The step that all distillers share: forwards, total loss, update, logs, saving."""
+"""The step that all distillers share: forward passes, total loss, update, logs, saving."""
 
 import contextlib
 import functools
@@ -24,23 +24,17 @@ class BaseDistiller(DistributedModel):
     `total = task_loss_weight * task loss + sum over terms of factor * weight * mean(loss per
     example) + regularizers and add_loss terms of the networks`.
 
-    A subclass says which networks there are and which losses stand between them. In its
-    constructor it calls `super().__init__`, sets the trained networks as attributes, so that Keras
-    tracks them, and then calls `_set_up`. It defines `call` and `get_config`, and overrides
-    `_predictions` and `_labelled` where its output is not that of a network called `"student"`.
+    A subclass says which networks there are and which losses stand between them. Its constructor
+    calls `super().__init__`, sets the trained networks as attributes, so that Keras tracks them,
+    and calls `_set_up`. It defines `call` and `get_config`, and overrides `_predictions` and
+    `_labelled` if its output is not that of a network called `"student"`.
 
     Args:
         **kwargs: `name`, `dtype` and other arguments of `keras.Model`.
     """
 
     def _set_up(self, networks, *, task_loss_weight, xla_critics):
-        """Builds the losses and what they are logged with.
-
-        Args:
-            networks: `Networks`.
-            task_loss_weight: Factor of the compiled loss.
-            xla_critics: `True`, `False` or `"auto"`, see `Distiller`.
-        """
+        """Builds the losses of `Networks` and what logs them; the rest is as in `Distiller`."""
         network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = losses
@@ -61,8 +55,8 @@ class BaseDistiller(DistributedModel):
         """Configures training, like `keras.Model.compile`.
 
         Args:
-            optimizer: Optimizer of the trained networks, and of the losses' own weights where no
-                `critic_optimizer` is given.
+            optimizer: Optimizer of the trained networks, and of the losses' own weights unless
+                there is a `critic_optimizer`.
             loss: Task loss, or `None` to train without labels.
             *args: Further arguments of `keras.Model.compile`.
             critic_optimizer: Separate optimizer for the losses' own weights (critics, heads,
@@ -72,7 +66,7 @@ class BaseDistiller(DistributedModel):
 
         Raises:
             ValueError: If the loss expects logits and a network puts out probabilities, or the
-                reverse, or one optimizer is given for two purposes.
+                reverse, or one optimizer has two purposes.
         """
         check_distinct([optimizer, critic_optimizer])
         for model, task_loss, _ in self._labelled(loss):
@@ -99,12 +93,14 @@ class BaseDistiller(DistributedModel):
         class_weight=None,
         **kwargs,
     ):
-        """Trains like `keras.Model.fit`, after a look at the data.
+        """Trains like `keras.Model.fit`, after checks of the data.
+
+        Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. A
+        `PyDataset` or a generator is not checked.
 
         Raises:
-            ValueError: If the data is empty, brings integer images to a float model, or labels out
-                of range. Arrays are checked whole before the first step, a `tf.data.Dataset` batch
-                by batch; a `PyDataset` or a generator is not looked into.
+            ValueError: If the data is empty, brings integer images to a float model, or has labels
+                out of range.
         """
         x, y = self._checked_data("x", (x, y))
         if validation_data is not None:
@@ -138,7 +134,7 @@ class BaseDistiller(DistributedModel):
         """Evaluates like `keras.Model.evaluate`.
 
         Raises:
-            ValueError: If the batches are those of another teacher's `TeacherCache`.
+            ValueError: If the batches come from another teacher's `TeacherCache`.
         """
         if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has looked at its own.
             self._networks.check_cache(x)
@@ -172,7 +168,7 @@ class BaseDistiller(DistributedModel):
         return self(x, training=False)
 
     def _read_fixed(self, batch):
-        """Runs the fixed networks, or takes what a cache has of them."""
+        """Runs the fixed networks, or takes their tensors from a cache."""
         if batch.teacher_features is not None:
             return dict.fromkeys(self._networks.fixed, batch.teacher_features)
         return self._read(self._networks.fixed, batch.x, training=False)
@@ -197,7 +193,7 @@ class BaseDistiller(DistributedModel):
         return total
 
     def _shared(self, batch, features, training):
-        """Returns the weighted sum of what the networks share: this replica's part of it."""
+        """Returns this replica's part of the weighted sum of what the networks share."""
         total = ops.zeros(())
         for term in self._networks.terms:
             loss, (teacher, student) = term.loss, self._pair(term, features)
@@ -254,7 +250,7 @@ class BaseDistiller(DistributedModel):
         return []
 
     def _optimizers(self):
-        """Pairs of an optimizer and the variables it trains."""
+        """Returns pairs of an optimizer and the variables that it trains."""
         if self.critic_optimizer is None:
             return [(self.optimizer, self.trainable_variables)]
         critics = [v for loss in self.distillation_losses for v in loss.trainable_variables]
@@ -350,15 +346,10 @@ def check_distinct(optimizers):
 
 
 def weighted_mean(values, sample_weight, place=OUTPUT):
-    """Mean over the batch, sample weights applied as Keras does: not divided by their sum.
+    """Mean of `(batch,)` values, weighted as Keras does: not divided by the sum of the weights.
 
-    A replica that the last batch left without examples gets 0.
-
-    Args:
-        values: Loss of every example, of shape `(batch,)`.
-        sample_weight: Weights of the examples, in the structure of the outputs, or `None`.
-        place: Place that is compared. Where there are weights for every output, an output takes its
-            own, an inner place their mean.
+    A replica without examples gets 0. With a weight for every output, an output takes its own, and
+    an inner place the mean of all.
     """
     if sample_weight is not None:
         if keras.tree.is_nested(sample_weight) and isinstance(place, str) and is_output(place):
@@ -381,7 +372,7 @@ def _check_shape(loss, values):
 
 
 def _of_examples(weights, values):
-    """Sample weights as one number for every example."""
+    """Returns sample weights as one number for every example."""
     weights = ops.reshape(ops.cast(weights, values.dtype), (ops.shape(values)[0], -1))
     return ops.mean(weights, axis=-1)
 

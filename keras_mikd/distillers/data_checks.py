@@ -1,4 +1,4 @@
-"""A look at the data before the first step."""
+"""Checks of the data before the first step."""
 
 import contextlib
 
@@ -12,19 +12,12 @@ from keras_mikd.keras_internals import layers_of
 
 
 def checked_data(argument, data, *, models, loss, output):
-    """Raises a `ValueError` if the data cannot be what the networks are to be trained on.
+    """Returns `data`, after a `ValueError` if it cannot be what the networks are to be trained on.
 
-    Args:
-        argument: Name of the argument of `fit`, for the message.
-        data: `x`, or a tuple `(x, y, ...)`. `x` is an array, a nested structure of arrays, or a
-            `tf.data.Dataset`. Other sources are not looked into.
-        models: `{name: model}` of the networks that take `x`.
-        loss: Task loss.
-        output: `KerasTensor` of the output that the labels are for, or a structure of them.
-
-    Returns:
-        `data`; a data set is not read, which would change the order of its shuffling, but comes
-        back with a check of the labels of every batch (see `told_labels`).
+    `data` is `x` or a tuple `(x, y, ...)`; `models`, `{name: model}`, take `x`, and `output` is the
+    symbolic output that the labels are for. Arrays are checked here. A `tf.data.Dataset` is not
+    read, which would change the order of its shuffling: it comes back with a check of the labels of
+    every batch (see `told_labels`). Other sources are not checked.
     """
     if isinstance(data, tf.data.Dataset):
         return _checked_dataset(argument, data, models, loss, output)
@@ -85,7 +78,7 @@ def _checked_dataset(argument, dataset, models, loss, output):
 
 @contextlib.contextmanager
 def told_labels(output):
-    """Raises a `ValueError` where a checked data set finds labels that are none of `output`."""
+    """Raises a `ValueError` where a checked data set meets labels that do not fit `output`."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -144,7 +137,7 @@ def _check_indices(argument, shape, output):
 
 
 def _num_classes(loss, output, labels):
-    """Number of classes that the labels must be below; `None` where that is not known."""
+    """Returns the number of classes that labels must stay below; `None` if it is unknown."""
     single = labels is not None and not keras.tree.is_nested(output)
     if not single or keras.tree.is_nested(labels) or not _is_sparse_cross_entropy(loss):
         return None

@@ -13,26 +13,23 @@ from keras_mikd.distillers.networks import Networks, Term
 class Distiller(BaseDistiller):
     """Trains a student on its task and on what it shares with a fixed teacher.
 
-    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
-    + regularizers and add_loss terms of the student`.
+    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example) +
+    regularizers and add_loss terms of the student`.
 
     Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
-    network once. The teacher always runs in inference mode, receives no gradient and is left as it
-    was. A `.keras` file of the distiller holds everything needed to go on training; its weight
-    files (`save_weights`, `ModelCheckpoint(save_weights_only=True)`, `BackupAndRestore`) leave the
-    teacher out.
-
-    Every loss is logged under its name and its read-outs as `<name>_<read-out>`, beside
-    `task_loss` and the total, `loss`.
+    network once; the teacher runs in inference mode, gets no gradient and stays as it was. A
+    `.keras` file holds everything that further training needs. Weight files (`save_weights`,
+    `BackupAndRestore`) leave the teacher out. Logs show every loss under its name, and `task_loss`
+    and the total, `loss`.
 
     Args:
         teacher: Trained Keras model; a subclassed one needs `teacher_features`.
         student: Keras model with the same inputs; a subclassed one needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
-        xla_critics: Whether XLA compiles the arithmetic of the critics by itself, in a step that is
-            not compiled as a whole and does not run eagerly: `True`, `False`, or `"auto"`, which
-            is `True` on a machine with an accelerator.
+        xla_critics: Whether XLA compiles the arithmetic of the critics on its own, in a step that
+            is neither compiled as a whole nor run eagerly: `True`, `False`, or `"auto"`, which
+            means `True` on a machine with an accelerator.
         teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed
             teacher.
         student_features: Likewise for the student.

@@ -1,4 +1,4 @@
-"""What must hold between two networks and the losses that compare them."""
+"""Checks of the losses between two networks."""
 
 import collections
 import inspect
@@ -15,7 +15,7 @@ _RESERVED_NAMES = ("loss", "task_loss")
 
 
 def checked_losses(losses, *, optional=False):
-    """Returns the list of distillation losses, those of `keras.distillation` adapted."""
+    """Returns the list of distillation losses, with those of `keras.distillation` adapted."""
     is_list = isinstance(losses, (list, tuple)) and not isinstance(losses, DistillationLoss)
     if not is_list or not (losses or optional):
         number = "" if optional else "at least one "
@@ -47,14 +47,10 @@ def checked_losses(losses, *, optional=False):
 
 
 def check_unused(distiller, assembly, losses, arguments):
-    """Checks that arguments which assemble losses are left alone where losses are given.
+    """Checks that the caller gives either `losses` or `arguments` that assemble them.
 
-    Args:
-        distiller: The distiller. One of a subclass is not looked at: it may always pass arguments,
-            and is loaded from its file with losses.
-        assembly: Class whose constructor has the arguments, for their defaults.
-        losses: The caller's losses, or `None`.
-        arguments: `{name: value}`.
+    `assembly` is the class whose constructor has the defaults. A `distiller` of a subclass is
+    exempt: it may always pass arguments, and its file loads with losses.
     """
     defaults = inspect.signature(assembly.__init__).parameters
     unused = [name for name, value in arguments.items() if value != defaults[name].default]
@@ -68,7 +64,7 @@ def check_unused(distiller, assembly, losses, arguments):
 
 
 def serialized_features(features):
-    """Returns a `features` function, or `None`, as a file holds it, and warns if none can."""
+    """Returns a `features` function as a file holds it; warns if it holds the name only."""
     registered = keras.saving.get_registered_name
     # Of a lambda Keras says what it takes; an object is serialized by its own class.
     function = isinstance(features, types.FunctionType) and features.__name__ != "<lambda>"
@@ -83,7 +79,7 @@ def serialized_features(features):
 
 
 def check_without_weights(losses):
-    """Checks that losses can be copied: they have no weights yet, which a copy would not have."""
+    """Checks that losses can be copied: they have no weights, which a copy would lack."""
     for loss in losses:
         if loss.built:
             raise ValueError(
@@ -121,12 +117,9 @@ def check_names(names):
 
 
 def check_logits(teacher, student, loss):
-    """Checks that a loss of logits is not given probabilities, where the graph tells.
+    """Checks that a loss of logits does not get probabilities, as far as the graph shows.
 
-    Args:
-        teacher: `FeatureTaps` of the teacher.
-        student: `FeatureTaps` of the student.
-        loss: `DistillationLoss`.
+    `teacher` and `student` are `FeatureTaps`.
     """
     if not loss.expects_logits:
         return
@@ -176,7 +169,7 @@ def _loss_shapes(loss, teacher, student):
 
 
 def _check_built_for(loss, shapes):
-    """Checks that a loss with weights, of a file or of another distiller, fits these shapes."""
+    """Checks that a loss with weights, from a file or another distiller, fits these shapes."""
     built, wanted = (
         keras.tree.map_shape_structure(lambda shape: tuple(shape[1:]), list(each))
         for each in (loss.get_build_config()["shapes_dict"].values(), shapes)

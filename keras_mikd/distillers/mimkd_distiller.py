@@ -11,27 +11,27 @@ from keras_mikd.distillers.distiller import Distiller
 class MIMKDDistiller(Distiller):
     """A `Distiller` with Jensen-Shannon critics at the global, local and feature level.
 
-    `total = task loss - global_weight * JSD(teacher pooled; student pooled)
-    - local_weight * JSD(teacher pooled; student's last map, location by location)
-    - feature_weight * sum over stage pairs of JSD(teacher map; student map, location by location)`.
+    `total = task loss - global_weight * JSD(teacher pooled; student pooled) - local_weight *
+    JSD(teacher pooled; student's last map, location by location) - feature_weight * sum over stage
+    pairs of JSD(teacher map; student map, location by location)`.
 
-    A *reconstruction*: that there are three levels, the Jensen-Shannon estimator and one negative
-    are the paper's. The critics, layers and weights are not public; those here were chosen on the
+    A *reconstruction*: the three levels, the Jensen-Shannon estimator and one negative are the
+    paper's. Its critics, layers and weights are not public. Those here were chosen on the
     validation split of the digits, by accuracy against cost (docs/results.md).
 
     Args:
         teacher: Trained convolutional Keras model.
         student: Convolutional Keras model with the same inputs.
-        distillation_losses: Losses to use in place of those assembled here; the arguments that
-            those are made with stay at their defaults then.
+        distillation_losses: Losses to use instead of those assembled here. The arguments for the
+            latter then keep their defaults.
         global_weight: Factor of the global level, a float or a schedule; 0 leaves it out.
         local_weight: Factor of the local level, likewise.
         feature_weight: Factor of every stage pair of the feature level, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
         critic: Function of no arguments that makes the score network of a level.
-        negatives: Negatives for every positive, see `JSDCritic`.
-        grid: Most rows and columns on which maps are compared, see `JSDCritic`.
-        gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
+        negatives: See `JSDCritic`.
+        grid: See `JSDCritic`.
+        gather: See `JSDCritic`.
         **kwargs: Arguments of `Distiller`.
 
     Raises:

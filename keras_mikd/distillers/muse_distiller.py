@@ -12,19 +12,18 @@ class MUSEDistiller(SelfDistiller):
 
     `total = task loss + muse_weight * MUSE(stages; pooled vector)`.
 
-    A *reconstruction*: that mutual information between layers and self-information of layers are
-    combined, as a sum or a product, is the paper's. Its equations, estimator, layers and weights
-    are not public; those here were chosen on the validation split of the digits
-    (docs/results.md).
+    A *reconstruction*: the combination of mutual and self-information of layers, as a sum or a
+    product, is the paper's. Its equations, estimator, layers and weights are not public. Those here
+    were chosen on the validation split of the digits (docs/results.md).
 
     Args:
         model: Convolutional Keras model.
-        distillation_losses: Losses to use in place of the one assembled here, which the next four
-            arguments are for. A subclassed model needs them.
+        distillation_losses: Losses to use instead of the one assembled here, whose arguments, the
+            next four, then keep their defaults. A subclassed model needs them.
         muse_weight: Factor of the loss, a float or a schedule.
         combine: `"additive"` or `"multiplicative"`, see `MUSE`.
         negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.
-        gather: Whether the batch is that of all replicas, see `MUSE`.
+        gather: See `MUSE`.
         deep_supervision: A `BeYourOwnTeacher` to add, or `None`.
         **kwargs: Arguments of `SelfDistiller`.
 

@@ -1,4 +1,4 @@
-"""Online distillation: peers that are trained together and learn from one another."""
+"""Online distillation: peers that train together and learn from one another."""
 
 import itertools
 
@@ -17,15 +17,14 @@ class MutualDistiller(BaseDistiller):
     `total = sum over peers of (task_loss_weight * task loss + mean over the other peers of the sum
     over losses of weight * mean(loss per example)) + regularizers and add_loss terms`.
 
-    Every loss is copied for every ordered pair of peers: one is read as the teacher, without a
-    gradient, the other one is the student. With `SoftTargets(temperature=1.0)` this is deep mutual
-    learning (DML). There the peers take turns, each learning from the new state of the others; here
-    all take their step at once, since every peer runs once per step.
+    Every loss is copied for every ordered pair of peers: one is the teacher, without a gradient,
+    the other the student. With `SoftTargets(temperature=1.0)` this is deep mutual learning (DML),
+    but all peers take their step at once instead of in turns.
 
-    The peers are called `peer1`, `peer2`, ... in logs: `peer1_accuracy`, `peer1_loss` (its task
-    loss), `<loss>_peer2_to_peer1` (what the first learns from the second). `evaluate` reports all
-    peers; `call` and `predict` return `{"peer1": output, ...}`. After training each network in
-    `distiller.peers` stands for itself: save it, export it, compile it to evaluate it alone.
+    Logs call the peers `peer1`, `peer2`, ...: `peer1_accuracy`, `peer1_loss` (its task loss),
+    `<loss>_peer2_to_peer1` (what the first learns from the second). `call` and `predict` return
+    `{"peer1": output, ...}`. After training, save, export or evaluate the networks in
+    `distiller.peers` on their own.
 
     Args:
         peers: List of at least two Keras models of any architecture, with the same inputs and one
@@ -35,15 +34,12 @@ class MutualDistiller(BaseDistiller):
         task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
         xla_critics: As in `Distiller`.
         features: List with a function `(model, x, training) -> {place: tensor}` for every
-            subclassed peer and `None` for the others; `None` for no such peer.
+            subclassed peer and `None` for the others; `None` if there is no such peer.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
         ValueError: Before any training, if there are fewer than two peers, they share weights,
             their inputs or outputs differ, a loss has weights already, or as in `Distiller`.
-
-    References:
-        Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning (arXiv:1706.00384), eqs. 4 to 8.
 
     Example:
         ```python
@@ -53,6 +49,9 @@ class MutualDistiller(BaseDistiller):
         distiller.fit(train, validation_data=validation, epochs=60)
         distiller.peers[0].save("student.keras")
         ```
+
+    References:
+        Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning (arXiv:1706.00384), eqs. 4 to 8.
     """
 
     def __init__(
@@ -107,17 +106,18 @@ class MutualDistiller(BaseDistiller):
             optimizer: One optimizer for all peers, or a list with one for each. Callbacks that
                 change the learning rate see the first.
             loss: Task loss of every peer, or `{"peer1": loss, ...}`, or `None`.
-            metrics: List of metrics that every peer gets its own of, or `{"peer1": list, ...}`.
+            metrics: List of metrics, of which every peer gets its own copies, or
+                `{"peer1": list, ...}`.
             weighted_metrics: Likewise, with sample weights.
-            critic_optimizer: Separate optimizer for the losses' own weights. Without it, each
-                loss is trained by the optimizer of the peer that it teaches.
+            critic_optimizer: Separate optimizer for the losses' own weights. Without it, the
+                optimizer of the peer that learns from a loss trains them.
             auto_scale_loss: As in `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
             ValueError: If there are not as many optimizers as peers, one is given twice, a dict
-                names an unknown peer, metrics are no list, or a loss expects logits and a peer puts
-                out probabilities, or the reverse.
+                names an unknown peer, metrics are not a list, or a loss expects logits and a peer
+                puts out probabilities, or the reverse.
         """
         loss = self._by_peer("loss", loss)
         metrics = self._by_peer("metrics", metrics, _copies)
@@ -141,7 +141,7 @@ class MutualDistiller(BaseDistiller):
         return {name: peer(inputs, training=training) for name, peer in models.items()}
 
     def export(self, filepath, *args, **kwargs):
-        """Refused: there are several networks to export."""
+        """Refuses: there are several networks to export."""
         raise ValueError(
             f"Expected one of the peers to export, such as distiller.peers[0].export({filepath!r})."
         )
@@ -222,7 +222,7 @@ class MutualDistiller(BaseDistiller):
 
 
 def _terms(losses, names):
-    """A copy of every loss for every ordered pair of peers."""
+    """Copies every loss for every ordered pair of peers."""
     terms = []
     for teacher, student in itertools.permutations(names, 2):
         for loss in losses:
@@ -233,7 +233,7 @@ def _terms(losses, names):
 
 
 def _copies(argument, metrics, number):
-    """Metrics for `number` peers, since a metric has a state."""
+    """Copies metrics for `number` peers, since a metric has a state."""
     if not isinstance(metrics, (list, tuple)):
         raise ValueError(
             f"Expected `{argument}` to be a list, or a dict of lists by peer. Received: {metrics!r}"

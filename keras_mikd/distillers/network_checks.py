@@ -1,4 +1,4 @@
-"""What must hold for the networks of a distiller, whatever is matched between them."""
+"""Checks of the networks of a distiller, whatever is matched between them."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def _check_pair(named, other):
 
 
 def check_scope(models, distiller):
-    """Checks that trained networks `{name: model}` are of the strategy that trains them."""
+    """Checks that trained networks `{name: model}` belong to the strategy that trains them."""
     for name, model in models.items():
         # Without a scope Keras has `None` here; its property would tell the scope of the moment.
         own, wanted = (strategy_made_under(each) for each in (model, distiller))
@@ -91,7 +91,7 @@ def check_outputs(outputs):
 def common_inputs(models):
     """Returns symbolic inputs of all models `{name: model}`, in their own structure.
 
-    They are those of a model with a graph. Of subclassed models, they follow from the shapes that
+    They are those of a model with a graph. For subclassed models they follow from the shapes that
     one was built with; `None` if Keras does not know these.
     """
     models = list(models.values())[::-1]
@@ -111,7 +111,7 @@ def _inputs_built_for(model):
 
 
 def _input_shapes(model):
-    """Input shapes by name of a dict, by position otherwise; `None` for a subclassed model."""
+    """Returns input shapes by name or by position; `None` for a subclassed model."""
     if not has_graph(model):
         return None
     inputs = ends(model)[0]
@@ -156,7 +156,7 @@ def check_task_loss(model, loss):
 
 
 def _ends_in_linear_layer(model):
-    """Whether every output is a linear layer's, so that it is certain to be logits."""
+    """Whether every output is that of a linear layer, so that it is certain to be logits."""
     if not has_graph(model):
         return False
     layers = [operation_of(tensor) for tensor in keras.tree.flatten(ends(model)[1])]

@@ -1,4 +1,4 @@
-"""The networks of a step, and the losses between them: set up once."""
+"""The networks of a step and the losses between them, set up once."""
 
 from typing import NamedTuple
 
@@ -23,17 +23,11 @@ class Term(NamedTuple):
 
 
 class Networks:
-    """The networks of a step by name, each read once however many losses look into it.
+    """The networks of a step, `{name: model}`, each read once for any number of losses.
 
-    It keeps from Keras what must not be tracked: fixed networks are not trained, and taps share
-    their layers with the networks.
-
-    Args:
-        models: `{name: model}`.
-        terms: List of `Term`.
-        fixed: Names of the networks that are not trained: they run in inference mode, outside of
-            the gradient.
-        features: `{name: function}` for subclassed models, see `FeatureTaps`.
+    It hides from Keras what must not be tracked: fixed networks are not trained, and taps share
+    their layers with the networks. The networks in `fixed` run in inference mode, outside the
+    gradient. `features` holds the functions for subclassed models, see `FeatureTaps`.
 
     Raises:
         ValueError: If a place does not exist, or a loss cannot compare what it is given.
@@ -66,7 +60,7 @@ class Networks:
         return [name for name in self.models if name not in self.fixed]
 
     def check_cache(self, data):
-        """Refuses the batches of a `TeacherCache` that is not of the fixed network here."""
+        """Refuses the batches of a `TeacherCache` of another network than the fixed one here."""
         if isinstance(data, tf.data.Dataset):
             fixed = next(iter(self.fixed), None)
             places = self.taps[fixed].places if fixed else ()

@@ -1,4 +1,4 @@
-"""Self-distillation: one network, whose early layers learn from its last ones."""
+"""Self-distillation: one network whose early layers learn from its last ones."""
 
 import keras
 
@@ -11,23 +11,23 @@ from keras_mikd.distillers.networks import Networks, Term
 class SelfDistiller(BaseDistiller):
     """Trains a network on its task and on what its own layers share; there is no teacher.
 
-    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
-    + regularizers and add_loss terms of the network`.
+    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example) +
+    regularizers and add_loss terms of the network`.
 
-    Any `DistillationLoss` can stand between two places of the network: its `teacher_layer` is read
-    in the same forward as its `student_layer`. A step runs the network once. Called, evaluated,
-    predicted with and exported, a distiller is its network, with exactly the weights of the plain
-    architecture: whatever a loss needs besides (critics, regressors, heads) belongs to the loss.
+    Any `DistillationLoss` can stand between two places of the network, both read in the one forward
+    pass of a step. Called, evaluated, predicted with and exported, a distiller is its network, with
+    exactly the weights of the plain architecture: critics, regressors and heads belong to the
+    losses.
 
     Args:
         model: Keras model to train; a subclassed one needs `features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted. An
-            empty one trains the network on its task alone, and on several hosts too, where Keras
-            itself cannot.
-        stop_gradient: Whether the tensors at `teacher_layer` are targets, into which no gradient
-            flows, as the literature has it. `False` lets both ends of a loss move: of a loss that
-            is least when its target is constant (`Hint`, `GaussianVIDHead`, `AttentionTransfer`)
-            nothing good comes then.
+            empty one trains the network on its task alone, on several hosts too, where Keras itself
+            cannot.
+        stop_gradient: Whether no gradient flows into the tensors at `teacher_layer`, as in the
+            literature. With `False` both ends of a loss move, and a loss that is smallest for a
+            constant target (`Hint`, `GaussianVIDHead`, `AttentionTransfer`) can collapse its
+            target.
         task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
         xla_critics: As in `Distiller`.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed model.
@@ -35,8 +35,8 @@ class SelfDistiller(BaseDistiller):
 
     Raises:
         ValueError: Before any training, if a place is unknown, a loss would compare a tensor with
-            itself, probabilities stand where logits are expected, two losses share
-            a name, or a weight is not a finite number of at least 0.
+            itself, probabilities stand where logits are expected, two losses share a name, or a
+            weight is not a finite number of at least 0.
 
     Example:
         ```python

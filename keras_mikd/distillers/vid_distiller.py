@@ -10,21 +10,21 @@ from keras_mikd.distillers.distiller import Distiller
 class VIDDistiller(Distiller):
     """A `Distiller` with Gaussian heads on the pairs of stages (VID-I) and on the logits (VID-L).
 
-    `total = task loss + stage_weight * sum over stage pairs of -log q(t | s)
-    + logits_weight * -log q(teacher logits | student's pooled vector)`.
+    `total = task loss + stage_weight * sum over stage pairs of -log q(t | s) + logits_weight * -log
+    q(teacher logits | student's pooled vector)`.
 
     Args:
         teacher: Trained convolutional Keras model.
         student: Convolutional Keras model with the same inputs.
-        distillation_losses: Losses to use in place of those assembled here; the arguments that
-            those are made with stay at their defaults then.
+        distillation_losses: Losses to use instead of those assembled here. The arguments for the
+            latter then keep their defaults.
         stage_weight: Factor of every stage pair's loss, a float or a schedule; 0 leaves them out.
         logits_weight: Factor of the logits pair's loss, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
-        variant: Parameterisation of the heads, see `GaussianVIDHead`.
-        initial_variance: First variance of every channel instead of the variant's, see
-            `GaussianVIDHead`; near the variance of the teacher's features in short runs.
-        reduction: `"mean"` or `"sum"` over the elements of a feature, see `GaussianVIDHead`.
+        variant: See `GaussianVIDHead`.
+        initial_variance: See `GaussianVIDHead`; for short runs, take about the variance of the
+            teacher's features.
+        reduction: See `GaussianVIDHead`.
         **kwargs: Arguments of `Distiller`.
 
     Raises:
