@@ -142,7 +142,7 @@ class TeacherCache:
         forward = tf.function(self._forward)
         while self._done < rows:
             first, last = self._done, min(self._done + size, rows)
-            # Every batch has the same size, for one trace, and the rounding of training.
+            # Batches of one size need one trace and round as in training.
             columns = forward(tf.range(first, first + size, dtype=tf.int64) % rows)
             for name, array in self._arrays.items():
                 array[first:last] = columns[name][: last - first].numpy()
@@ -183,7 +183,7 @@ class TeacherCache:
             rows = rows.map(lambda row, draw: row + draw % self.views * examples)
         rows = rows.batch(batch_size, drop_remainder=True)
         options = tf.data.Options()
-        # There are no files to share out between workers; saying so avoids a warning.
+        # There are no files to distribute among workers; saying so avoids a warning.
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
@@ -258,7 +258,7 @@ class TeacherCache:
         return {
             "teacher": [self._key, fingerprints.of_function(features)],
             "data": fingerprints.of_bytes(views.images.numpy(), views.labels.numpy()),
-            # An augmentation is known by its code and by what it makes of some of the images.
+            # An augmentation is known by its code and by its results for some of the images.
             "views": {
                 "views": self.views,
                 "seed": seed,
@@ -328,7 +328,7 @@ def _arrays(images, labels):
             raise ValueError("Expected labels beside the images. Received: labels=None")
         return np.asarray(images), np.asarray(labels)
     if images.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("Expected a finite data set. Received: an endless one; add .take(batches)")
+        raise ValueError("Expected a finite data set. Received: an endless one. Add .take(n).")
     spec = images.element_spec
     pair = isinstance(spec, tuple) and len(spec) == 2
     ranks = [getattr(getattr(s, "shape", None), "rank", 0) for s in spec] if pair else [0]
@@ -339,7 +339,7 @@ def _arrays(images, labels):
         )
     batches = list(images.as_numpy_iterator())
     if not batches:
-        raise ValueError("Expected a data set of at least one batch. Received: an empty one")
+        raise ValueError("Expected a data set of at least one batch. Received: an empty one.")
     return tuple(np.concatenate(part) for part in zip(*batches, strict=True))
 
 

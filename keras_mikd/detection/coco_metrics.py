@@ -65,7 +65,7 @@ def coco_metrics(detector, dataset):
         raise ValueError(f"Expected a data set with boxes. Received: {len(found)} images without")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does.
         summary = _summary(COCO, COCOeval, truths, found)
-    # COCO's code marks with -1 what it cannot tell.
+    # COCO's code marks undefined numbers with -1.
     values = (math.nan if value < 0 else float(value) for value in summary)
     return dict(zip(_NAMES, values, strict=True))
 

@@ -103,7 +103,7 @@ class DetectorTask:
         task = self.student.compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=None, training=training
         )
-        # The detector has added its regularizers, which are no part of the weighted task.
+        # The detector has added its regularizers, which are not part of the weighted task.
         penalties = [scaled_penalty(self, each) for each in self.student.losses]
         task = ops.cast(task - sum(penalties), "float32")
         if self._sums:
@@ -114,11 +114,11 @@ class DetectorTask:
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logs = self.student.compute_metrics(x, y, y_pred, sample_weight)
         if self._sums:
-            # Keras multiplies what it shows of a loss by the replicas, as if it had divided it.
+            # Keras multiplies the losses that it shows by the replicas, as if it had divided them.
             shown = loss_metrics(self.student)
             logs = {k: v / replicas.count() if k in shown else v for k, v in logs.items()}
         logs = as_logs(logs)
-        # The detector's `loss` is that of no step of its own.
+        # The detector takes no step, so its `loss` means nothing.
         return {**logs, **super().compute_metrics(x, y, y_pred, sample_weight)}
 
     def reset_metrics(self):

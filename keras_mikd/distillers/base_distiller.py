@@ -136,7 +136,7 @@ class BaseDistiller(DistributedModel):
         Raises:
             ValueError: If the batches come from another teacher's `TeacherCache`.
         """
-        if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has looked at its own.
+        if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has checked its own.
             self._networks.check_cache(x)
         return super().evaluate(x, *args, **kwargs)
 
@@ -186,7 +186,7 @@ class BaseDistiller(DistributedModel):
         x, y, sample_weight, _ = batch
         with xla_scope(self._critics_use_xla()):
             total = self._shared(batch, features, training)
-        # After the losses have run, so that what they add with `add_loss` is of this step.
+        # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)
         total = total + self.compute_loss(x, y, y_pred, sample_weight, training)
         keras_internals.show_loss(self, total * replicas.count(), _batch_size(x))
@@ -288,8 +288,8 @@ class BaseDistiller(DistributedModel):
             for scale, (optimizer, _) in zip(scales, pairs, strict=True)
             if isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         ]
-        # The smallest: with another one, the gradients of an optimizer may overflow whatever it
-        # lowers its own scale to.
+        # The smallest: with a larger one, an optimizer's gradients could overflow however low its
+        # own scale is.
         common = functools.reduce(ops.minimum, dynamic) if dynamic else scales[0]
         gradients = tape.gradient(
             total,
@@ -307,7 +307,7 @@ class BaseDistiller(DistributedModel):
         if self.jit_compile or self.run_eagerly:
             return False
         if self.xla_critics == "auto":
-            # On a CPU, compiling them costs seconds and saves a few per cent of a step.
+            # On a CPU, compilation takes seconds and saves a few per cent of a step.
             return any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
         return self.xla_critics
 
@@ -341,7 +341,7 @@ def check_distinct(optimizers):
         if isinstance(first, keras.optimizers.Optimizer) and first is second:
             raise ValueError(
                 "Expected different optimizers, since each keeps the state of the weights that it "
-                f"trains. Received the same {type(first).__name__} twice: make a new one for each."
+                f"trains. Received: the same {type(first).__name__} twice. Make a new one for each."
             )
 
 

@@ -24,7 +24,7 @@ def checked_data(argument, data, *, models, loss, output):
     if isinstance(data[0] if isinstance(data, tuple) else data, TeacherCache):
         raise ValueError(
             f"Expected batches as `{argument}`. Received: a TeacherCache; pass "
-            "cache.batches(batch_size)"
+            "cache.batches(batch_size)."
         )
     x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
     if isinstance(x, tf.data.Dataset):
@@ -41,7 +41,7 @@ def checked_data(argument, data, *, models, loss, output):
         values = values[values != getattr(loss, "ignore_class", None)]
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
-                f"{_labels_message(argument, classes)} Received labels from {values.min()} to "
+                f"{_labels_message(argument, classes)} Received: labels from {values.min()} to "
                 f"{values.max()}."
             )
     return data
@@ -49,7 +49,7 @@ def checked_data(argument, data, *, models, loss, output):
 
 def _checked_dataset(argument, dataset, models, loss, output):
     if dataset.cardinality() == 0:
-        raise ValueError(f"`{argument}` is an empty data set. Expected at least one batch.")
+        raise ValueError(f"Expected a batch. Received: `{argument}` is an empty data set.")
     batch = take_apart(dataset.element_spec)
     for spec in keras.tree.flatten(batch.x):
         _check_images(models, argument, spec)
@@ -70,7 +70,7 @@ def _checked_dataset(argument, dataset, models, loss, output):
             return tf.nest.map_structure(tf.identity, data)
 
     checked = dataset.map(check)
-    if argument == "validation_data":  # Reading it disturbs no training, and spares an epoch.
+    if argument == "validation_data":  # Reading it disturbs no training and saves an epoch.
         with told_labels(output):
             next(iter(checked), None)
     return checked
@@ -86,7 +86,7 @@ def told_labels(output):
         for argument in ("x", "validation_data"):
             message = _labels_message(argument, classes)
             if message in str(error):
-                raise ValueError(f"{message} Received labels outside of that.") from None
+                raise ValueError(f"{message} Received: labels outside that range.") from None
         raise
 
 
@@ -101,8 +101,8 @@ def _labels_message(argument, classes):
 def _check_images(models, argument, array):
     if array.shape[0] == 0:
         raise ValueError(
-            f"`{argument}` is empty. Expected at least one example. Received: shape="
-            f"{tuple(array.shape)}"
+            f"Expected at least one example, but `{argument}` is empty. Received: "
+            f"shape={tuple(array.shape)}"
         )
     dtype = keras.backend.standardize_dtype(array.dtype)
     if len(array.shape) != 4 or "int" not in dtype:
@@ -110,10 +110,9 @@ def _check_images(models, argument, array):
     for name, model in models.items():
         if not _accepts_integers(model):
             raise ValueError(
-                f"`{argument}` holds integer images, and the {name} takes floats and has no "
-                "Rescaling layer. Expected the floats that the networks were made for, such as "
-                "x / 255; cast them to float32 if the networks rescale in another way. "
-                f"Received: dtype={dtype}"
+                f"Expected floats such as x / 255: `{argument}` holds integer images, and the "
+                f"{name} takes floats and has no Rescaling layer. Received: dtype={dtype}. Cast "
+                "images to float32 if the networks rescale in another way."
             )
 
 
@@ -132,7 +131,7 @@ def _check_indices(argument, shape, output):
         raise ValueError(
             f"Expected integer labels of shape (batch,) in `{argument}`, since the task loss is a "
             f"sparse cross-entropy. Received: labels of shape {tuple(shape)}, one number for each "
-            f"of {classes} classes, which are for keras.losses.CategoricalCrossentropy"
+            f"of {classes} classes, which are for keras.losses.CategoricalCrossentropy."
         )
 
 

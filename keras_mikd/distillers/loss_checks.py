@@ -35,8 +35,8 @@ def checked_losses(losses, *, optional=False):
             )
         if loss.joined:
             raise ValueError(
-                f"{loss.name!r} belongs to another distiller, whose trained weights it holds. "
-                "Expected new losses for every distiller."
+                f"Expected new losses for every distiller. Received: {loss.name!r}, which belongs "
+                "to another distiller and holds its trained weights. Make new losses."
             )
     default_names = collections.Counter()
     for loss in losses:
@@ -56,17 +56,16 @@ def check_unused(distiller, assembly, losses, arguments):
     unused = [name for name, value in arguments.items() if value != defaults[name].default]
     if losses is not None and unused and type(distiller) is assembly:
         raise ValueError(
-            f"Expected either `distillation_losses`, which take the place of those that "
-            f"{assembly.__name__} assembles, or arguments of these. Received both: "
-            f"distillation_losses and {', '.join(unused)}. Leave these arguments out, or make the "
-            "losses with them yourself."
+            f"Expected either `distillation_losses`, which replace those that {assembly.__name__} "
+            "assembles, or arguments of these. Received: distillation_losses and "
+            f"{', '.join(unused)}. Leave these arguments out, or make losses with them yourself."
         )
 
 
 def serialized_features(features):
     """Returns a `features` function as a file holds it; warns if it holds the name only."""
     registered = keras.saving.get_registered_name
-    # Of a lambda Keras says what it takes; an object is serialized by its own class.
+    # Keras itself explains what a lambda takes; an object is serialized by its own class.
     function = isinstance(features, types.FunctionType) and features.__name__ != "<lambda>"
     if function and not keras.saving.get_registered_object(registered(features)):
         warnings.warn(
@@ -84,7 +83,7 @@ def check_without_weights(losses):
         if loss.built:
             raise ValueError(
                 "Expected losses without weights, since every pair of peers gets a copy. "
-                f"Received: {loss.name!r}, which is built"
+                f"Received: {loss.name!r}, which is built."
             )
 
 
@@ -94,9 +93,9 @@ def check_different_tensors(loss, specs):
     first, second = ([id(specs[place]) for place in keras.tree.flatten(end)] for end in ends)
     if first == second:
         raise ValueError(
-            f"{loss.name!r} would compare {loss.teacher_layer!r} with itself. Expected a "
-            "`teacher_layer` and a `student_layer` that differ, since there is one network. "
-            f"Received: teacher_layer={loss.teacher_layer!r}, student_layer={loss.student_layer!r}"
+            "Expected a `teacher_layer` and a `student_layer` that differ, since there is one "
+            f"network: {loss.name!r} would compare {loss.teacher_layer!r} with itself. Received: "
+            f"teacher_layer={loss.teacher_layer!r}, student_layer={loss.student_layer!r}"
         )
 
 
@@ -106,13 +105,13 @@ def check_names(names):
         if names.count(name) > 1:
             raise ValueError(
                 "Expected the distillation losses and their read-outs to have different names, "
-                f"since they are logged under them. Received {names.count(name)} named {name!r}: "
-                "set `name=` in each."
+                f"since they are logged under them. Received: {names.count(name)} named {name!r}. "
+                "Set `name=` in each."
             )
         if name in _RESERVED_NAMES:
             raise ValueError(
                 f"Expected another name than {_RESERVED_NAMES}, which the distiller logs itself. "
-                f"Received: name={name!r}; set another `name=`."
+                f"Received: name={name!r}. Set another `name=`."
             )
 
 
@@ -130,10 +129,10 @@ def check_logits(teacher, student, loss):
         for place in places if isinstance(places, list) else [places]:
             if taps.features is None and holds_probabilities(taps.model, place):
                 raise ValueError(
-                    f"{loss.name!r} compares logits, and the {name} {taps.model.name!r} puts out "
-                    "probabilities: its last operation is a softmax or sigmoid. Expected logits: "
-                    f"build the {name} without the final activation, or name the layer before it "
-                    f"as `{name}_layer`. Received: {name}_layer={place!r}"
+                    f"Expected logits, since {loss.name!r} compares logits. Received: "
+                    f"{name}_layer={place!r}, where the {name} {taps.model.name!r} puts out "
+                    "probabilities: its last operation is a softmax or sigmoid. Build it without "
+                    f"the final activation, or name the layer before it as `{name}_layer`."
                 )
 
 
@@ -160,9 +159,9 @@ def _loss_shapes(loss, teacher, student):
     ):
         if not isinstance(places, list) and keras.tree.is_nested(specs):
             raise ValueError(
-                f"{loss.name!r} compares single tensors, and the {name} has several outputs. "
-                f'Expected one of them, such as {name}_layer="output/<name>". '
-                f"Received: {name}_layer={places!r}"
+                f"Expected a single tensor for {loss.name!r}, and the {name} has several outputs. "
+                f"Received: {name}_layer={places!r}. Choose one of them, such as "
+                f'{name}_layer="output/<name>".'
             )
         shapes.append(keras.tree.map_structure(lambda spec: tuple(spec.shape), specs))
     return shapes

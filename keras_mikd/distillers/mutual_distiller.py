@@ -75,7 +75,7 @@ class MutualDistiller(BaseDistiller):
             )
         policies = [peer.dtype_policy for peer in peers]
         halves = [policy for policy in policies if policy.compute_dtype == "float16"]
-        # The policy decides on loss scaling, which any float16 peer needs.
+        # The policy decides about loss scaling, which any float16 peer needs.
         super().__init__(**{"dtype": (halves or policies)[0], **kwargs})
         self.peers = list(peers)
         self.features = features
@@ -143,7 +143,8 @@ class MutualDistiller(BaseDistiller):
     def export(self, filepath, *args, **kwargs):
         """Refuses: there are several networks to export."""
         raise ValueError(
-            f"Expected one of the peers to export, such as distiller.peers[0].export({filepath!r})."
+            "Expected one of the peers to export. Received: the distiller. Export one with "
+            f"distiller.peers[0].export({filepath!r})."
         )
 
     def _by_peer(self, argument, value, copies=lambda _, value, number: [value] * number):

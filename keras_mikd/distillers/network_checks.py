@@ -28,14 +28,14 @@ def _check_pair(named, other):
     (first, model), (second, other_model) = named, other
     if model is other_model:
         raise ValueError(
-            f"Expected {first} and {second} to be different models. Received the same object "
-            "twice: a copy is made by keras.models.clone_model, its weights set with set_weights."
+            f"Expected {first} and {second} to be different models. Received: the same object "
+            "twice. To copy a model, use keras.models.clone_model and set_weights."
         )
     shared = {id(v) for v in model.variables} & {id(v) for v in other_model.variables}
     if shared:
         raise ValueError(
             f"Expected {first} and {second} to share no weights, since they are not trained by the "
-            f"same gradient. Received models that share {len(shared)} variables."
+            f"same gradient. Received: models that share {len(shared)} variables."
         )
     inputs = _input_shapes(model), _input_shapes(other_model)
     if None not in inputs and not _compatible(*inputs):
@@ -49,7 +49,7 @@ def _check_pair(named, other):
 def check_scope(models, distiller):
     """Checks that trained networks `{name: model}` belong to the strategy that trains them."""
     for name, model in models.items():
-        # Without a scope Keras has `None` here; its property would tell the scope of the moment.
+        # Without a scope Keras has `None` here; its property would return the current scope.
         own, wanted = (strategy_made_under(each) for each in (model, distiller))
         if own is not wanted:
             raise ValueError(
@@ -83,8 +83,8 @@ def check_outputs(outputs):
     shapes = {name: tuple(output.shape[1:]) for name, output in outputs.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(
-            "Expected peers with the same classes, since they learn from the same labels. Received "
-            f"outputs of shape {shapes}"
+            "Expected peers with the same classes, since they learn from the same labels. "
+            f"Received: outputs of shape {shapes}"
         )
 
 
@@ -148,10 +148,10 @@ def check_task_loss(model, loss):
         return
     if probabilities == from_logits:
         raise ValueError(
-            f"The network {model.name!r} puts out "
+            f"Expected a loss that fits: the network {model.name!r} puts out "
             f"{'probabilities' if probabilities else 'logits'} and the task loss expects "
             f"{'logits' if from_logits else 'probabilities'}. "
-            f"Received: loss={loss!r}; use from_logits={not from_logits} in it."
+            f"Received: loss={loss!r}. Use from_logits={not from_logits} in it."
         )
 
 
