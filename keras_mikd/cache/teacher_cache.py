@@ -328,7 +328,7 @@ def _arrays(images, labels):
             raise ValueError("Expected labels beside the images. Received: labels=None")
         return np.asarray(images), np.asarray(labels)
     if images.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("Expected a finite data set. Received: an endless one; add .take(n).")
+        raise ValueError("Expected a finite data set. Received: an endless one. Add .take(n).")
     spec = images.element_spec
     pair = isinstance(spec, tuple) and len(spec) == 2
     ranks = [getattr(getattr(s, "shape", None), "rank", 0) for s in spec] if pair else [0]
