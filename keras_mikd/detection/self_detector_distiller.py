@@ -23,14 +23,6 @@ class SelfDetectorDistiller(DetectorTask, SelfDistiller):
     Raises:
         ValueError: If the model is not a detector, or its losses are missing in `compile`;
             otherwise as `SelfDistiller`.
-
-    Example:
-        ```python
-        muse = keras_mikd.MUSE(teacher_layer="P5", student_layer=["P3", "P4"], weight=0.1)
-        distiller = keras_mikd.SelfDetectorDistiller(detector, [muse])
-        distiller.compile("adam", box_loss="huber", classification_loss="focal")
-        distiller.fit(scenes.train, epochs=30, shuffle=False)
-        ```
     """
 
     def __init__(self, model, distillation_losses, **kwargs):

@@ -13,8 +13,8 @@ from keras_mikd.distillers.networks import Networks, Term
 class Distiller(BaseDistiller):
     """Trains a student on its task and on what it shares with a fixed teacher.
 
-    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example) +
-    regularizers and add_loss terms of the student`.
+    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
+    + regularizers and add_loss terms of the student`.
 
     Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
     network once; the teacher runs in inference mode, gets no gradient and stays as it was. A

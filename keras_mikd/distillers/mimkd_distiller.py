@@ -11,13 +11,13 @@ from keras_mikd.distillers.distiller import Distiller
 class MIMKDDistiller(Distiller):
     """A `Distiller` with Jensen-Shannon critics at the global, local and feature level.
 
-    `total = task loss - global_weight * JSD(teacher pooled; student pooled) - local_weight *
-    JSD(teacher pooled; student's last map, location by location) - feature_weight * sum over stage
-    pairs of JSD(teacher map; student map, location by location)`.
+    `total = task loss - global_weight * JSD(teacher pooled; student pooled)
+    - local_weight * JSD(teacher pooled; student's last map, location by location)
+    - feature_weight * sum over stage pairs of JSD(teacher map; student map, location by location)`.
 
-    A *reconstruction*: the three levels, the Jensen-Shannon estimator and one negative are the
-    paper's. Its critics, layers and weights are not public. Those here were chosen on the
-    validation split of the digits, by accuracy against cost (docs/results.md).
+    A *reconstruction* of arXiv:2110.15946: the three levels, the Jensen-Shannon estimator and one
+    negative are the paper's. Its critics, layers and weights are not public. Those here were chosen
+    on the validation split of the digits, by accuracy against cost (docs/results.md).
 
     Args:
         teacher: Trained convolutional Keras model.
@@ -37,10 +37,6 @@ class MIMKDDistiller(Distiller):
     Raises:
         ValueError: As `Distiller`, or if no stages are found, `critic` is a layer, or arguments of
             the critics come with losses.
-
-    References:
-        Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
-        Distillation (arXiv:2110.15946).
     """
 
     def __init__(

@@ -12,9 +12,9 @@ class MUSEDistiller(SelfDistiller):
 
     `total = task loss + muse_weight * MUSE(stages; pooled vector)`.
 
-    A *reconstruction*: the combination of mutual and self-information of layers, as a sum or a
-    product, is the paper's. Its equations, estimator, layers and weights are not public. Those here
-    were chosen on the validation split of the digits (docs/results.md).
+    A *reconstruction* of arXiv:2110.12606: the combination of mutual and self-information of
+    layers, as a sum or a product, is the paper's. Its equations, estimator, layers and weights are
+    not public. Those here were chosen on the validation split of the digits (docs/results.md).
 
     Args:
         model: Convolutional Keras model.
@@ -30,10 +30,6 @@ class MUSEDistiller(SelfDistiller):
     Raises:
         ValueError: As `SelfDistiller`, or if no stages are found, or arguments of MUSE come with
             losses.
-
-    References:
-        Gong, Yu, Mittal, Mori, Chen, MUSE: Feature Self-Distillation with Mutual Information and
-        Self-Information (arXiv:2110.12606).
     """
 
     def __init__(

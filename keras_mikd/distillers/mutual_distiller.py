@@ -18,8 +18,8 @@ class MutualDistiller(BaseDistiller):
     over losses of weight * mean(loss per example)) + regularizers and add_loss terms`.
 
     Every loss is copied for every ordered pair of peers: one is the teacher, without a gradient,
-    the other the student. With `SoftTargets(temperature=1.0)` this is deep mutual learning (DML),
-    but all peers take their step at once instead of in turns.
+    the other the student. With `SoftTargets(temperature=1.0)` this is deep mutual learning (Zhang
+    et al., arXiv:1706.00384), but all peers take their step at once instead of in turns.
 
     Logs call the peers `peer1`, `peer2`, ...: `peer1_accuracy`, `peer1_loss` (its task loss),
     `<loss>_peer2_to_peer1` (what the first learns from the second). `call` and `predict` return
@@ -49,9 +49,6 @@ class MutualDistiller(BaseDistiller):
         distiller.fit(train, validation_data=validation, epochs=60)
         distiller.peers[0].save("student.keras")
         ```
-
-    References:
-        Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning (arXiv:1706.00384), eqs. 4 to 8.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ from keras_mikd.distillers.networks import Networks, Term
 class SelfDistiller(BaseDistiller):
     """Trains a network on its task and on what its own layers share; there is no teacher.
 
-    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example) +
-    regularizers and add_loss terms of the network`.
+    `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
+    + regularizers and add_loss terms of the network`.
 
     Any `DistillationLoss` can stand between two places of the network, both read in the one forward
     pass of a step. Called, evaluated, predicted with and exported, a distiller is its network, with

@@ -10,8 +10,8 @@ from keras_mikd.distillers.distiller import Distiller
 class VIDDistiller(Distiller):
     """A `Distiller` with Gaussian heads on the pairs of stages (VID-I) and on the logits (VID-L).
 
-    `total = task loss + stage_weight * sum over stage pairs of -log q(t | s) + logits_weight * -log
-    q(teacher logits | student's pooled vector)`.
+    `total = task loss + stage_weight * sum over stage pairs of -log q(t | s)
+    + logits_weight * -log q(teacher logits | student's pooled vector)` (arXiv:1904.05835).
 
     Args:
         teacher: Trained convolutional Keras model.
@@ -30,10 +30,6 @@ class VIDDistiller(Distiller):
     Raises:
         ValueError: As `Distiller`, or if no stages are found, or arguments of the heads come with
             losses.
-
-    References:
-        Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge
-        Transfer (arXiv:1904.05835).
     """
 
     def __init__(

@@ -39,9 +39,6 @@ class KerasLossAdapter(DistillationLoss):
         ValueError: If `keras_loss` has weights or sums over the batch, a student's layer stands
             alone, or a layer gets two different names; in `build`, if tensors that Keras' two
             classes compare differ in shape.
-
-    References:
-        https://keras.io/api/distillation/
     """
 
     def __init__(self, keras_loss, *, teacher_layer=None, student_layer=None, **kwargs):

@@ -20,8 +20,8 @@ from keras_mikd.mcmi.teacher_copy import copied
 class MCMITeacher(BaseDistiller):
     """Fine-tunes a copy of a trained classifier for more conditional mutual information.
 
-    `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation +
-    regularizers`, in nats, with the `P_x` and the centroids `Q^y` of `CMIRegularizer`. A positive
+    `loss = cross entropy - weight * mean KL(P_x || Q^y) - separation_weight * separation
+    + regularizers`, in nats, with the `P_x` and the centroids `Q^y` of `CMIRegularizer`. A positive
     weight adds information about the image beyond the label (MCMI), which students learn from; a
     negative one contracts the outputs of a class (CMIC-DL). Large weights reward wrong answers and
     destroy a teacher, so a positive one fades as an example spends its `log_likelihood_budget`:

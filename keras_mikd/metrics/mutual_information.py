@@ -40,12 +40,9 @@ class MutualInformation(keras.metrics.Metric):
         self.product_count = self.add_variable((), "zeros", name="product_count")
 
     def update_state(self, joint, product):
-        """Adds the scores of a batch.
+        """Adds the scores of true pairs and of pairs of different examples, each of any shape.
 
-        Args:
-            joint: Scores of true pairs, any shape.
-            product: Scores of pairs of different examples, any shape. A batch without any, such as
-                a batch of one, is skipped.
+        A batch without the latter, such as a batch of one, is skipped.
         """
         joint = ops.cast(joint, self.dtype)
         product = ops.cast(product, self.dtype)
