@@ -65,4 +65,4 @@ format: setup ## Fix what lint can fix
 
 clean: ## Remove caches, builds and the demo's output; the environment stays
 	rm -rf build dist .pytest_cache .ruff_cache $(DEMO_DIR)
-	find benchmarks examples keras_mikd tests -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks examples experiments keras_mikd tests -name __pycache__ -prune -exec rm -rf {} +
