@@ -1,7 +1,7 @@
 r"""Trains a small student alone and with every method, and prints one table.
 
 Needs `<output_dir>/teacher.keras` of train_teacher.py, or another teacher as `--teacher`. With 10
-labelled digits per class (some two minutes on two cores):
+labelled digits per class:
 
     python examples/distill.py --output_dir=runs/digits
 

@@ -16,6 +16,7 @@ and the index of the host.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def main(argv):
             raise SystemExit(f"Expected a new --output_dir. Received: {log} exists.")
     folder.mkdir(parents=True, exist_ok=True)
     addresses = free_addresses(FLAGS.workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Stops the workers too.
     workers = []
     try:
         for index, log in enumerate(logs):

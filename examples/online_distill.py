@@ -1,7 +1,6 @@
 r"""Trains networks that teach one another, and prints one table beside the same ones trained alone.
 
-With 10 labelled digits per class, two networks of one kind (some two minutes on two cores), and two
-of different kinds:
+With 10 labelled digits per class, two networks of one kind, and two of different kinds:
 
     python examples/online_distill.py --output_dir=runs/online
     python examples/online_distill.py --output_dir=runs/unlike --peers=resnet8,resnet14
@@ -93,11 +92,14 @@ def evaluate(models, dataset):
 
 
 def print_table(rows, peers):
-    print("\nAccuracy on the test split in per cent, and the mean.")
-    print(f"{'method':10}" + "".join(f"{peer:>10}" for peer in peers) + f"{'mean':>8}")
+    means = {row["method"]: statistics.mean(row["test"]) for row in rows}
+    names = "".join(f"{peer:>10}" for peer in peers)
+    print(f"\nAccuracy on the test split, %\n{'method':10}{names}{'mean':>8}{'gain':>8}")
     for row in rows:
+        mean = means[row["method"]]
         cells = "".join(f"{accuracy:10.2f}" for accuracy in row["test"])
-        print(f"{row['method']:10}{cells}{statistics.mean(row['test']):8.2f}")
+        gain = mean - means.get("alone", float("nan"))
+        print(f"{row['method']:10}{cells}{mean:8.2f}{gain:+8.2f}")
         for name, nats in row["nats"].items():
             print(f"    {name} {nats:.2f}")
 

@@ -1,7 +1,7 @@
 r"""Trains a network that teaches its own layers, with every discrepancy, and prints one table.
 
 There is no teacher: a loss draws the early stages of the network to its last layers. With 10
-labelled digits per class (some four minutes on two cores):
+labelled digits per class:
 
     python examples/self_distill.py --output_dir=runs/self
 

@@ -1,6 +1,6 @@
 r"""Tunes a copy of a trained teacher for more conditional mutual information (MCMI).
 
-Needs a teacher of train_teacher.py (20 epochs take about 20 seconds on two cores):
+Needs a teacher of train_teacher.py:
 
     python examples/tune_teacher.py --teacher=runs/digits/teacher.keras --output_dir=runs/mcmi
 

@@ -1,11 +1,14 @@
 """The scripts on several devices and hosts."""
 
 import json
+import os
+import subprocess
+import sys
 
 import keras
 import pytest
 
-from tests.example_runs import run_example, run_on_two_devices, run_on_two_workers
+from tests.example_runs import ROOT, run_example, run_on_two_devices, run_on_two_workers
 
 FEW = ["--epochs=1", "--labels_per_class=3", "--batch_size=11"]
 # What each script that trains needs to end soon. Two replicas do not divide a batch of 11 evenly.
@@ -83,6 +86,18 @@ def test_the_launcher_stops_the_others_when_a_worker_fails(tmp_path):
     done = run_example("launch_workers", f"--output_dir={logs}", "--grace=0.5", "--", script)
     assert done.returncode == 1 and "2 workers" in done.stdout
     assert "Received: exit codes [-9, 7]" in done.stderr
+
+
+def test_the_launcher_takes_its_workers_with_it(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
+    launcher = [sys.executable, ROOT / "examples" / "launch_workers.py", "--workers=1"]
+    command = [*launcher, f"--output_dir={tmp_path / 'logs'}", "--", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launched:
+        worker = int(launched.stdout.readline())
+        launched.terminate()
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 if __name__ == "__main__":
