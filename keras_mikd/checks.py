@@ -85,7 +85,10 @@ def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
     Raises:
         ValueError: If there are no labels, or they have another shape.
     """
-    if labels is None or keras.tree.is_nested(labels):
+    several = keras.tree.is_nested(labels) and any(
+        hasattr(x, "shape") for x in keras.tree.flatten(labels)
+    )
+    if labels is None or several or isinstance(labels, dict):
         received = f"labels={labels!r}"
     else:
         labels = ops.convert_to_tensor(labels)
