@@ -86,7 +86,7 @@ def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
         ValueError: If there are no labels, or they have another shape.
     """
     several = keras.tree.is_nested(labels) and any(
-        hasattr(x, "shape") for x in keras.tree.flatten(labels)
+        len(getattr(x, "shape", ())) for x in keras.tree.flatten(labels)
     )
     if labels is None or several or isinstance(labels, dict):
         received = f"labels={labels!r}"
