@@ -1,0 +1,54 @@
+"""How a batch is taken apart, with and without what a cache adds to it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
+
+X, Y, WEIGHT = np.zeros((2, 3)), np.array([1, 0]), np.array([0.5, 2.0], "float32")
+FEATURES = {"fingerprint": {"output": np.ones((2, 4))}}
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        (X, (X, None, None)),
+        ((X,), (X, None, None)),
+        ((X, Y), (X, Y, None)),
+        ((X, Y, WEIGHT), (X, Y, WEIGHT)),
+        ({"image": X}, ({"image": X}, None, None)),
+    ],
+)
+def test_a_plain_batch_has_nothing_of_a_teacher(data, parts):
+    batch = take_apart(data)
+    assert batch.teacher_features is None
+    for part, wanted in zip(batch, parts, strict=False):
+        assert part is wanted or part == wanted
+
+
+def test_a_batch_of_a_cache_brings_the_tensors_of_its_teacher():
+    batch = take_apart(Batch(X, Y, WEIGHT, FEATURES))
+    assert batch == Batch(X, Y, WEIGHT, FEATURES["fingerprint"])
+    assert take_apart(Batch(X, teacher_features=FEATURES))[:3] == (X, None, None)
+    assert take_apart(Batch(X)) == (X, None, None, None)
+
+
+def test_a_data_set_keeps_the_parts_apart():
+    """What is missing is `()`, which `tf.data` takes and `None` it does not."""
+    dataset = tf.data.Dataset.from_tensors(Batch(X, Y, teacher_features=FEATURES))
+    spec = take_apart(dataset.element_spec)
+    assert (spec.y.shape, spec.sample_weight) == ((2,), None)
+    (element,) = dataset
+    batch = take_apart(element)
+    np.testing.assert_array_equal(batch.y, Y)
+    np.testing.assert_array_equal(batch.teacher_features["output"], np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("labels", [Y, np.eye(2, dtype="float32")[Y]])
+def test_class_weights_become_sample_weights(labels):
+    for own, expected in (((), [3.0, 1.0]), (WEIGHT, [1.5, 2.0])):
+        dataset = tf.data.Dataset.from_tensors(Batch(X, labels, own, FEATURES))
+        (batch,) = with_class_weight(dataset, {1: 3.0})
+        np.testing.assert_array_equal(batch.sample_weight, expected)
+        assert batch.teacher_features.keys() == FEATURES.keys()

@@ -1,0 +1,112 @@
+"""Which losses a recipe makes, between which places; the assembled distillers have their own."""
+
+import cases
+import keras
+import pytest
+
+import keras_mikd as mikd
+from keras_mikd import recipes
+
+
+def _layout(losses):
+    return [(loss.name, loss.teacher_layer, loss.student_layer, loss.weight) for loss in losses]
+
+
+def _three_stages():
+    return mikd.models.resnet8(num_classes=4, input_shape=(16, 16, 3))
+
+
+def test_soft_targets():
+    (loss,) = recipes.kd(cases.teacher(), cases.student())
+    assert isinstance(loss, mikd.SoftTargets)
+    assert _layout([loss]) == [("kd", "output", "output", 0.9)]
+    (loss,) = recipes.kd(None, None, weight=0.5, temperature=2.0)
+    assert (loss.weight, loss.temperature) == (0.5, 2.0)
+
+
+def test_attention_maps_of_every_pair_of_stages():
+    losses = recipes.attention_transfer(cases.teacher(), cases.student())
+    assert {type(loss) for loss in losses} == {mikd.AttentionTransfer}
+    assert _layout(losses) == [
+        ("at_stage1", "stage1", "stage1", 1000.0),
+        ("at_stage2", "stage2", "stage2", 1000.0),
+    ]
+
+
+def test_a_hint_is_of_the_pair_in_the_middle_or_of_those_that_are_named():
+    three = recipes.hint(_three_stages(), _three_stages(), weight=1.0)
+    assert {type(loss) for loss in three} == {mikd.Hint}
+    assert _layout(three) == [("hint_stage2", "stage2", "stage2", 1.0)]
+    two = recipes.hint(cases.teacher(), cases.student())
+    assert _layout(two) == [("hint_stage2", "stage2", "stage2", 100.0)]
+    named = recipes.hint(None, None, pairs=[("stage2", "stage1"), ("pooled", "pooled")])
+    assert _layout(named) == [
+        ("hint_stage1", "stage2", "stage1", 100.0),
+        ("hint_pooled", "pooled", "pooled", 100.0),
+    ]
+
+
+def test_info_nce_against_all_of_the_batch():
+    losses = recipes.info_nce(cases.teacher(), cases.student(), weight=0.2, gather=False)
+    assert _layout(losses) == [
+        ("nce_stage1", "stage1", "stage1", 0.2),
+        ("nce_stage2", "stage2", "stage2", 0.2),
+    ]
+    for loss in losses:
+        assert (loss.bound, loss.negatives, loss.grid) == (mikd.bounds.info_nce, "all", 8)
+        assert type(loss.critic) is mikd.SeparableCritic and not loss.gather
+    assert losses[0].critic is not losses[1].critic
+
+
+def test_muse_and_its_mutual_term_by_itself():
+    model = cases.student()
+    (muse,) = recipes.muse(model, model, weight=0.3, combine="additive")
+    assert _layout([muse]) == [("muse", "pooled", ["stage1", "stage2"], 0.3)]
+    assert (muse.combine, muse.negatives_from) == ("additive", "other_classes")
+    critics = recipes.stage_critics(model, model, weight=0.3)
+    assert _layout(critics) == [
+        ("jsd_stage1", "pooled", "stage1", 0.3),
+        ("jsd_stage2", "pooled", "stage2", 0.3),
+    ]
+    assert {loss.negatives_from for loss in critics} == {"other_classes"}
+
+
+def test_classifiers_on_the_early_stages():
+    model = _three_stages()
+    (byot,) = recipes.be_your_own_teacher(model, model, weight=0.5)
+    assert _layout([byot]) == [("byot", ["stage3", "output"], ["stage1", "stage2"], 0.5)]
+
+
+def test_with_one_network_the_early_stages_learn_from_the_last():
+    model = _three_stages()
+    assert recipes.stage_pairs(model, model) == [("stage3", "stage1"), ("stage3", "stage2")]
+    assert recipes.stage_pairs(model, _three_stages()) == [
+        (place, place) for place in ("stage1", "stage2", "stage3")
+    ]
+    for recipe in (recipes.vid, recipes.attention_transfer, recipes.info_nce):
+        places = [(loss.teacher_layer, loss.student_layer) for loss in recipe(model, model)]
+        assert places == recipes.stage_pairs(model, model), recipe.__name__
+
+
+def test_lists_add_up_to_a_distiller():
+    teacher, student = cases.teacher(), cases.student()
+    schedule = keras.optimizers.schedules.CosineDecay(1.0, 10)
+    losses = recipes.kd(teacher, student) + recipes.vid(teacher, student, stage_weight=schedule)
+    distiller = mikd.Distiller(teacher, student, losses)
+    assert [loss.name for loss in distiller.distillation_losses] == [
+        "kd",
+        "vid_stage1",
+        "vid_stage2",
+    ]
+    assert losses[1].weight is schedule
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [recipes.attention_transfer, recipes.hint, recipes.vid, recipes.mimkd, recipes.info_nce],
+)
+def test_networks_without_stages_are_refused(recipe):
+    inputs = keras.Input((6,))
+    dense = keras.Model(inputs, keras.layers.Dense(4)(inputs), name="dense")
+    with pytest.raises(ValueError, match="Functional 'dense'"):
+        recipe(dense, keras.models.clone_model(dense))
