@@ -64,7 +64,7 @@ def test_a_place_in_a_subclassed_model_needs_features(side):
     model = Subclassed()
     model(cases.data()[0])
     models = {"teacher": cases.teacher(), "student": cases.student(), side: model}
-    with pytest.raises(ValueError, match=r"\['stage2'\] inside Subclassed.*pass `features`"):
+    with pytest.raises(ValueError, match=r"\['stage2'\] in, not Subclassed.*pass `features`"):
         mikd.Distiller(**models, distillation_losses=[_hint()])
 
 
@@ -104,7 +104,9 @@ def test_inputs_of_open_size_and_of_other_names_are_the_same_inputs():
 
 def test_the_teacher_cannot_be_the_student():
     model = cases.student()
-    with pytest.raises(ValueError, match="different models. Received the same object.*clone_model"):
+    with pytest.raises(
+        ValueError, match="different models. Received: the same object.*clone_model"
+    ):
         mikd.Distiller(model, model, [_kd()])
 
 
@@ -135,19 +137,19 @@ def test_something_else_than_a_loss_is_refused(loss):
 
 
 def test_two_losses_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="different names.*Received 2 named 'kd'.*`name=`"):
+    with pytest.raises(ValueError, match="different names.*Received: 2 named 'kd'.*`name=`"):
         mikd.Distiller(cases.teacher(), cases.student(), [_kd(name="kd"), _kd(name="kd")])
 
 
 def test_a_loss_with_the_name_of_a_readout_is_refused():
     losses = [mikd.JSDCritic(name="jsd"), _kd(name="jsd_mi_nats")]
-    with pytest.raises(ValueError, match="different names.*Received 2 named 'jsd_mi_nats'"):
+    with pytest.raises(ValueError, match="different names.*Received: 2 named 'jsd_mi_nats'"):
         mikd.Distiller(cases.teacher(), cases.student(), losses)
 
 
 @pytest.mark.parametrize("name", ["loss", "task_loss"])
 def test_the_distillers_own_names_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name!r} is taken.*Received: name={name!r}"):
+    with pytest.raises(ValueError, match=f"another name than .*Received: name={name!r}"):
         mikd.Distiller(cases.teacher(), cases.student(), [_kd(name=name)])
 
 
@@ -187,7 +189,7 @@ def test_tensors_that_do_not_fit_are_refused_with_the_loss_and_the_places():
 def test_a_loss_of_another_distiller_is_refused():
     loss = _hint()
     cases.distiller_with(loss)
-    with pytest.raises(ValueError, match="belongs to another distiller.*new losses"):
+    with pytest.raises(ValueError, match="new losses.*belongs to another distiller"):
         cases.distiller_with(loss)
 
 
@@ -205,7 +207,9 @@ def test_a_loss_needs_a_call():
 
     distiller = cases.distiller_with(Nothing())
     distiller.compile("sgd", cases.cross_entropy())
-    with pytest.raises(NotImplementedError, match="Nothing must implement `call"):
+    with pytest.raises(
+        NotImplementedError, match="to return a loss.*Received: Nothing without a `call`"
+    ):
         distiller.fit(*cases.data(), verbose=0)
 
 
@@ -223,7 +227,3 @@ def test_a_loss_must_return_one_number_for_each_example(axes, shape):
         distiller.fit(*cases.data(), verbose=0)
     for old, variable in zip(before, distiller.student.variables, strict=True):
         np.testing.assert_array_equal(variable, old)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -29,7 +29,7 @@ def _layout(distiller):
 
 
 def _step(distiller, image_shape=cases.IMAGE_SHAPE):
-    distiller.compile("sgd", cases.cross_entropy())
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
     x = np.random.default_rng(0).normal(size=(4, *image_shape)).astype("float32")
     history = distiller.fit(x, np.arange(4), verbose=0).history
     assert all(np.isfinite(values[0]) for values in history.values())
@@ -84,7 +84,9 @@ def test_no_level_at_all_is_refused():
 @pytest.mark.parametrize("argument", LEVELS)
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), "1"])
 def test_bad_weights_are_refused(argument, weight):
-    with pytest.raises(ValueError, match="weight of 'jsd_.*finite number of at least 0"):
+    with pytest.raises(
+        ValueError, match="`weight` to be a finite number of at least 0. Received: weight="
+    ):
         _mimkd(**{argument: weight})
 
 
@@ -199,7 +201,7 @@ def test_a_keras_cv_backbone(role):
     "unused", [{"local_weight": 0.0}, {"critic": mikd.ConcatCritic}, {"grid": None}]
 )
 def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
-    with pytest.raises(ValueError, match=f"Received both: distillation_losses and {[*unused][0]}"):
+    with pytest.raises(ValueError, match=f"Received: distillation_losses and {[*unused][0]}"):
         mikd.MIMKDDistiller(cases.teacher(), cases.student(), [mikd.SoftTargets()], **unused)
 
 
@@ -216,7 +218,3 @@ def test_a_subclass_with_arguments_of_its_own_is_saved_and_loaded(tmp_path):
     assert [loss.grid for loss in loaded.distillation_losses] == [
         loss.grid for loss in distiller.distillation_losses
     ]
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -8,7 +8,7 @@ import keras_mikd as mikd
 
 
 def _step(distiller):
-    distiller.compile("sgd", cases.cross_entropy())
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
     return distiller.fit(*cases.data(), verbose=0).history
 
 
@@ -27,7 +27,7 @@ def test_all_stages_against_the_pooled_vector():
 def test_without_labels():
     distiller = mikd.MUSEDistiller(cases.student(), negatives_from="batch", gather=False)
     assert not distiller.distillation_losses[0].gather
-    distiller.compile("sgd", None)
+    distiller.compile("sgd", None, run_eagerly=True)
     seen = distiller.evaluate(cases.data()[0], verbose=0, return_dict=True)
     assert seen["loss"] == seen["muse"]
 
@@ -100,11 +100,7 @@ def test_a_keras_cv_backbone():
 
 @pytest.mark.parametrize("unused", [{"muse_weight": 3.0}, {"combine": "additive"}])
 def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
-    with pytest.raises(ValueError, match=f"Received both: distillation_losses and {[*unused][0]}"):
+    with pytest.raises(ValueError, match=f"Received: distillation_losses and {[*unused][0]}"):
         mikd.MUSEDistiller(
             cases.student(), [mikd.Hint(teacher_layer="stage2", student_layer="stage1")], **unused
         )
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

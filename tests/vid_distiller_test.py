@@ -19,8 +19,8 @@ def _layout(distiller):
     ]
 
 
-def _step(distiller, image_shape=cases.IMAGE_SHAPE, **kwargs):
-    distiller.compile("sgd", cases.cross_entropy(), **kwargs)
+def _step(distiller, image_shape=cases.IMAGE_SHAPE):
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
     x = np.random.default_rng(0).normal(size=(4, *image_shape)).astype("float32")
     history = distiller.fit(x, np.arange(4), verbose=0).history
     assert all(np.isfinite(values[0]) for values in history.values())
@@ -58,7 +58,9 @@ def test_a_weight_of_zero_leaves_a_level_out():
 @pytest.mark.parametrize("argument", ["stage_weight", "logits_weight"])
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), "1"])
 def test_bad_weights_are_refused(argument, weight):
-    with pytest.raises(ValueError, match="weight of 'vid_.*finite number of at least 0"):
+    with pytest.raises(
+        ValueError, match="`weight` to be a finite number of at least 0. Received: weight="
+    ):
         _vid(**{argument: weight})
 
 
@@ -113,7 +115,7 @@ def test_the_heads_are_saved(tmp_path):
 
 def test_heads_learn():
     distiller = _vid()
-    distiller.compile(keras.optimizers.Adam(0.01), cases.cross_entropy())
+    distiller.compile(keras.optimizers.Adam(0.01), cases.cross_entropy(), run_eagerly=True)
     history = distiller.fit(*cases.data(), epochs=5, verbose=0).history
     assert history["vid_stage1"][-1] < history["vid_stage1"][0]
     assert history["vid_stage2"][-1] < history["vid_stage2"][0]
@@ -174,9 +176,5 @@ def test_a_keras_cv_backbone(role):
 
 @pytest.mark.parametrize("unused", [{"stage_weight": 3.0}, {"variant": "wgan"}])
 def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
-    with pytest.raises(ValueError, match=f"Received both: distillation_losses and {[*unused][0]}"):
+    with pytest.raises(ValueError, match=f"Received: distillation_losses and {[*unused][0]}"):
         mikd.VIDDistiller(cases.teacher(), cases.student(), [mikd.SoftTargets()], **unused)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])
