@@ -48,7 +48,3 @@ def _tolerance(path):
     # The gradient of a bias in front of BatchNormalization is rounding, which Adam makes a step of.
     noise = {"conv1/bias": 1e-2, "conv2/bias": 1e-2, "moving_mean": 1e-3}
     return next((size for end, size in noise.items() if path.endswith(end)), 1e-6)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

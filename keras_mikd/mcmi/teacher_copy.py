@@ -33,6 +33,7 @@ def _from_config(model):
         copy.build_from_config(model.get_build_config() or {})
         if len(copy.weights) != len(model.weights):
             raise ValueError("the copy has other weights")
+        copy.built = True  # Keras has built its layers, and does not say so of the model.
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"Expected a model that get_config and from_config rebuild, to copy. Received: the "
