@@ -21,9 +21,14 @@ def _cache(examples=16, teacher=None, **kwargs):
     return mikd.TeacherCache(teacher or cases.teacher(normalize=True), x, y, **options)
 
 
-def _fit(teacher, data, loss=None, epochs=2):
+def _fit(teacher, data, loss=None, epochs=2, run_eagerly=True):
     distiller = cases.DISTILLERS["vid"](teacher, cases.student())
-    distiller.compile(keras.optimizers.SGD(0.05), loss or cases.cross_entropy(), metrics=["acc"])
+    distiller.compile(
+        keras.optimizers.SGD(0.05),
+        loss or cases.cross_entropy(),
+        metrics=["acc"],
+        run_eagerly=run_eagerly,
+    )
     history = distiller.fit(data, epochs=epochs, shuffle=False, verbose=0).history
     return [v.numpy() for v in distiller.trainable_variables], history
 
@@ -44,19 +49,18 @@ def _batches(cache, **kwargs):
     "options",
     [
         {},
-        {"augment": _flip, "views": 3},
+        pytest.param({"augment": _flip, "views": 3, "directory": "cache"}, marks=pytest.mark.slow),
         {"mix": "mixup", "views": 2},
-        {"mix": "cutmix", "augment": _flip, "views": 2},
+        {"mix": "cutmix", "augment": _flip, "views": 2, "directory": "cache"},
     ],
     ids=["plain", "augmented", "mixup", "cutmix"],
 )
-@pytest.mark.parametrize("on_disk", [False, True])
 def test_training_from_a_cache_is_training_on_the_same_views(
-    options, on_disk, tmp_path, deterministic_ops
+    options, tmp_path, monkeypatch, deterministic_ops
 ):
+    monkeypatch.chdir(tmp_path)
     teacher = cases.teacher(normalize=True)
-    directory = tmp_path / "cache" if on_disk else None
-    cache = _cache(teacher=teacher, directory=directory, **options).build(verbose=0)
+    cache = _cache(teacher=teacher, **options).build(verbose=0)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True) if "mix" in options else None
     runs = []
     for with_teacher in (True, False):
@@ -89,7 +93,7 @@ def test_the_teacher_does_not_run():
 
     loss = mikd.SoftTargets()
     distiller = cases.distiller_with(loss, teacher_model=teacher, teacher_features=features)
-    distiller.compile("sgd", cases.cross_entropy())
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
     before = len(calls)
     distiller.fit(cache.batches(8), shuffle=False, verbose=0)
     distiller.evaluate(cache.batches(8), verbose=0)
@@ -104,7 +108,7 @@ def test_two_replicas_train_from_a_cache_like_one(two_replicas):
     one, one_history = _fit(teacher, cache.batches(8, shuffle=False))
     with two_replicas.scope():
         copy = cases.teacher(normalize=True)
-        two, two_history = _fit(copy, cache.batches(8, shuffle=False))
+        two, two_history = _fit(copy, cache.batches(8, shuffle=False), run_eagerly=False)
     _assert_same(one, two, 1e-5)
     for name, values in one_history.items():
         np.testing.assert_allclose(two_history[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
@@ -307,8 +311,8 @@ def test_missing_places_and_distillers_without_a_teacher_are_refused():
         ({"mix": "blend"}, "Expected `mix`"),
         ({"mix_alpha": 0}, "`mix_alpha` to be a finite number above 0"),
         ({"views": 0}, "`views` to be an int of at least 1"),
-        ({"seed": -1}, r"`seed` to be an int from 0 to 2\*\*29 - 1. Received: seed=-1"),
-        ({"dtype": "bfloat16"}, 'Expected `dtype` "float32" or "float16"'),
+        ({"seed": -1}, "`seed` to be an int of at least 0.*Received: seed=-1"),
+        ({"dtype": "bfloat16"}, "`dtype` to be 'float32' or 'float16'"),
         ({"top_k": 4}, "`top_k` to be an int of at least 1 and of at most 3 or None"),
         ({"places": ["stage9"]}, "stage9"),
         ({"examples": 0}, "Expected `images` of shape"),
@@ -323,7 +327,9 @@ def test_batches_need_a_built_cache_and_fit_the_data():
     cache = _cache()
     with pytest.raises(ValueError, match="call `build\\(\\)` first. Received: 0 of 16 rows"):
         cache.batches(8)
-    with pytest.raises(ValueError, match="`batch_size` to be an int of at least 1 and of at most 16"):
+    with pytest.raises(
+        ValueError, match="`batch_size` to be an int of at least 1 and of at most 16"
+    ):
         cache.batches(17, with_teacher=False)
 
 
@@ -348,7 +354,7 @@ def test_data_sets_that_are_no_images_and_labels_are_refused():
         ((both.unbatch(),), r"batches \(images, labels\)"),
         ((both.map(lambda x, y: ({"x": x}, y)),), r"batches \(images, labels\)"),
         ((both.take(0),), "at least one batch"),
-        ((both.repeat(),), "finite data set.* add .take"),
+        ((both.repeat(),), "finite data set.* Add .take"),
         ((x,), "Expected labels beside the images"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -370,7 +376,3 @@ def test_mixed_labels_are_refused_by_a_sparse_loss():
     distiller.compile("sgd", cases.cross_entropy())
     with pytest.raises(ValueError, match="are for keras.losses.CategoricalCrossentropy"):
         distiller.fit(cache.batches(8), verbose=0)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])
