@@ -110,7 +110,8 @@ LOSSES = {
 
 
 def _online(first, second):
-    losses = [mikd.SoftTargets(temperature=1.0, name="dml"), _muse(name="muse")]
+    muse = _muse(student_layer=["stage2"], name="muse")
+    losses = [mikd.SoftTargets(temperature=1.0, name="dml"), muse]
     return mikd.MutualDistiller([first, second], losses, xla_critics=False)
 
 
@@ -130,9 +131,19 @@ DISTILLERS = {
     ),
     "muse": lambda _, s: mikd.MUSEDistiller(s, xla_critics=False),
     "mutual": _online,
+    "mcmi": lambda _, s: mikd.MCMITeacher(
+        s, centroids="running", momentum=0.9, separation_weight=0.01, log_likelihood_budget=0.2
+    ),
 }
 # Those that take a step of their own kind; the others differ from these in their losses only.
-KINDS = {name: DISTILLERS[name] for name in ("distiller", "self", "mutual")}
+KINDS = {name: DISTILLERS[name] for name in ("distiller", "self", "mutual", "mcmi")}
+
+
+def distiller(name, teacher_model=None):
+    """A new distiller with the loss of that name, or the public one of that name."""
+    if name in LOSSES:
+        return distiller_with(LOSSES[name](), teacher_model=teacher_model)
+    return DISTILLERS[name](teacher_model or teacher(), student())
 
 
 def distiller_with(loss, *, teacher_model=None, student_model=None, xla_critics=False, **kwargs):

@@ -102,7 +102,7 @@ def test_floats_stay_what_they_are_where_that_is_asked_for():
     ("labels", "received"),
     [
         (None, "labels=None"),
-        ({"boxes": 1}, r"labels=\{'boxes': 1\}"),
+        ({"boxes": np.zeros((2, 3))}, r"labels of shape \{'boxes': \(2, 3\)\}"),
         (np.zeros((2, 3, 1)), r"labels of shape \(2, 3, 1\)"),
         (np.zeros(()), r"labels of shape \(\)"),
     ],

@@ -1,12 +1,15 @@
 """What holds for every distiller of detectors."""
 
-import detectors
+import inspect
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import detectors
 import keras_mikd as mikd
+from keras_mikd.detection.detector_task import DetectorTask
 
 
 class _Means(mikd.DistillationLoss):
@@ -27,6 +30,15 @@ DISTILLERS = pytest.mark.parametrize(
 )
 
 
+def test_every_public_distiller_of_detectors_is_listed():
+    public = {
+        value
+        for value in vars(mikd).values()
+        if inspect.isclass(value) and issubclass(value, DetectorTask)
+    }
+    assert public == {type(make()) for make in detectors.DISTILLERS.values()}
+
+
 def _evaluate(model):
     return model.evaluate(*detectors.scenes(4), batch_size=4, verbose=0, return_dict=True)
 
@@ -34,9 +46,9 @@ def _evaluate(model):
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
 def test_a_loss_of_no_weight_leaves_the_detectors_own_training(deterministic_ops):
     plain, distilled = detectors.retinanet(), detectors.retinanet()
-    history = detectors.fit(detectors.compiled(plain), epochs=2)
+    history = detectors.fit(detectors.eager(plain), epochs=2)
     distiller = detectors.offline(distilled, [detectors.hint(weight=0.0)])
-    logs = detectors.fit(detectors.compiled(distiller), epochs=2)
+    logs = detectors.fit(detectors.eager(distiller), epochs=2)
     for a, b in zip(plain.get_weights(), distilled.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for name, values in history.items():
@@ -48,7 +60,7 @@ def test_the_total_is_the_weighted_sum_and_a_regularizer_counts_once():
     student = detectors.retinanet(regularizer=keras.regularizers.L2(0.1))
     pyramid = detectors.hint("feature_pyramid/P3", name="pyramid", weight=2.0)
     losses = [detectors.hint(weight=3.0), pyramid]
-    logs = _evaluate(detectors.compiled(detectors.offline(student, losses, task_loss_weight=0.5)))
+    logs = _evaluate(detectors.eager(detectors.offline(student, losses, task_loss_weight=0.5)))
     penalty = 0.1 * np.sum(student.box_head.kernel.numpy() ** 2)
     detector = logs["box_loss"] + logs["classification_loss"]
     assert logs["task_loss"] == pytest.approx(detector, rel=1e-5)
@@ -58,7 +70,7 @@ def test_the_total_is_the_weighted_sum_and_a_regularizer_counts_once():
 
 
 def test_evaluation_changes_no_variable_and_starts_anew():
-    distiller = detectors.compiled(detectors.alone())
+    distiller = detectors.eager(detectors.alone())
     before = [v.numpy() for v in distiller.variables]
     first = _evaluate(distiller)
     assert _evaluate(distiller) == pytest.approx(first)
@@ -68,7 +80,7 @@ def test_evaluation_changes_no_variable_and_starts_anew():
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
 def test_predictions_are_the_detectors_decoded_ones():
-    distiller = detectors.compiled(detectors.offline())
+    distiller = detectors.eager(detectors.offline())
     x, _ = detectors.scenes(4)
     decoded = distiller.predict(x, batch_size=4, verbose=0)
     own = distiller.student.predict(x, batch_size=4, verbose=0)
@@ -76,6 +88,23 @@ def test_predictions_are_the_detectors_decoded_ones():
     assert np.all(own["num_detections"] > 0)
     for name in own:
         np.testing.assert_array_equal(decoded[name], own[name])
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
+def test_batches_of_a_cache_are_predicted_like_others():
+    images = keras.Input((detectors.SIZE, detectors.SIZE, 1))
+    teacher, x = (
+        keras.Model({"images": images}, detectors.backbone(5)(images)),
+        detectors.scenes(4)[0],
+    )
+    cache = mikd.TeacherCache(teacher, x, np.zeros(4, int), ["P4"], batch_size=4).build(verbose=0)
+    distiller = mikd.DetectorDistiller(teacher, detectors.retinanet(), [detectors.hint()])
+    detectors.eager(distiller)
+    cached = distiller.predict(cache.batches(4, shuffle=False), verbose=0)
+    plain = distiller.predict(x, batch_size=4, verbose=0)
+    assert np.all(plain["num_detections"] > 0)
+    for name in plain:
+        np.testing.assert_array_equal(cached[name], plain[name])
 
 
 @DISTILLERS
@@ -88,7 +117,7 @@ def test_a_step_runs_the_detector_once(make):
             return x
 
     distiller = make(detectors.retinanet(layer=Counter(name="counter")))
-    detectors.compiled(distiller, run_eagerly=True)
+    detectors.eager(distiller)
     Counter.calls = 0
     detectors.fit(distiller, batch_size=8)
     assert Counter.calls == 1
@@ -96,7 +125,7 @@ def test_a_step_runs_the_detector_once(make):
 
 def test_the_detectors_own_metrics_are_logged():
     metric = detectors.keras_cv().metrics.BoxCOCOMetrics("xyxy", evaluate_freq=1)
-    distiller = detectors.compiled(detectors.alone(), metrics=[metric], run_eagerly=True)
+    distiller = detectors.eager(detectors.alone(), metrics=[metric])
     logs = _evaluate(distiller)
     assert {"MaP", "Recall@[max_detections=100]", "muse", "box_loss"} <= set(logs)
 
@@ -104,7 +133,7 @@ def test_the_detectors_own_metrics_are_logged():
 @DISTILLERS
 def test_the_detector_alone_is_the_plain_architecture(make, tmp_path):
     plain, trained = detectors.retinanet(), detectors.retinanet()
-    detectors.fit(detectors.compiled(make(trained)))
+    detectors.fit(detectors.eager(make(trained)))
     names, own_names = ([(w.path, w.shape) for w in m.weights] for m in (plain, trained))
     assert own_names == names
     trained.save(tmp_path / "detector.keras")
@@ -119,14 +148,14 @@ def test_the_detector_alone_is_the_plain_architecture(make, tmp_path):
 
 def test_save_load_and_go_on_equals_never_having_stopped(tmp_path, deterministic_ops):
     def new():
-        return detectors.compiled(detectors.alone())
+        return detectors.eager(detectors.alone())
 
     straight, stopped = new(), new()
-    detectors.fit(straight, epochs=2)
-    detectors.fit(stopped)
+    detectors.fit(straight, 4, epochs=2)
+    detectors.fit(stopped, 4)
     stopped.save(tmp_path / "distiller.keras")
     resumed = keras.saving.load_model(tmp_path / "distiller.keras")
-    detectors.fit(resumed)
+    detectors.fit(resumed, 4)
     for a, b in zip(straight.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
@@ -141,15 +170,15 @@ def test_two_replicas_of_the_same_boxes_give_the_update_of_one(make, two_replica
     x, y = detectors.scenes(4)
     twice = tf.nest.map_structure(lambda array: np.concatenate([array, array]), (x, y))
 
-    def trained(scope):
+    def trained(scope, run_eagerly):
         with scope:
             student = detectors.retinanet(regularizer=keras.regularizers.L2(0.01))
-            distiller = detectors.compiled(make(student))
+            distiller = detectors.compiled(make(student), run_eagerly=run_eagerly)
         history = distiller.fit(*twice, batch_size=8, epochs=2, shuffle=False, verbose=0).history
         return student.get_weights(), history
 
-    one, one_history = trained(tf.distribute.get_strategy().scope())
-    two, two_history = trained(two_replicas.scope())
+    one, one_history = trained(tf.distribute.get_strategy().scope(), run_eagerly=True)
+    two, two_history = trained(two_replicas.scope(), run_eagerly=False)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert {"loss", "task_loss", "box_loss", "classification_loss"} < set(one_history)
@@ -170,7 +199,7 @@ def test_sums_and_means_do_not_mix_under_replicas(two_replicas):
 
 def test_mixed_precision_stays_finite():
     keras.config.set_dtype_policy("mixed_float16")
-    distiller = detectors.compiled(detectors.alone())
+    distiller = detectors.eager(detectors.alone())
     assert distiller.student.feature_extractor.get_layer("P3").compute_dtype == "float16"
     history = detectors.fit(distiller)
     assert all(np.all(np.isfinite(values)) for values in history.values())
@@ -183,8 +212,8 @@ def test_whole_step_of_static_shapes_compiles_and_gives_the_same_history(make):
     """What can be checked of a TPU without one."""
     batches = tf.data.Dataset.from_tensor_slices(detectors.scenes(8)).batch(4, drop_remainder=True)
     plain, compiled = (
-        detectors.compiled(make(), jit_compile=jit).fit(batches, shuffle=False, verbose=0).history
-        for jit in (False, True)
+        detectors.compiled(make(), **options).fit(batches, shuffle=False, verbose=0).history
+        for options in ({"run_eagerly": True}, {"jit_compile": True})
     )
     for name, values in plain.items():
         np.testing.assert_allclose(compiled[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
@@ -214,7 +243,7 @@ def test_another_model_is_refused(make):
 
 
 def test_data_without_boxes_is_refused():
-    distiller = detectors.compiled(detectors.alone())
+    distiller = detectors.eager(detectors.alone())
     x, y = detectors.scenes(4)
     keras_cv_dict = tf.data.Dataset.from_tensors({"images": x, "bounding_boxes": y})
     for data, received in (
@@ -230,21 +259,21 @@ def test_data_without_boxes_is_refused():
 
 def test_sample_weights_are_refused():
     x, y = detectors.scenes(4)
-    distiller = detectors.compiled(detectors.alone())
+    distiller = detectors.eager(detectors.alone())
     with pytest.raises(ValueError, match="detectors do not weight images"):
         distiller.fit(x, y, sample_weight=np.ones(4), verbose=0)
 
 
 def test_labels_for_other_negatives_are_refused():
     losses = [detectors.muse(negatives_from="other_classes")]
-    distiller = detectors.compiled(detectors.alone(losses=losses))
-    with pytest.raises(ValueError, match='or negatives_from="batch"'):
+    distiller = detectors.eager(detectors.alone(losses=losses))
+    with pytest.raises(ValueError, match='negatives_from="batch" needs none'):
         detectors.fit(distiller)
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
 def test_the_distiller_can_be_evaluated_as_coco_does():
-    distiller = detectors.compiled(detectors.alone())
+    distiller = detectors.eager(detectors.alone())
     dataset = tf.data.Dataset.from_tensor_slices(detectors.scenes(16)).batch(8)
     own = mikd.coco_metrics(distiller.student, dataset)
     assert mikd.coco_metrics(distiller, dataset) == pytest.approx(own, nan_ok=True)
@@ -263,15 +292,16 @@ def test_a_trained_detector_finds_what_an_untrained_one_does_not():
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
 @pytest.mark.parametrize(
-    ("kind", "sides"),
+    ("kind", "sides", "run_eagerly"),
     [
-        ("self", detectors.SIZE),
-        pytest.param("self", None, marks=pytest.mark.slow),
-        pytest.param("offline", detectors.SIZE, marks=pytest.mark.slow),
-        pytest.param("offline", None, marks=pytest.mark.slow),
+        ("self", detectors.SIZE, True),
+        pytest.param("self", detectors.SIZE, False, marks=pytest.mark.slow),
+        pytest.param("self", None, False, marks=pytest.mark.slow),
+        pytest.param("offline", detectors.SIZE, False, marks=pytest.mark.slow),
+        pytest.param("offline", None, False, marks=pytest.mark.slow),
     ],
 )
-def test_a_retinanet_as_keras_cv_assembles_it(kind, sides, tmp_path):
+def test_a_retinanet_as_keras_cv_assembles_it(kind, sides, run_eagerly, tmp_path):
     """With KerasCV's own pyramid, which tells Keras wrong shapes of its last levels."""
     student = detectors.stock_retinanet(sides)
     if kind == "offline":
@@ -280,12 +310,8 @@ def test_a_retinanet_as_keras_cv_assembles_it(kind, sides, tmp_path):
     else:
         losses = [detectors.muse()] if sides else []
         distiller = mikd.SelfDetectorDistiller(student, losses)
-    history = detectors.fit(detectors.compiled(distiller), 4)
+    history = detectors.fit(detectors.compiled(distiller, run_eagerly=run_eagerly), 4)
     assert {"box_loss", "percent_boxes_matched_with_anchor"} < set(history)
     assert all(np.all(np.isfinite(values)) for values in history.values())
     student.save(tmp_path / "detector.keras")
     assert keras.saving.load_model(tmp_path / "detector.keras", compile=False)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -137,6 +137,11 @@ def compiled(model, **kwargs):
     return model
 
 
+def eager(model, **kwargs):
+    """Compiled to run eagerly: the trace of a step costs more than the few that a test takes."""
+    return compiled(model, run_eagerly=True, **kwargs)
+
+
 def fit(model, count=8, **kwargs):
     x, y = scenes(count)
     return model.fit(x, y, **{"batch_size": 4, "shuffle": False, "verbose": 0, **kwargs}).history

@@ -152,7 +152,3 @@ def test_a_place_that_is_named_twice_is_refused(places):
 def test_losses_of_several_stages_want_one_at_least(loss):
     with pytest.raises(ValueError, match=r"to name a stage. Received: student_layer=\[\]"):
         loss(student_layer=[])
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

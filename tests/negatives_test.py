@@ -105,7 +105,3 @@ def test_on_replicas_they_are_the_next_examples_around_the_global_batch(
         own = batch[:, 0, 0]
         expected = [[100 * i + (i + k) % sum(sizes) for k in range(available + 1)] for i in own]
         np.testing.assert_array_equal(rows, np.reshape(expected, (len(own), available + 1)))
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -74,7 +74,3 @@ def test_the_gradient_of_an_example_is_the_sum_over_the_replicas_that_used_it(tw
     first, second = on_each(two_replicas, gradient)
     np.testing.assert_array_equal(first, [[3.0, 3.0], [30.0, 30.0]])
     np.testing.assert_array_equal(second, [[300.0, 300.0], [3000.0, 3000.0]])
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

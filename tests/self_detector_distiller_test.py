@@ -1,8 +1,8 @@
-import detectors
 import keras
 import numpy as np
 import pytest
 
+import detectors
 import keras_mikd as mikd
 
 
@@ -13,7 +13,7 @@ def test_backbone_and_pyramid_share_information():
         detectors.muse(),
         detectors.muse(teacher_layer="feature_pyramid/P5", student_layer=pyramid, name="pyramid"),
     ]
-    distiller = detectors.compiled(detectors.alone(detector, losses, stop_gradient=False))
+    distiller = detectors.eager(detectors.alone(detector, losses, stop_gradient=False))
     history = detectors.fit(distiller)
     names = {"muse", "pyramid", "box_loss", "classification_loss", "task_loss"}
     assert names <= set(history)
@@ -24,7 +24,7 @@ def test_backbone_and_pyramid_share_information():
 def test_the_information_reaches_the_first_layer_and_not_the_heads():
     detector = detectors.retinanet()
     distiller = detectors.alone(detector, [detectors.muse()], task_loss_weight=0.0)
-    distiller.compile(keras.optimizers.SGD(1.0), **detectors.LOSSES)
+    distiller.compile(keras.optimizers.SGD(1.0), run_eagerly=True, **detectors.LOSSES)
     first = detector.feature_extractor.get_layer("conv_P3").kernel
     box = detector.box_head.kernel
     before = first.numpy(), box.numpy()
@@ -54,7 +54,3 @@ def test_yolo_v8():
     assert all(np.all(np.isfinite(values)) for values in history.values())
     x, _ = detectors.scenes(8)
     assert distiller.predict(x, batch_size=4, verbose=0)["boxes"].shape[0] == 8
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])
