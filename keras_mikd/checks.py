@@ -88,9 +88,11 @@ def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
     several = keras.tree.is_nested(labels) and any(
         len(getattr(x, "shape", ())) for x in keras.tree.flatten(labels)
     )
-    if labels is None or several or isinstance(labels, dict):
-        received = f"labels={labels!r}"
-    else:
+    received = "labels=None"
+    if several or isinstance(labels, dict):
+        shapes = keras.tree.map_structure(lambda x: tuple(getattr(x, "shape", ())), labels)
+        received = f"labels of shape {shapes}"
+    elif labels is not None:
         labels = ops.convert_to_tensor(labels)
         columns = labels.shape[1] if len(labels.shape) == 2 else 1
         if len(labels.shape) in (1, 2) and (one_hot or columns == 1):

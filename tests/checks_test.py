@@ -75,6 +75,10 @@ def test_a_temperature_is_above_0():
         checks.temperature(0)
 
 
+def test_a_list_of_numbers_will_do():
+    np.testing.assert_array_equal(checks.class_indices([2, 0, 1]), [2, 0, 1])
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "float32"])
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
 def test_indices_are_one_int32_for_each_example(shape, dtype):

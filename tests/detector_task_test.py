@@ -92,7 +92,7 @@ def test_predictions_are_the_detectors_decoded_ones():
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
 def test_batches_of_a_cache_are_predicted_like_others():
-    images = keras.Input((detectors.SIZE, detectors.SIZE, 1))
+    images = keras.Input((detectors.SIZE, detectors.SIZE, 1), name="images")
     teacher, x = (
         keras.Model({"images": images}, detectors.backbone(5)(images)),
         detectors.scenes(4)[0],

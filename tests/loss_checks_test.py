@@ -177,6 +177,17 @@ def test_a_loss_of_single_tensors_needs_one_of_several_outputs():
         mikd.Distiller(_two_heads(), cases.student(), [_kd(teacher_layer="output/c")])
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "hard_sigmoid", "sparsemax"])
+def test_probabilities_inside_a_nested_model_are_refused_where_logits_are_expected(activation):
+    head = [keras.Input((5,)), keras.layers.Dense(4), keras.layers.Activation(activation, name="p")]
+    student = cases.student()
+    nested = keras.Sequential([*head, keras.layers.Dense(4)], name="head")
+    student = keras.Model(student.input, nested(student.get_layer("gap").output))
+    message = "since 'kd' compares logits. Received: student_layer='head/p'.*probabilities"
+    with pytest.raises(ValueError, match=message):
+        cases.distiller_with(_kd(student_layer="head/p", name="kd"), student_model=student)
+
+
 def test_tensors_that_do_not_fit_are_refused_with_the_loss_and_the_places():
     message = (
         r"'hint' \(teacher_layer='stage2', student_layer='pooled'\) can compare: "

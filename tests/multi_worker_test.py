@@ -76,7 +76,7 @@ def test_a_killed_worker_ends_the_others_with_a_message(killed):
     assert backup["epoch"] == 2
     assert done.returncode == 1
     assert "RuntimeError: Another worker stopped answering" in done.stdout
-    assert "Start them all again: with a keras.callbacks.BackupAndRestore" in done.stdout
+    assert "Start them all again: with keras.callbacks.BackupAndRestore" in done.stdout
 
 
 def test_files_are_written_by_the_chief_alone(killed):
