@@ -45,8 +45,9 @@ demo: setup ## Train a teacher on the digits, compare students, export the best 
 	$(PYTHON) examples/distill.py --output_dir=$$dir; \
 	$(PYTHON) examples/export_student.py --student=$$dir/student.keras
 
-# One file stays in one process, and TensorFlow takes seconds to start in each.
-PYTEST = $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --durations 10
+# A file stays in one process, which shares what it compiles. Files go by name and not by their
+# number of tests, since those that start processes have few tests and would all come last.
+PYTEST = $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10
 
 test: setup ## Run the tests, but for those marked slow
 	$(PYTEST)
