@@ -3,6 +3,7 @@
 import contextlib
 import math
 import numbers
+import os
 
 import keras
 import numpy as np
@@ -68,8 +69,8 @@ def one_of(argument, value, choices):
 
 
 def temperature(value):
-    """Returns a temperature as a float, if it is a finite number above 0."""
-    return number("temperature", value, above=0)
+    """Returns a temperature as a float: a number above 0 whose square stays within float32."""
+    return number("temperature", value, at_least=1e-12, at_most=1e12)
 
 
 def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
@@ -105,6 +106,71 @@ def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):
         f"Expected labels in the data, the class of every example as {kinds}. Received: "
         f"{received}. {hint or 'One-hot labels become integers with ops.argmax(labels, axis=-1).'}"
     )
+
+
+def model(argument, value):
+    """Returns `value`, if it is a model of Keras 3 that has its weights.
+
+    Raises:
+        ValueError: If it is something else; the message says how to get a model from it.
+    """
+    is_distiller = hasattr(value, "distillation_losses")
+    if not isinstance(value, keras.Model) or is_distiller:
+        received = f"the distiller {value.name!r}" if is_distiller else f"{argument}={value!r}"
+        raise ValueError(
+            f"Expected `{argument}` to be a keras.Model. Received: {received}. {_instead(value)}"
+        )
+    if isinstance(value, keras.Sequential) and not value.built:
+        raise ValueError(
+            f"Expected `{argument}` to have its weights. Received: the Sequential {value.name!r} "
+            "without an input. Put keras.Input(shape) first, or call its `build`."
+        )
+    return value
+
+
+def _instead(value):
+    """Says how to get a model from what is none."""
+    package = type(value).__module__.partition(".")[0]
+    if hasattr(value, "distillation_losses"):
+        own = [name for name in ("student", "peers", "teacher") if hasattr(value, name)]
+        return f"Pass its network: `distiller.{own[0]}{'[0]' if own[0] == 'peers' else ''}`."
+    if isinstance(value, (str, os.PathLike)):
+        return "Load the file with keras.saving.load_model."
+    if package in ("tf_keras", "keras_core"):
+        return (
+            f"It is a model of {package}, not of Keras 3: build the network with Keras 3, and "
+            "give it the weights with set_weights(old.get_weights())."
+        )
+    if isinstance(value, keras.layers.Layer):
+        return "Wrap a layer: keras.Sequential([keras.Input(shape), layer])."
+    return "Call a function or class that makes a model, and pass what it returns."
+
+
+class Settled:
+    """Mixin of layers and models: arguments that a compiled step has taken in stay as they are."""
+
+    _settled = frozenset()
+
+    def settle(self, names=None):
+        """Refuses assignments to the attributes from now on; by default those of `get_config`."""
+        names = names or set(self.get_config()) - {"name", "trainable", "dtype"}
+        self._settled = self._settled | frozenset(names)
+
+    def __setattr__(self, name, value):
+        if name in self._settled:
+            raise AttributeError(
+                f"Expected `{name}` of {self.name!r} to stay as it is: a compiled step has taken "
+                f"it in, and would not see another value. Received: {value!r}. {self._how(name)}"
+            )
+        super().__setattr__(name, value)
+
+    def _how(self, name):
+        if name.endswith("weight"):
+            return (
+                "A weight that changes in training is a keras.optimizers.schedules."
+                "LearningRateSchedule, given at construction."
+            )
+        return "Make another object with this value, and another distiller of the same networks."
 
 
 @contextlib.contextmanager

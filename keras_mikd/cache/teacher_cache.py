@@ -84,6 +84,7 @@ class TeacherCache:
         batch_size=64,
         features=None,
     ):
+        checks.model("teacher", teacher)
         images, labels = _arrays(images, labels)
         _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size)
         self.batch_size, self._dtype = batch_size, dtype

@@ -28,7 +28,7 @@ def compiled(function):
     return lambda *tensors: (by_xla if _BY_XLA.get() else function)(*tensors)
 
 
-class Critic(keras.layers.Layer):
+class Critic(checks.Settled, keras.layers.Layer):
     """Base class of score networks `f(t, s)` over the locations of two features.
 
     A subclass embeds each side once (`embed_teacher`, `embed_student`) and scores embeddings that

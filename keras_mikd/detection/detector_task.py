@@ -12,6 +12,7 @@ from keras_mikd.distribution.distributed_model import as_logs
 from keras_mikd.features.feature_taps import as_called
 from keras_mikd.features.layer_graph import sized
 from keras_mikd.keras_internals import loss_metrics, scaled_penalty
+from keras_mikd.losses.distillation_loss import factor_at
 
 _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
@@ -109,7 +110,8 @@ class DetectorTask:
         if self._sums:
             task = replicas.scale(task)
         self._task_tracker.update_state(task * replicas.count(), ops.shape(x)[0])
-        return self.task_loss_weight * task + super().compute_loss(x, y, y_pred)
+        weight = factor_at(self.task_loss_weight, self.optimizer.iterations)
+        return weight * task + super().compute_loss(x, y, y_pred)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logs = self.student.compute_metrics(x, y, y_pred, sample_weight)
@@ -125,7 +127,7 @@ class DetectorTask:
         super().reset_metrics()
         self.student.reset_metrics()
 
-    def _checked_data(self, argument, data):
+    def _checked_data(self, argument, data, look):
         y = _targets(data)
         if y is not None and not (isinstance(y, dict) and {"boxes", "classes"} <= set(y)):
             received = sorted(y) if isinstance(y, dict) else type(y).__name__
@@ -133,7 +135,7 @@ class DetectorTask:
                 f"Expected `{argument}` to bring images and a dict of their boxes, (images, "
                 f'{{"boxes": ..., "classes": ...}}). Received: {received} beside the images'
             )
-        return super()._checked_data(argument, data)
+        return super()._checked_data(argument, data, look)
 
     def get_compile_config(self):
         config = super().get_compile_config()

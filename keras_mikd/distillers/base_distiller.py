@@ -12,13 +12,17 @@ from keras_mikd import checks, keras_internals
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
 from keras_mikd.distillers import data_checks, loss_checks, network_checks
+from keras_mikd.distillers.first_look import FirstLook
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
+from keras_mikd.losses.distillation_loss import checked_weight, factor_at, serialized_weight
+
+_TASK = "task_loss"  # With the regularizers.
 
 
-class BaseDistiller(DistributedModel):
+class BaseDistiller(checks.Settled, DistributedModel):
     """A Keras model that trains networks on their task and on what they share.
 
     `total = task_loss_weight * task loss + sum over terms of factor * weight * mean(loss per
@@ -33,12 +37,15 @@ class BaseDistiller(DistributedModel):
         **kwargs: `name`, `dtype` and other arguments of `keras.Model`.
     """
 
+    arguments_of_step = ("task_loss_weight", "xla_critics")
+    """Attributes that a compiled step has taken in, so that nothing may be assigned to them."""
+
     def _set_up(self, networks, *, task_loss_weight, xla_critics):
         """Builds the losses of `Networks` and what logs them; the rest is as in `Distiller`."""
         network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = losses
-        self.task_loss_weight = checks.number("task_loss_weight", task_loss_weight, at_least=0)
+        self.task_loss_weight = checked_weight("task_loss_weight", task_loss_weight)
         self.xla_critics = checks.one_of("xla_critics", xla_critics, (True, False, "auto"))
         self.critic_optimizer = None
         self._networks = networks
@@ -49,6 +56,7 @@ class BaseDistiller(DistributedModel):
         loss_checks.check_names([*self._term_trackers, *readouts])
         for loss in losses:
             loss.join()
+        self.settle(self.arguments_of_step)
         self.built = True
 
     def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):
@@ -69,8 +77,8 @@ class BaseDistiller(DistributedModel):
                 reverse, or one optimizer has two purposes.
         """
         check_distinct([optimizer, critic_optimizer])
-        for model, task_loss, _ in self._labelled(loss):
-            network_checks.check_task_loss(model, task_loss)
+        for model, task_loss, output in self._labelled(loss):
+            network_checks.check_task_loss(model, task_loss, output)
         super().compile(optimizer, loss, *args, **kwargs)
         self.critic_optimizer = (
             None if critic_optimizer is None else keras.optimizers.get(critic_optimizer)
@@ -78,6 +86,7 @@ class BaseDistiller(DistributedModel):
         with self.distribute_strategy.scope():
             for each, variables in self._optimizers():
                 each.build(variables)
+        self._trained_as_compiled = {id(v) for v in self.trainable_variables}
 
     def fit(
         self,
@@ -102,9 +111,13 @@ class BaseDistiller(DistributedModel):
             ValueError: If the data is empty, brings integer images to a float model, or has labels
                 out of range.
         """
-        x, y = self._checked_data("x", (x, y))
+        self._check_trained()
+        look = self._first_look(x, verbose=verbose, shuffle=shuffle)
+        # First, since a look at it disturbs no training.
         if validation_data is not None:
-            validation_data = self._checked_data("validation_data", validation_data)
+            validation_data = self._checked_data("validation_data", validation_data, look)
+        sample_weight = kwargs.pop("sample_weight", None)
+        x, y, sample_weight = self._checked_data("x", (x, y, sample_weight), look)
         if class_weight and isinstance(getattr(x, "element_spec", None), Batch):
             x, class_weight = with_class_weight(x, class_weight), None
         options = {
@@ -114,7 +127,7 @@ class BaseDistiller(DistributedModel):
             "validation_split": validation_split,
         }
         _, _, output = self._labelled(self.loss)[0]
-        with data_checks.told_labels(output), self._finalizing_each():
+        with self._told_terms(), data_checks.told(output, look), self._finalizing_each():
             own = self._own_callbacks(x, y, **options)
             return super().fit(
                 x,
@@ -127,6 +140,7 @@ class BaseDistiller(DistributedModel):
                 validation_data,
                 shuffle,
                 class_weight,
+                sample_weight,
                 **kwargs,
             )
 
@@ -145,15 +159,16 @@ class BaseDistiller(DistributedModel):
         fixed = self._read_fixed(batch)
         with tf.GradientTape() as tape:
             features = fixed | self._read(self._networks.trained, batch.x, training=True)
-            total = self._total(batch, features, training=True)
-        self._update(tape, total)
+            parts = self._parts(batch, features, training=True)
+            total = sum(parts.values())
+        self._update(tape, total, parts)
         return self._logs(batch, features)
 
     def test_step(self, data):
         batch = take_apart(data)
         trained = self._read(self._networks.trained, batch.x, training=False)
         features = self._read_fixed(batch) | trained
-        self._total(batch, features, training=False)
+        self._parts(batch, features, training=False)
         return self._logs(batch, features)
 
     def predict_step(self, data):
@@ -182,19 +197,20 @@ class BaseDistiller(DistributedModel):
 
         return replicas.run_network(read, x)
 
-    def _total(self, batch, features, training):
+    def _parts(self, batch, features, training):
+        """Returns this replica's part of every weighted term of the total, `{name: scalar}`."""
         x, y, sample_weight, _ = batch
         with xla_scope(self._critics_use_xla()):
-            total = self._shared(batch, features, training)
+            parts = self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)
-        total = total + self.compute_loss(x, y, y_pred, sample_weight, training)
-        keras_internals.show_loss(self, total * replicas.count(), _batch_size(x))
-        return total
+        parts[_TASK] = self.compute_loss(x, y, y_pred, sample_weight, training)
+        keras_internals.show_loss(self, sum(parts.values()) * replicas.count(), _batch_size(x))
+        return parts
 
     def _shared(self, batch, features, training):
-        """Returns this replica's part of the weighted sum of what the networks share."""
-        total = ops.zeros(())
+        """Returns this replica's part of what the networks share, `{name of the loss: scalar}`."""
+        parts = {}
         for term in self._networks.terms:
             loss, (teacher, student) = term.loss, self._pair(term, features)
             values = loss(teacher, student, labels=batch.y, training=training)
@@ -202,8 +218,12 @@ class BaseDistiller(DistributedModel):
             value = weighted_mean(values, batch.sample_weight, loss.student_layer)
             self._term_trackers[loss.name].update_state(value, sample_weight=_batch_size(batch.x))
             weight = term.factor * loss.weight_at(self.optimizer.iterations)
-            total = total + weight * replicas.scale(value)
-        return total
+            parts[loss.name] = weight * replicas.scale(value)
+        return parts
+
+    def _shared_names(self):
+        """Returns the names under which `_shared` returns its parts."""
+        return list(self._term_trackers)
 
     def _pair(self, term, features):
         """Returns the teacher's and the student's tensors for the loss of a term."""
@@ -218,12 +238,12 @@ class BaseDistiller(DistributedModel):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the weighted task loss plus the networks' regularizers and `add_loss` terms."""
-        total = ops.zeros(())
+        total = ops.zeros((), "float32")
         task_loss = keras_internals.compiled_loss(self)
         if task_loss is not None:
             task = ops.cast(task_loss(y, y_pred, sample_weight), "float32")
             self._task_tracker.update_state(task * replicas.count(), _batch_size(x))
-            total = self.task_loss_weight * task
+            total = factor_at(self.task_loss_weight, self.optimizer.iterations) * task
         for penalty in self.losses:
             penalty = keras_internals.scaled_penalty(self, penalty)
             total = total + ops.cast(penalty, "float32")
@@ -238,11 +258,30 @@ class BaseDistiller(DistributedModel):
         networks = self._networks
         return [(networks.models["student"], loss, networks.taps["student"].specs[OUTPUT])]
 
-    def _checked_data(self, argument, data):
+    def _check_trained(self):
+        """Checks that the optimizers know every weight that is to be trained."""
+        known = self._trained_as_compiled if self.compiled else set()
+        thawed = [v.path for v in self.trainable_variables if id(v) not in known]
+        if self.compiled and thawed:
+            raise ValueError(
+                "Expected the weights that are trained to be those of `compile`. Received: "
+                f"{len(thawed)} more, such as {thawed[0]!r}, since `trainable` was set after it. "
+                "Call `compile` again."
+            )
+
+    def _first_look(self, x, *, verbose, shuffle):
+        return FirstLook(
+            self._networks,
+            self._labelled(self.loss),
+            shuffled=bool(shuffle) and not isinstance(x, tf.data.Dataset),
+            verbose=verbose in (True, "auto", 1, 2),
+        )
+
+    def _checked_data(self, argument, data, look):
         self._networks.check_cache(data[0] if isinstance(data, tuple) else data)
         _, loss, output = self._labelled(self.loss)[0]
         return data_checks.checked_data(
-            argument, data, models=self._networks.models, loss=loss, output=output
+            argument, data, models=self._networks.models, loss=loss, output=output, look=look
         )
 
     def _own_callbacks(self, x, y, **options):
@@ -280,7 +319,7 @@ class BaseDistiller(DistributedModel):
         finally:
             del self.optimizer.finalize_variable_values
 
-    def _update(self, tape, total):
+    def _update(self, tape, total, parts):
         pairs = self._optimizers()
         scales = [optimizer.scale_loss(1.0) for optimizer, _ in pairs]
         dynamic = [
@@ -294,14 +333,45 @@ class BaseDistiller(DistributedModel):
         gradients = tape.gradient(
             total,
             [variables for _, variables in pairs],
-            output_gradients=ops.convert_to_tensor(common, total.dtype),
+            output_gradients=self._if_finite(ops.convert_to_tensor(common, total.dtype), parts),
         )
+        if self.jit_compile:
+            finite = ops.isfinite(total)
+            gradients = keras.tree.map_structure(
+                lambda g: None if g is None else ops.where(finite, g, ops.zeros_like(g)), gradients
+            )
         for (optimizer, variables), scale, grads in zip(pairs, scales, gradients, strict=True):
             if scale is not common:
                 ratio = scale / common
                 grads = [None if g is None else g * ops.cast(ratio, g.dtype) for g in grads]
             if variables:
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
+
+    def _if_finite(self, scale, parts):
+        """Returns `scale`, of which all gradients come, or stops the step before its update.
+
+        XLA compiles no such stop; there, `_update` leaves out the gradient.
+        """
+        if self.jit_compile:
+            return scale
+
+        def stop():
+            for name, value in parts.items():
+                tf.debugging.Assert(tf.math.is_finite(value), [_not_finite(name)])
+            return scale
+
+        return tf.cond(tf.math.is_finite(sum(parts.values())), lambda: scale, stop)
+
+    @contextlib.contextmanager
+    def _told_terms(self):
+        """Raises a `ValueError` that names the term with which a step stopped."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            for name in [*self._shared_names(), _TASK]:
+                if _not_finite(name) in str(error):
+                    raise ValueError(_not_finite(name)) from None
+            raise
 
     def _critics_use_xla(self):
         if self.jit_compile or self.run_eagerly:
@@ -325,7 +395,7 @@ class BaseDistiller(DistributedModel):
     def get_config(self):
         return {
             "name": self.name,
-            "task_loss_weight": self.task_loss_weight,
+            "task_loss_weight": serialized_weight(self.task_loss_weight),
             "xla_critics": self.xla_critics,
         }
 
@@ -343,6 +413,13 @@ def check_distinct(optimizers):
                 "Expected different optimizers, since each keeps the state of the weights that it "
                 f"trains. Received: the same {type(first).__name__} twice. Make a new one for each."
             )
+
+
+def _not_finite(name):
+    return (
+        f"Expected finite losses. Received: NaN or infinity in {name!r}. The weights are those "
+        "before this step: look at its examples, lower the learning rate or this term's weight."
+    )
 
 
 def weighted_mean(values, sample_weight, place=OUTPUT):

@@ -1,4 +1,4 @@
-"""Checks of the data before the first step."""
+"""Checks of the data before the first step, and of every batch that a data set brings."""
 
 import contextlib
 
@@ -10,30 +10,36 @@ from keras_mikd.cache.batches import take_apart
 from keras_mikd.cache.teacher_cache import TeacherCache
 from keras_mikd.keras_internals import layers_of
 
+_AT_ONCE = 4096  # Rows of an array that are looked at together, so that no large copy is made.
 
-def checked_data(argument, data, *, models, loss, output):
+
+def checked_data(argument, data, *, models, loss, output, look):
     """Returns `data`, after a `ValueError` if it cannot be what the networks are to be trained on.
 
     `data` is `x` or a tuple `(x, y, ...)`; `models`, `{name: model}`, take `x`, and `output` is the
-    symbolic output that the labels are for. Arrays are checked here. A `tf.data.Dataset` is not
-    read, which would change the order of its shuffling: it comes back with a check of the labels of
-    every batch (see `told_labels`). Other sources are not checked.
+    symbolic output that the labels are for. `look` gets the first batch, see `FirstLook`. Arrays
+    are checked here. A `tf.data.Dataset` is not read, which would change the order of its
+    shuffling: it comes back with a check of every batch (see `told`). Other sources are not
+    checked.
     """
     if isinstance(data, tf.data.Dataset):
-        return _checked_dataset(argument, data, models, loss, output)
+        return _checked_dataset(argument, data, models, loss, output, look)
     if isinstance(data[0] if isinstance(data, tuple) else data, TeacherCache):
         raise ValueError(
             f"Expected batches as `{argument}`. Received: a TeacherCache; pass "
             "cache.batches(batch_size)."
         )
-    x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
+    x, y, sample_weight = (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
     if isinstance(x, tf.data.Dataset):
-        return (_checked_dataset(argument, x, models, loss, output), *data[1:])
+        return (_checked_dataset(argument, x, models, loss, output, look), *data[1:])
     arrays = keras.tree.flatten(x)
     if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
         return data
     for array in arrays:
         _check_images(models, argument, array)
+    for part, values in zip(_PARTS, (x, y, sample_weight), strict=False):
+        if not all(_is_finite(array) for array in keras.tree.flatten(values)):
+            raise ValueError(f"{_finite_message(argument, part)} Received: NaN or infinity.")
     classes = _num_classes(loss, output, y)
     if classes is not None:
         _check_indices(argument, np.shape(y), output)
@@ -44,50 +50,64 @@ def checked_data(argument, data, *, models, loss, output):
                 f"{_labels_message(argument, classes)} Received: labels from {values.min()} to "
                 f"{values.max()}."
             )
+    look.at(x, y)
     return data
 
 
-def _checked_dataset(argument, dataset, models, loss, output):
+def _checked_dataset(argument, dataset, models, loss, output, look):
     if dataset.cardinality() == 0:
         raise ValueError(f"Expected a batch. Received: `{argument}` is an empty data set.")
     batch = take_apart(dataset.element_spec)
     for spec in keras.tree.flatten(batch.x):
         _check_images(models, argument, spec)
     classes = _num_classes(loss, output, batch.y)
-    if classes is None:
-        return dataset
-    _check_indices(argument, batch.y.shape, output)
+    if classes is not None:
+        _check_indices(argument, batch.y.shape, output)
     ignored = getattr(loss, "ignore_class", None)
-    message = _labels_message(argument, classes)
 
-    def check(*data):
-        data = data if len(data) > 1 else data[0]
-        labels = take_apart(data).y
-        fits = tf.logical_and(labels >= 0, labels < tf.cast(classes, labels.dtype))
-        if ignored is not None:
-            fits = tf.logical_or(fits, labels == tf.cast(ignored, labels.dtype))
-        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(fits), [message])]):
+    def check(position, data):
+        batch = take_apart(data)
+        needed = [
+            (_all_finite(values), _finite_message(argument, part))
+            for part, values in zip(_PARTS, batch, strict=True)
+        ]
+        if classes is not None:
+            needed.append((_fit(batch.y, classes, ignored), _labels_message(argument, classes)))
+        asserts = [tf.debugging.Assert(fits, [message]) for fits, message in needed]
+        asserts.append(tf.cond(position == 0, lambda: look.in_graph(batch), tf.no_op))
+        with tf.control_dependencies(asserts):
             return tf.nest.map_structure(tf.identity, data)
 
-    checked = dataset.map(check)
+    checked = dataset.enumerate().map(check)
     if argument == "validation_data":  # Reading it disturbs no training and saves an epoch.
-        with told_labels(output):
+        with told(output, look):
             next(iter(checked), None)
     return checked
 
 
 @contextlib.contextmanager
-def told_labels(output):
-    """Raises a `ValueError` where a checked data set meets labels that do not fit `output`."""
+def told(output, look):
+    """Raises a `ValueError` where a checked data set meets what does not fit the networks."""
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except tf.errors.OpError as error:
+        if look.error is not None:
+            raise look.error from None
         classes = None if keras.tree.is_nested(output) else output.shape[-1]
         for argument in ("x", "validation_data"):
-            message = _labels_message(argument, classes)
-            if message in str(error):
-                raise ValueError(f"{message} Received: labels outside that range.") from None
+            messages = {_finite_message(argument, part): "NaN or infinity." for part in _PARTS}
+            messages[_labels_message(argument, classes)] = "labels outside that range."
+            for message, received in messages.items():
+                if message in str(error):
+                    raise ValueError(f"{message} Received: {received}") from None
         raise
+
+
+_PARTS = ("inputs", "labels", "sample weights", "teacher's tensors")
+
+
+def _finite_message(argument, part):
+    return f"Expected finite numbers: the {part} in `{argument}` are not."
 
 
 def _labels_message(argument, classes):
@@ -96,6 +116,28 @@ def _labels_message(argument, classes):
         f"Expected the labels in `{argument}` to be integers from 0 to {last}, one for every output"
         " of the network."
     )
+
+
+def _is_finite(array):
+    if not hasattr(array, "dtype") or "float" not in keras.backend.standardize_dtype(array.dtype):
+        return True
+    parts = range(0, np.shape(array)[0], _AT_ONCE)
+    return all(np.isfinite(array[first : first + _AT_ONCE]).all() for first in parts)
+
+
+def _all_finite(values):
+    parts = tf.nest.flatten(values, expand_composites=True)
+    floats = [x for x in parts if x is not None and x.dtype.is_floating]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in floats] or [True])
+
+
+def _fit(labels, classes, ignored):
+    """Whether all labels are class indices; uint8 cannot hold 256 classes, so they are cast."""
+    labels = labels if labels.dtype.is_floating else tf.cast(labels, tf.int64)
+    fits = tf.logical_and(labels >= 0, labels < tf.cast(classes, labels.dtype))
+    if ignored is not None:
+        fits = tf.logical_or(fits, labels == tf.cast(ignored, labels.dtype))
+    return tf.reduce_all(fits)
 
 
 def _check_images(models, argument, array):
@@ -108,7 +150,7 @@ def _check_images(models, argument, array):
     if len(array.shape) != 4 or "int" not in dtype:
         return
     for name, model in models.items():
-        if not _accepts_integers(model):
+        if not accepts_integers(model):
             raise ValueError(
                 f"Expected floats such as x / 255: `{argument}` holds integer images, and the "
                 f"{name} takes floats and has no Rescaling layer. Received: dtype={dtype}. Cast "
@@ -116,7 +158,8 @@ def _check_images(models, argument, array):
             )
 
 
-def _accepts_integers(model):
+def accepts_integers(model):
+    """Whether a model takes integer images: by its inputs, or since it rescales them."""
     inputs = getattr(model, "inputs", None) or []
     if not inputs or any("int" in tensor.dtype for tensor in inputs):
         return True

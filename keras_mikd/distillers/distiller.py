@@ -26,7 +26,7 @@ class Distiller(BaseDistiller):
         teacher: Trained Keras model; a subclassed one needs `teacher_features`.
         student: Keras model with the same inputs; a subclassed one needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
-        task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
+        task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         xla_critics: Whether XLA compiles the arithmetic of the critics on its own, in a step that
             is neither compiled as a whole nor run eagerly: `True`, `False`, or `"auto"`, which
             means `True` on a machine with an accelerator.

@@ -31,7 +31,7 @@ class MutualDistiller(BaseDistiller):
             output of the same shape.
         distillation_losses: List of `DistillationLoss` without weights yet, whose places exist in
             every peer; a `keras.distillation` loss is adapted.
-        task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
+        task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         xla_critics: As in `Distiller`.
         features: List with a function `(model, x, training) -> {place: tensor}` for every
             subclassed peer and `None` for the others; `None` if there is no such peer.

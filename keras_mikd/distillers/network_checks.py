@@ -1,25 +1,23 @@
 """Checks of the networks of a distiller, whatever is matched between them."""
 
 import itertools
+import warnings
 
 import keras
 
+from keras_mikd import checks
+from keras_mikd.distillers import task_losses
+from keras_mikd.distillers.data_checks import accepts_integers
+from keras_mikd.features.feature_taps import output_at
 from keras_mikd.features.layer_graph import ends, has_graph
 from keras_mikd.features.probabilities import holds_probabilities
-from keras_mikd.keras_internals import operation_of, strategy_made_under
-
-_CROSS_ENTROPIES = (
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.BinaryCrossentropy,
-)
+from keras_mikd.keras_internals import layers_of, operation_of, strategy_made_under
 
 
 def check_networks(models):
     """Checks that `{name: model}` are different models that take the same inputs."""
     for name, model in models.items():
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"Expected `{name}` to be a keras.Model. Received: {name}={model!r}")
+        checks.model(name, model)
     for pair in itertools.combinations(models.items(), 2):
         _check_pair(*pair)
 
@@ -44,6 +42,58 @@ def _check_pair(named, other):
             f"shape {inputs[0]}, {second} inputs of shape {inputs[1]}. Put a resizing or rescaling "
             "layer in front of one of them, in a functional model."
         )
+    _check_dtypes(first, model, second, other_model)
+
+
+def _check_dtypes(first, model, second, other_model):
+    """Refuses inputs of which one is given what the other cannot read: integers and floats."""
+    if not (has_graph(model) and has_graph(other_model)):
+        return
+    for a, b in zip(*(keras.tree.flatten(ends(m)[0]) for m in (model, other_model)), strict=True):
+        kinds = {"int" in a.dtype: (first, model), "int" in b.dtype: (second, other_model)}
+        if len(kinds) == 2 and len(a.shape) == 4 and not accepts_integers(kinds[False][1]):
+            raise ValueError(
+                f"Expected {first} and {second} to take the same images. Received: {first} inputs "
+                f"of {a.dtype}, {second} inputs of {b.dtype}. No data fits both: Keras casts "
+                "floats below 1 to the integer 0. Put keras.layers.Rescaling(1 / 255) in front of "
+                f"the {kinds[False][0]}, and train on integer images."
+            )
+
+
+def check_maps(models, taps, fixed):
+    """Refuses maps whose channels come first; warns where images change inside of a network.
+
+    Args:
+        models: `{name: model}`.
+        taps: `{name: FeatureTaps}` of them.
+        fixed: Names of those that are not trained, in which images do not change.
+    """
+    for name, model in models.items():
+        layers = list(layers_of(model))
+        maps = [p for p, spec in taps[name].specs.items() if len(getattr(spec, "shape", ())) > 3]
+        first = [x for x in layers if getattr(x, "data_format", None) == "channels_first"]
+        if maps and first:
+            raise ValueError(
+                f"Expected feature maps (batch, height, width, channels) at {maps} of the {name}. "
+                f"Received: {model.name!r}, whose layer {first[0].name!r} has channels first. "
+                'Build it with data_format="channels_last".'
+            )
+        random = [x.name for x in layers if _changes_images(x)]
+        if random and len(models) > 1 and name not in fixed:
+            warnings.warn(
+                f"The {name} {model.name!r} changes its images at random ({', '.join(random)}), so "
+                "that the other network sees other images: turned maps are compared with unturned "
+                "ones. Augment the data set instead, which both networks read.",
+                stacklevel=2,
+            )
+
+
+def _changes_images(layer):
+    kinds = [kind.__name__ for kind in type(layer).__mro__]
+    return any(kind in _AUGMENTATIONS or kind.startswith("Random") for kind in kinds)
+
+
+_AUGMENTATIONS = {"BaseImageAugmentationLayer", "MixUp", "CutMix", "AugMix", "RandAugment"}
 
 
 def check_scope(models, distiller):
@@ -134,40 +184,34 @@ def _compatible(first, second):
     )
 
 
-def check_task_loss(model, loss):
-    """Checks that a cross-entropy and a network's output agree on logits or probabilities."""
-    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if isinstance(loss, _CROSS_ENTROPIES):
-        from_logits = loss.get_config()["from_logits"]
-    elif loss in _CROSS_ENTROPY_FUNCTIONS:
-        from_logits = False
-    else:
-        return
-    probabilities = holds_probabilities(model)
-    if not probabilities and not _ends_in_linear_layer(model):
-        return
-    if probabilities == from_logits:
-        raise ValueError(
-            f"Expected a loss that fits: the network {model.name!r} puts out "
-            f"{'probabilities' if probabilities else 'logits'} and the task loss expects "
-            f"{'logits' if from_logits else 'probabilities'}. "
-            f"Received: loss={loss!r}. Use from_logits={not from_logits} in it."
-        )
+def check_task_loss(model, loss, output=None):
+    """Checks that task losses and a network's outputs agree on logits or probabilities.
+
+    `loss` is what `compile` takes; `output` is the symbolic output, or a structure of them.
+    """
+    for place, each in task_losses.by_place(loss, output):
+        logits = task_losses.expects_logits(each)
+        if logits is None:
+            continue
+        probabilities = holds_probabilities(model, place)
+        if not probabilities and not _is_linear(model, place):
+            continue
+        if probabilities == logits:
+            raise ValueError(
+                f"Expected a loss that fits: the network {model.name!r} puts out "
+                f"{'probabilities' if probabilities else 'logits'} at {place!r} and the task loss "
+                f"expects {'logits' if logits else 'probabilities'}. "
+                f"Received: loss={each!r}. Use from_logits={not logits} in it."
+            )
 
 
-def _ends_in_linear_layer(model):
-    """Whether every output is that of a linear layer, so that it is certain to be logits."""
+def _is_linear(model, place):
+    """Whether outputs are those of a linear layer, so that it is certain to be logits."""
     if not has_graph(model):
         return False
-    layers = [operation_of(tensor) for tensor in keras.tree.flatten(ends(model)[1])]
+    layers = [operation_of(t) for t in keras.tree.flatten(output_at(ends(model)[1], place))]
     linear = keras.activations.linear
     return all(isinstance(x, _KERNEL_LAYERS) and x.activation is linear for x in layers)
 
 
 _KERNEL_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
-
-_CROSS_ENTROPY_FUNCTIONS = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.binary_crossentropy,
-)

@@ -44,6 +44,7 @@ class Networks:
             )
             for name, model in models.items()
         }
+        network_checks.check_maps(models, self.taps, fixed)
         for term in terms:
             loss_checks.check_logits(self.taps[term.teacher], self.taps[term.student], term.loss)
 

@@ -28,7 +28,7 @@ class SelfDistiller(BaseDistiller):
             literature. With `False` both ends of a loss move, and a loss that is smallest for a
             constant target (`Hint`, `GaussianVIDHead`, `AttentionTransfer`) can collapse its
             target.
-        task_loss_weight: Factor of the compiled loss, a finite float of at least 0.
+        task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         xla_critics: As in `Distiller`.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed model.
         **kwargs: `name` and other arguments of `keras.Model`.

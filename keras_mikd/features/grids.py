@@ -13,7 +13,11 @@ def common_grid(teacher_shape, student_shape, *, limit=None):
     Raises:
         ValueError: If a shape is not that of a feature map, or a size is unknown.
     """
-    for name, shape in (("teacher", teacher_shape), ("student", student_shape)):
+    return _grid({"teacher": teacher_shape, "student": student_shape}, limit)
+
+
+def _grid(shapes, limit):
+    for name, shape in shapes.items():
         if len(shape) != 4:
             raise ValueError(
                 f"Expected the {name}'s tensor to be a feature map of shape "
@@ -24,7 +28,7 @@ def common_grid(teacher_shape, student_shape, *, limit=None):
                 "Expected feature maps whose height, width and channels are known. "
                 f"Received: {name}_shape={tuple(shape)}. Build the {name} with a fixed input size."
             )
-    sizes = [min(pair) for pair in zip(teacher_shape[1:3], student_shape[1:3], strict=True)]
+    sizes = [min(pair) for pair in zip(*(shape[1:3] for shape in shapes.values()), strict=True)]
     return tuple(size if limit is None else min(size, limit) for size in sizes)
 
 
@@ -38,8 +42,8 @@ def comparison_grids(teacher_shape, student_shape, *, limit=None):
         grid = common_grid(teacher_shape, student_shape, limit=limit)
         return grid, grid
     return tuple(
-        common_grid(shape, shape, limit=limit) if len(shape) == 4 else None
-        for shape in (teacher_shape, student_shape)
+        _grid({name: shape}, limit) if len(shape) == 4 else None
+        for name, shape in (("teacher", teacher_shape), ("student", student_shape))
     )
 
 

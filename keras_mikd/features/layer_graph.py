@@ -1,5 +1,6 @@
 """The layers of a model as one flat graph that opens nested models, and models that read inside."""
 
+import collections
 from typing import Any, NamedTuple
 
 import keras
@@ -27,7 +28,8 @@ class LayerGraph:
     Attributes:
         calls: List of `Call`; `parents` are positions in it.
         names: `{path: [position of each tensor of that name]}`, several if a layer is called
-            several times or has several outputs; one output of it is also there as `"pyramid/0"`.
+            several times or has several outputs; one output of it is also there as `"pyramid/0"`,
+            one call as `"relu@2"`.
         levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones, also
             inside a detector, and `{"feature_pyramid/P3": [path], ...}` of a KerasCV RetinaNet.
         outputs: Positions of the model's outputs.
@@ -66,11 +68,21 @@ class LayerGraph:
             self.names.setdefault(path, []).append(position)
         return position
 
+    def _number_calls(self, prefix, made):
+        """Gives every call of a layer that is called several times a path: `"relu@2"`."""
+        for path, positions in made.items():
+            for number, position in enumerate(positions, start=1):
+                if len(positions) > 1 and len(self.calls[position].shapes) == 1:
+                    numbered = f"{prefix}{path}@{number}"
+                    self.calls[position] = self.calls[position]._replace(path=numbered)
+                    self.names.setdefault(numbered, []).append(position)
+
     def _open(self, model, prefix, feeds, specs):
         """Adds the calls in `model`, fed by those at `feeds`; returns where its outputs are."""
         nodes = nodes_behind(model.outputs)
         shapes = _shapes(model, nodes, specs)
         source = {id(t): position for t, position in zip(model.inputs, feeds, strict=True)}
+        calls = {}
         for node in nodes:
             if not node.input_tensors:
                 continue
@@ -85,7 +97,9 @@ class LayerGraph:
             else:
                 own = [shapes[id(t)] for t in node.outputs]
                 made = [self._add(layer, prefix, own, parents)] * len(own)
+                calls.setdefault(layer.name, []).append(made[0])
             source.update(zip(map(id, node.outputs), made, strict=True))
+        self._number_calls(prefix, calls)
         self._add_levels(model, prefix)
         return [source[id(t)] for t in model.outputs]
 
@@ -159,14 +173,15 @@ def tapped(model, paths):
         inputs, outputs, made = _called_again(model, taps)
     else:
         made = {operation_of(t).name: t for t in model.inputs}
+        calls = collections.Counter()
         for node in nodes:
-            made.update(_by_path(node.operation.name, node.outputs))
+            made.update(_by_path(node.operation.name, node.outputs, calls))
     return keras.Model(inputs, (outputs, {path: made[path] for path in paths}), name=model.name)
 
 
 def _called_again(model, taps):
     """Calls the layers of `model` on new inputs, with `taps` in place of nested models."""
-    made = {}
+    made, calls = {}, collections.Counter()
 
     def call(layer, *args, **kwargs):
         if layer.name in taps:
@@ -174,7 +189,7 @@ def _called_again(model, taps):
             made.update({f"{layer.name}/{path}": value for path, value in read.items()})
         else:
             result = layer(*args, **kwargs)
-        made.update(_by_path(layer.name, keras.tree.flatten(result)))
+        made.update(_by_path(layer.name, keras.tree.flatten(result), calls))
         return result
 
     # `clone_model` would compile a copy of a compiled model; this one never is.
@@ -190,9 +205,14 @@ def _output_paths(path, outputs):
     return [f"{path}/{i}" for i in range(len(outputs))] if len(outputs) > 1 else []
 
 
-def _by_path(path, outputs):
-    """Returns `{path: tensor}` of a layer's outputs; its own path is that of the first."""
-    return {path: outputs[0], **dict(zip(_output_paths(path, outputs), outputs, strict=False))}
+def _by_path(path, outputs, calls):
+    """Returns `{path: tensor}` of a layer's outputs; its own path is that of the first.
+
+    `calls` counts the calls of every layer, in the order of the graph.
+    """
+    calls[path] += 1
+    own = {path: outputs[0], f"{path}@{calls[path]}": outputs[0]}
+    return own | dict(zip(_output_paths(path, outputs), outputs, strict=False))
 
 
 def _shapes(model, nodes, specs):

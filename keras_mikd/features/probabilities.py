@@ -1,5 +1,7 @@
 """Tells from its layers whether a place of a network holds probabilities."""
 
+import re
+
 import keras
 
 from keras_mikd.features.feature_taps import output_at
@@ -8,12 +10,18 @@ from keras_mikd.features.places import OUTPUT, is_output, resolve
 
 _PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
 _SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
+# Of probabilities, these make probabilities, or a multiple of them that is no logit either.
+_MERGES = {
+    *("Add", "Average", "Clip", "Divide", "Maximum", "Mean", "Minimum", "Multiply", "Rescaling"),
+    *("Stack", "TrueDivide"),
+}
 
 
 def holds_probabilities(model, place=OUTPUT):
     """Whether the tensor at a place holds probabilities: softmax or sigmoid was applied last.
 
-    Layers after it that keep its values (reshape, flatten, cast, linear activation) do not matter.
+    What follows and keeps them probabilities does not matter: a reshape, a cast, a linear
+    activation, an average of several, a factor, a clip.
 
     Returns:
         `True` (of several outputs: if one of them does), `False`, or `None` if the model hides its
@@ -37,7 +45,13 @@ def _is_probability(graph, position):
     function = getattr(activation, "__name__", type(activation).__name__)
     if isinstance(activation, str):
         function = activation
-    if layer.lower() in _PROBABILITIES or function.lower() in _PROBABILITIES:
+    if _plain(layer) in _PROBABILITIES or _plain(function) in _PROBABILITIES:
         return True
     passes = layer in _SAME_VALUES and function in ("linear", "NoneType")
-    return passes and _is_probability(graph, call.parents[0])
+    merges = layer in _MERGES and len(call.parents) > 0
+    return (passes or merges) and all(_is_probability(graph, p) for p in call.parents)
+
+
+def _plain(name):
+    """Returns the name of an operation without its version, such as that of `softmax_v2`."""
+    return re.sub(r"_v\d+$", "", name.lower())

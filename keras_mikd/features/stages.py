@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import keras
 
+from keras_mikd import checks
 from keras_mikd.features.layer_graph import LayerGraph, has_graph, sized
 
 POOLED = "pooled"
@@ -127,6 +128,7 @@ def pair_stages(teacher, student):
 
 def _measured_graph(model):
     """Returns the graph with heights and widths filled in, and whether any was assumed."""
+    checks.model("model", model)
     if not has_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input, to find stages "

@@ -3,6 +3,7 @@
 import numpy as np
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.features.layer_graph import has_graph
 from keras_mikd.features.stages import POOLED, stages
@@ -100,10 +101,11 @@ def _last_stage(model):
 
 
 def _check_model(model):
+    checks.model("model", model)
     if not has_graph(model):
         raise ValueError(
             "Expected a Functional model, or a Sequential one that has an input. Received: "
-            f"model={type(model).__name__}. Of a distiller, pass the network: distiller.student."
+            f"model={type(model).__name__}."
         )
     if len(model.inputs) != 1:
         raise ValueError(

@@ -6,6 +6,7 @@ from keras import ops
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
 from keras_mikd.losses.distillation_loss import DistillationLoss
+from keras_mikd.losses.soft_targets import softened_divergence
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -80,15 +81,13 @@ class BeYourOwnTeacher(DistillationLoss):
             )
         last_map, logits = teacher
         last_feature = ops.mean(last_map, axis=(1, 2))
-        target = ops.log_softmax(logits / self.temperature, axis=-1)
         total = ops.zeros_like(logits[:, 0])
         for feature_map, bottleneck, classifier in zip(
             student, self.bottlenecks, self.classifiers, strict=True
         ):
             feature = ops.mean(_narrowed(feature_map, bottleneck, training), axis=(1, 2))
             head = classifier(feature)
-            own = ops.log_softmax(head / self.temperature, axis=-1)
-            divergence = ops.sum(ops.exp(target) * (target - own), axis=-1)
+            divergence = softened_divergence(logits, head, self.temperature)
             distance = ops.sum(ops.square(feature - last_feature), axis=-1)
             total = total + (1.0 - self.alpha) * _cross_entropy(labels, head)
             total = total + self.alpha * divergence + self.feature_weight * distance

@@ -7,9 +7,10 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.features.places import OUTPUT
+from keras_mikd.keras_internals import layers_of
 
 
-class DistillationLoss(keras.layers.Layer):
+class DistillationLoss(checks.Settled, keras.layers.Layer):
     """Base class of what is matched between a teacher and a student.
 
     A distillation loss is a Keras layer: its critic, head or regressor are ordinary weights,
@@ -47,6 +48,12 @@ class DistillationLoss(keras.layers.Layer):
     expects_logits = False
     """Whether an output must be logits; the distiller refuses probabilities then."""
 
+    compares_examples = False
+    """Whether the loss of an example depends on others in its batch."""
+
+    reads_classes = False
+    """Whether labels are the classes of the examples; several for one example are refused then."""
+
     def __init__(
         self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs
     ):
@@ -58,9 +65,7 @@ class DistillationLoss(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
-        if not isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-            weight = checks.number("weight", weight, at_least=0)
-        self.weight = weight
+        self.weight = checked_weight("weight", weight)
         self._has_default_name = has_default_name
         self._joined = False
 
@@ -104,28 +109,26 @@ class DistillationLoss(keras.layers.Layer):
         return self._joined
 
     def join(self):
-        """Makes this loss part of a distiller, for good: its weights are trained there."""
+        """Makes this loss part of a distiller, for good: it stays as it is, its weights train."""
         self._joined = True
+        for layer in layers_of(self):
+            if isinstance(layer, checks.Settled):
+                layer.settle()
 
     def weight_at(self, step):
         """Returns the factor at optimizer iteration `step`, a float or a float32 scalar tensor."""
-        if isinstance(self.weight, keras.optimizers.schedules.LearningRateSchedule):
-            return ops.cast(self.weight(step), "float32")
-        return self.weight
+        return factor_at(self.weight, step)
 
     def compute_output_shape(self, teacher_shape, student_shape):
         first = teacher_shape[0]
         return (first[0] if isinstance(first, (list, tuple)) else first,)
 
     def get_config(self):
-        weight = self.weight
-        if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-            weight = keras.saving.serialize_keras_object(weight)
         return {
             **super().get_config(),
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
-            "weight": weight,
+            "weight": serialized_weight(self.weight),
         }
 
     @classmethod
@@ -134,6 +137,25 @@ class DistillationLoss(keras.layers.Layer):
         if isinstance(config.get("weight"), dict):
             config["weight"] = keras.saving.deserialize_keras_object(config["weight"])
         return cls(**config)
+
+
+def checked_weight(argument, weight):
+    """Returns a weight: a schedule, or a finite number of at least 0 as a float."""
+    if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+        return weight
+    return checks.number(argument, weight, at_least=0)
+
+
+def factor_at(weight, step):
+    """Returns a weight at an optimizer's iteration, a float or a float32 scalar tensor."""
+    if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+        return ops.cast(weight(step), "float32")
+    return weight
+
+
+def serialized_weight(weight):
+    """Returns a weight as a configuration holds it."""
+    return weight if isinstance(weight, float) else keras.saving.serialize_keras_object(weight)
 
 
 def _places(argument, places):

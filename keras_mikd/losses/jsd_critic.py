@@ -56,6 +56,8 @@ class JSDCritic(DistillationLoss):
         Distillation (arXiv:2110.15946); Hjelm et al. (arXiv:1808.06670), eq. 4.
     """
 
+    compares_examples = True
+
     def __init__(
         self,
         *,
@@ -91,6 +93,10 @@ class JSDCritic(DistillationLoss):
         self.gather = gather
         self._pairs = Negatives(negatives, negatives_from, gather)
         self._compare = self._pairs.comparison(self.critic, bound)
+
+    @property
+    def reads_classes(self):
+        return self.negatives_from == "other_classes"
 
     def build(self, teacher_shape, student_shape):
         for shape in (teacher_shape, student_shape):

@@ -6,6 +6,7 @@ import warnings
 import keras
 from keras import ops
 
+from keras_mikd.features.places import OUTPUT
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
@@ -30,8 +31,9 @@ class KerasLossAdapter(DistillationLoss):
     Args:
         keras_loss: The loss. Its weights, if it has any, would not be trained: derive such a loss
             from `keras_mikd.DistillationLoss` instead.
-        teacher_layer: Place to read in the teacher, if `keras_loss` has no `teacher_layer_name`.
-        student_layer: Place to read in the student, if `keras_loss` has no `student_layer_name`.
+        teacher_layer: Place to read in the teacher, if `keras_loss` has no `teacher_layer_name`;
+            for several losses a list, by default of the outputs that they are for.
+        student_layer: Place to read in the student, likewise.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
@@ -56,7 +58,11 @@ class KerasLossAdapter(DistillationLoss):
                 f"student_layer_name={student_layer!r}, teacher_layer_name=None. The teacher's "
                 "output is `teacher_layer='output'`."
             )
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        super().__init__(
+            teacher_layer=teacher_layer or _outputs(keras_loss),
+            student_layer=student_layer or _outputs(keras_loss),
+            **kwargs,
+        )
         self.keras_loss = keras_loss
         self.expects_logits = isinstance(keras_loss, keras.distillation.LogitsDistillation)
         if self.expects_logits:
@@ -83,6 +89,10 @@ class KerasLossAdapter(DistillationLoss):
             )
 
     def call(self, teacher, student, labels=None, training=None):
+        if isinstance(self.keras_loss, _KERAS_CLASSES) and isinstance(teacher, list):
+            structure = self.keras_loss.loss
+            teacher = keras.tree.pack_sequence_as(structure, teacher)
+            student = keras.tree.pack_sequence_as(structure, student)
         loss = ops.cast(self._keras_loss.compute_loss(teacher, student), "float32")
         return ops.broadcast_to(loss, ops.shape(keras.tree.flatten(student)[0])[:1])
 
@@ -107,6 +117,15 @@ def _place(argument, place, keras_loss):
         f"Expected the place once: in `{argument}_name` of the Keras loss or in `{argument}`. "
         f"Received: {argument}_name={name!r}, {argument}={place!r}"
     )
+
+
+def _outputs(keras_loss):
+    """Returns the outputs of a network that the losses are for, or `None` for a single one."""
+    losses = getattr(keras_loss, "loss", None)
+    if not isinstance(keras_loss, _KERAS_CLASSES) or not keras.tree.is_nested(losses):
+        return None
+    paths = [path for path, _ in keras.tree.flatten_with_path(losses)]
+    return ["/".join((OUTPUT, *map(str, path))) for path in paths]
 
 
 def _refuse_weights(keras_loss):

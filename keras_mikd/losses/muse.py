@@ -69,6 +69,8 @@ class MUSE(DistillationLoss):
         Self-Information (arXiv:2110.12606).
     """
 
+    compares_examples = True
+
     def __init__(
         self,
         *,
@@ -102,6 +104,10 @@ class MUSE(DistillationLoss):
         self.gather = gather
         self._critic()  # Refuses a bad width or temperature here, not in `build`.
         self._pairs = Negatives(negatives, negatives_from, gather)
+
+    @property
+    def reads_classes(self):
+        return self.negatives_from == "other_classes"
 
     def build(self, teacher_shape, student_shape):
         target, *source = _each(teacher_shape)

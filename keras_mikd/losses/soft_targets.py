@@ -50,10 +50,43 @@ class SoftTargets(DistillationLoss):
             )
 
     def call(self, teacher, student, labels=None, training=None):
-        teacher = ops.log_softmax(teacher / self.temperature, axis=-1)
-        student = ops.log_softmax(student / self.temperature, axis=-1)
-        divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
-        return self.temperature**2 * divergence
+        return self.temperature**2 * softened_divergence(teacher, student, self.temperature)
 
     def get_config(self):
         return {**super().get_config(), "temperature": self.temperature}
+
+
+def softened_divergence(teacher, student, temperature):
+    """Returns `KL(softmax(teacher / temperature) || softmax(student / temperature))` in nats.
+
+    Of logits `(batch, classes)`, as float32 of shape `(batch,)`. A class that the teacher masks by
+    `-inf` counts for nothing.
+    """
+    log_teacher = ops.log_softmax(teacher / temperature, axis=-1)
+    log_student = ops.log_softmax(student / temperature, axis=-1)
+    p = ops.exp(log_teacher)
+    masked = p == 0
+    direct = ops.where(masked, 0.0, log_teacher) - ops.where(masked, 0.0, log_student)
+    # Where the networks are close, log p and log q differ by less than either is rounded to. There
+    # KL = log E[exp(-u)] = log(1 + E[exp(-u) - 1 + u]), with u = (teacher - student) / temperature
+    # less its mean under p.
+    of_both = ops.logical_and(ops.isfinite(teacher), ops.isfinite(student))
+    of_none = ops.logical_and(ops.isinf(teacher), ops.isinf(student))
+    u = (ops.where(of_both, teacher, 0.0) - ops.where(of_both, student, 0.0)) / temperature
+    u = ops.where(of_both, u - ops.sum(p * u, axis=-1, keepdims=True), 0.0)
+    close = ops.all(ops.logical_or(of_none, of_both), axis=-1)
+    close = ops.logical_and(close, ops.max(ops.abs(u), axis=-1) < _CLOSE)
+    u = ops.where(close[:, None], u, 0.0)
+    of_close = ops.log1p(ops.sum(p * _exp_beyond_linear(-u), axis=-1))
+    return ops.where(close, of_close, ops.sum(p * direct, axis=-1))
+
+
+_CLOSE = 0.5
+
+
+def _exp_beyond_linear(x):
+    """Returns `exp(x) - 1 - x` of small numbers, by its series."""
+    total = ops.zeros_like(x)
+    for power in range(9, 1, -1):
+        total = (total + 1.0) * x / power
+    return total * x

@@ -10,7 +10,7 @@ from keras_mikd.mcmi.conditional_mutual_information import check_outputs
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
-class CMIRegularizer(keras.layers.Layer):
+class CMIRegularizer(checks.Settled, keras.layers.Layer):
     """Divergence of every output from the centroid of its class, `KL(P_x || Q^y)`, in nats.
 
     `P_x = softmax(logits / temperature)`, and the centroid `Q^y` is the mean of `P_x` over the

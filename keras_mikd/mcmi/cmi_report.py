@@ -149,6 +149,7 @@ def measure_cmi(
             the probabilities that they are said to be, it is unknown whether they are logits, or
             the data is empty.
     """
+    checks.model("model", model)
     checks.one_of("empty_classes", empty_classes, ("error", "omit"))
     from_logits = found_from_logits(model, from_logits)
     num_classes = found_num_classes(model) if num_classes is None else num_classes

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_mikd import checks
 from keras_mikd.distillers import network_checks
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.features.places import OUTPUT
@@ -17,8 +18,7 @@ def num_classes(teacher):
         ValueError: If the teacher is not a built model, has nothing to train, or puts out
             probabilities or anything else than one vector for each example.
     """
-    if not isinstance(teacher, keras.Model):
-        raise ValueError(f"Expected `teacher` to be a keras.Model. Received: teacher={teacher!r}")
+    checks.model("teacher", teacher)
     inputs = network_checks.common_inputs({"teacher": teacher})
     spec = FeatureTaps(teacher, [], inputs=inputs).specs[OUTPUT]
     shape = getattr(spec, "shape", None)

@@ -97,8 +97,14 @@ class MCMITeacher(BaseDistiller):
         names = ["log_likelihood", "stale_cmi", "effective_weight"]
         names += ["separation"] if self.separation_weight else []
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.regularizer.settle()
         networks = Networks({"teacher": self.teacher}, [])
         self._set_up(networks, task_loss_weight=1.0, xla_critics=False)
+
+    arguments_of_step = (
+        *BaseDistiller.arguments_of_step,
+        *("weight", "centroids", "momentum", "separation_weight", "log_likelihood_budget"),
+    )
 
     def compile(self, optimizer="sgd", loss=None, *, metrics=("accuracy",), **kwargs):
         """Configures training, like `keras.Model.compile`.
@@ -192,7 +198,10 @@ class MCMITeacher(BaseDistiller):
         self._means["log_likelihood"].update_state(log_likelihood)
         self._means["effective_weight"].update_state(weight)
         self._cmi.update_state(labels, logits)
-        return total
+        return {"cmi": total}
+
+    def _shared_names(self):
+        return ["cmi"]
 
     def _effective_weight(self, log_likelihood):
         if self.log_likelihood_budget is None or self.weight <= 0:

@@ -1,0 +1,232 @@
+"""A look at what the networks say to a few examples, before the first step."""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mikd import checks
+from keras_mikd.distillers import task_losses
+from keras_mikd.features.feature_taps import output_at
+from keras_mikd.features.places import OUTPUT
+
+_ENOUGH = 32  # Examples, for a verdict about a teacher.
+_NEAR_CHANCE = 0.2  # Share of the way from chance to perfection.
+
+
+class FirstLook:
+    """Runs the networks of a distiller once, eagerly, and refuses what would be silently wrong.
+
+    Names of layers do not show everything: a function of any name can be a softmax, and a teacher
+    can have lost its weights. Values show it.
+
+    Args:
+        networks: `Networks` of the distiller.
+        labelled: `[(network, task loss, symbolic output)]`, see `BaseDistiller._labelled`.
+        shuffled: Whether training sees the examples in another order.
+        verbose: Whether to print how often the teacher is right.
+
+    Attributes:
+        examples: Number of examples to look at.
+        error: The `ValueError` of a look inside a data set, or `None`.
+    """
+
+    examples = 256
+
+    def __init__(self, networks, labelled, *, shuffled, verbose):
+        self._networks = networks
+        self._labelled = labelled
+        self._shuffled = shuffled
+        self._verbose = verbose
+        self._done = False
+        self.error = None
+
+    def in_graph(self, batch):
+        """Returns the operation that looks at a batch inside the graph of a data set."""
+        parts = [batch.x, batch.y, batch.teacher_features]
+        flat = tf.nest.flatten(parts, expand_composites=True)
+
+        def at(*tensors):
+            tensors = iter(tensors)
+            filled = [None if each is None else next(tensors) for each in flat]
+            try:
+                self.at(*tf.nest.pack_sequence_as(parts, filled, expand_composites=True))
+            except ValueError as error:
+                self.error = error
+                raise
+
+        return tf.py_function(at, [each for each in flat if each is not None], [])
+
+    def at(self, x, y=None, teacher_features=None):
+        """Looks at examples, unless others were looked at before.
+
+        Raises:
+            ValueError: If a loss of logits meets probabilities, or the reverse; a network puts out
+                NaN or infinity; or rows over several labels stand where classes are expected.
+        """
+        if self._done:
+            return
+        self._done = True
+        x, y, teacher_features = keras.tree.map_structure(
+            lambda array: None if array is None else array[: self.examples],
+            (x, y, teacher_features),
+        )
+        features = self._run(keras.tree.map_structure(_as_fed, x), teacher_features)
+        for name, tensors in features.items():
+            for place, tensor in tensors.items():
+                self._check_finite(name, place, tensor)
+        for term in self._networks.terms:
+            self._check_term(term, features, y)
+        for model, loss, output in self._labelled:
+            name = next(n for n, each in self._networks.models.items() if each is model)
+            self._check_task(name, loss, output, features[name][OUTPUT])
+        self._judge(features, y)
+
+    def _run(self, x, teacher_features):
+        return {
+            name: teacher_features
+            if teacher_features is not None and name in self._networks.fixed
+            else taps(x, training=False)
+            for name, taps in self._networks.taps.items()
+        }
+
+    def _check_finite(self, name, place, tensor):
+        for each in keras.tree.flatten(tensor):
+            if "float" in keras.backend.standardize_dtype(each.dtype) and not _all_finite(each):
+                raise ValueError(
+                    f"Expected finite numbers from the {name}. Received: NaN or infinity at "
+                    f"{place!r} in {self._networks.models[name].name!r}, for the first examples of "
+                    "the data. Look at its weights, its precision and how the images are scaled."
+                )
+
+    def _check_term(self, term, features, y):
+        for role, places in (
+            (term.teacher, term.loss.teacher_layer),
+            (term.student, term.loss.student_layer),
+        ):
+            for place in places if isinstance(places, list) else [places]:
+                if term.loss.expects_logits and _are_shares(features[role][place]):
+                    raise ValueError(
+                        f"Expected logits, since {term.loss.name!r} compares logits. Received: "
+                        f"{place!r} of the {role}, which is never negative and has the same sum "
+                        "for every example: probabilities. Build the network without its softmax, "
+                        "or name the layer before it."
+                    )
+        if term.loss.reads_classes and _are_several_labels(y):
+            raise ValueError(
+                f"Expected one class for each example, since {term.loss.name!r} tells classes "
+                "apart. Received: labels whose rows do not sum to 1, so that an example has "
+                'several. Use `negatives_from="batch"` or a loss without labels.'
+            )
+
+    def _check_task(self, name, loss, output, values):
+        for place, each in task_losses.by_place(loss, output):
+            logits = task_losses.expects_logits(each)
+            found = values if place == OUTPUT else output_at(values, place)
+            if logits is None or keras.tree.is_nested(found):
+                continue
+            if logits and _are_shares(found):
+                raise ValueError(_misfit(name, "probabilities", each, logits))
+            if not logits and not _are_within(found, 0.0, 1.0):
+                raise ValueError(_misfit(name, "logits", each, logits))
+
+    def _judge(self, features, y):
+        classes = _classes(y)
+        if classes is None:
+            return
+        if not self._shuffled and len(classes) >= 8 and len(np.unique(classes)) == 1:
+            names = [t.loss.name for t in self._networks.terms if t.loss.compares_examples]
+            if names:
+                warnings.warn(
+                    "The first examples are all of one class, so the data looks sorted. "
+                    f"{', '.join(names)} compares examples of a batch: shuffle the data.",
+                    stacklevel=2,
+                )
+        right = {
+            name: _share_of_right(tensors[OUTPUT], classes)
+            for name, tensors in features.items()
+            if name in ("teacher", "student")
+        }
+        if right.get("teacher") is not None:
+            self._judge_teacher(right, len(classes), features["teacher"][OUTPUT].shape[-1])
+
+    def _judge_teacher(self, right, examples, classes):
+        share, student = right["teacher"], right.get("student")
+        said = f"The teacher is right for {share:.1%} of the first {examples} examples"
+        weights = {n: m.count_params() for n, m in self._networks.models.items()}
+        if (share - 1 / classes) / (1 - 1 / classes) < _NEAR_CHANCE:
+            warnings.warn(
+                f"{said}, near chance for {classes} classes. Does it have its weights, its "
+                "statistics of BatchNormalization, and images scaled as it was trained with?",
+                stacklevel=2,
+            )
+        elif student is not None and student > share and weights["student"] > weights["teacher"]:
+            warnings.warn(
+                f"{said}, the student for {student:.1%}, and the student has more weights. Are "
+                "teacher and student swapped?",
+                stacklevel=2,
+            )
+        elif self._verbose:
+            print(f"{said}.", flush=True)
+
+
+def _misfit(name, found, loss, logits):
+    return (
+        f"Expected a task loss that fits: the {name} puts out {found}, by its first values, and "
+        f"the loss expects {'logits' if logits else 'probabilities'}. Received: loss={loss!r}. Use "
+        f"from_logits={not logits} in it."
+    )
+
+
+def _as_fed(array):
+    """Returns an array as Keras hands it to a network: floats in its default precision."""
+    tensor = keras.ops.convert_to_tensor(array)
+    is_double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
+    return keras.ops.cast(tensor, keras.config.floatx()) if is_double else tensor
+
+
+def _all_finite(tensor):
+    return bool(tf.reduce_all(tf.math.is_finite(tf.cast(tensor, "float32"))))
+
+
+def _are_shares(tensor):
+    """Whether rows over classes are probabilities, or a multiple of them."""
+    if keras.tree.is_nested(tensor) or len(tensor.shape) != 2 or tensor.shape[1] < 2:
+        return False
+    rows = np.asarray(tensor, "float64")
+    sums = rows.sum(axis=1)
+    return len(rows) > 1 and rows.min() >= 0 < sums.min() and np.ptp(sums) < 2e-3 * sums.mean()
+
+
+def _are_within(tensor, low, high):
+    values = np.asarray(tensor, "float32")
+    return values.size == 0 or (values.min() >= low - 1e-3 and values.max() <= high + 1e-3)
+
+
+def _are_several_labels(y):
+    if keras.tree.is_nested(y) or len(getattr(y, "shape", ())) != 2 or y.shape[1] < 2:
+        return False
+    return bool(np.any(np.abs(np.asarray(y, "float64").sum(axis=1) - 1.0) > 1e-2))
+
+
+def _classes(y):
+    """Returns the class of every example, or `None` for labels of another kind."""
+    if y is None or keras.tree.is_nested(y) or _are_several_labels(y):
+        return None
+    try:
+        return np.asarray(checks.class_indices(y, one_hot=True))
+    except ValueError:
+        return None
+
+
+def _share_of_right(logits, classes):
+    """Returns how often the largest logit is that of the class, or `None` without a verdict."""
+    if keras.tree.is_nested(logits) or len(logits.shape) != 2 or logits.shape[1] < 2:
+        return None
+    seen = len(np.unique(classes))
+    if len(classes) < _ENOUGH or seen < min(logits.shape[1], len(classes)) / 2:
+        return None
+    if classes.max() >= logits.shape[1]:
+        return None
+    return float(np.mean(np.argmax(np.asarray(logits), axis=1) == classes))

@@ -1,0 +1,77 @@
+"""What a task loss, of any class, expects of the network that it trains."""
+
+import functools
+import inspect
+
+import keras
+
+from keras_mikd.features.places import OUTPUT
+from keras_mikd.keras_internals import operation_of
+
+_OF_PROBABILITIES = (keras.losses.KLDivergence, keras.losses.kl_divergence)
+_BINARY = (
+    *(keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy),
+    *(keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy),
+)
+
+
+def by_place(loss, outputs):
+    """Returns `[(place of the output, loss)]` of what `compile` takes as `loss`.
+
+    Args:
+        loss: A loss, its name, or a list or dict of losses.
+        outputs: Symbolic outputs of the network, whose structure a list or dict has, or whose
+            names a dict has.
+    """
+    if isinstance(loss, dict):
+        names = _names(outputs)
+        return [(names.get(key, OUTPUT), _object(each)) for key, each in loss.items()]
+    if isinstance(loss, (list, tuple)):
+        several = len(loss) > 1
+        return [(f"{OUTPUT}/{i}" if several else OUTPUT, _object(x)) for i, x in enumerate(loss)]
+    return [(OUTPUT, _object(loss))]
+
+
+def expects_logits(loss):
+    """Whether a loss takes its predictions for logits; `None` where it says nothing of it."""
+    if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
+        return bool(loss.keywords["from_logits"])
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if function in _OF_PROBABILITIES or isinstance(function, _OF_PROBABILITIES[:1]):
+        return False
+    if not isinstance(loss, keras.losses.Loss):
+        return _default_of(function, "from_logits") if callable(function) else None
+    said = getattr(loss, "from_logits", None)
+    if said is None:
+        config = loss.get_config()
+        said = config.get("from_logits", config.get("fn_kwargs", {}).get("from_logits"))
+    return None if said is None else bool(said)
+
+
+def is_of_many_labels(loss):
+    """Whether a loss takes every output by itself, as labels that do not exclude each other."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    return function in _BINARY or isinstance(function, _BINARY[:2])
+
+
+def _object(loss):
+    return keras.losses.get(loss) if isinstance(loss, str) else loss
+
+
+def _default_of(function, argument):
+    try:
+        default = inspect.signature(function).parameters[argument].default
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if default is inspect.Parameter.empty else bool(default)
+
+
+def _names(outputs):
+    """Returns `{key in a dict of losses: place}`: keys of a dict of outputs, or layers' names."""
+    if isinstance(outputs, dict):
+        return {key: f"{OUTPUT}/{key}" for key in outputs}
+    if not isinstance(outputs, (list, tuple)):
+        return {}
+    return {tensor.name: f"{OUTPUT}/{i}" for i, tensor in enumerate(outputs)} | {
+        operation_of(tensor).name: f"{OUTPUT}/{i}" for i, tensor in enumerate(outputs)
+    }
