@@ -22,6 +22,7 @@ from keras_mikd.detection.self_detector_distiller import (
     SelfDetectorDistiller as SelfDetectorDistiller,
 )
 from keras_mikd.distillers import recipes as recipes
+from keras_mikd.distillers.callbacks import TensorBoard as TensorBoard
 from keras_mikd.distillers.distiller import Distiller as Distiller
 from keras_mikd.distillers.mimkd_distiller import MIMKDDistiller as MIMKDDistiller
 from keras_mikd.distillers.muse_distiller import MUSEDistiller as MUSEDistiller

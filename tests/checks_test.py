@@ -69,9 +69,11 @@ def test_one_of_some_choices():
             checks.one_of("x", value, choices)
 
 
-def test_a_temperature_is_above_0():
+def test_a_temperature_has_a_square_in_float32():
     assert checks.temperature(4) == 4.0
-    with pytest.raises(ValueError, match="`temperature` to be a finite number above 0. Received"):
+    with pytest.raises(
+        ValueError, match="`temperature` to be a finite number of at least 1e-12 and of at most"
+    ):
         checks.temperature(0)
 
 

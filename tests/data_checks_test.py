@@ -93,7 +93,8 @@ def test_integers_that_are_no_images_are_left_alone():
 def test_labels_out_of_range_are_refused(argument, source, shift, seen):
     x, y = cases.data()
     seen = f"from {seen}" if source == "arrays" else "outside that range"
-    message = rf"labels in `{argument}` to be integers from 0 to 3.*Received: labels {seen}"
+    named = "y" if (argument, source) == ("x", "arrays") else argument
+    message = rf"labels in `{named}` to be integers from 0 to 3.*Received: labels {seen}"
     _refused(_distiller(run_eagerly=False), message, x, y + shift, argument, source)
 
 
@@ -178,3 +179,67 @@ def test_a_generator_is_not_looked_into():
     batches = (batch for batch in [(x, y)])
     history = _distiller().fit(batches, steps_per_epoch=1, shuffle=False, verbose=0).history
     assert np.isfinite(history["loss"][0])
+
+
+PARTS = {"inputs": 0, "labels": 1, "sample weights": 2}
+
+
+@SOURCES
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_before_any_update(part, value, source):
+    x, y = cases.data()
+    y = np.eye(cases.NUM_CLASSES, dtype="float32")[y]
+    data = [x, y, np.ones(16, "float32")]
+    data[PARTS[part]][13] = value
+    distiller = _distiller(cases.student(normalize=True), loss=keras.losses.MeanSquaredError())
+    before = [v.numpy() for v in distiller.variables]
+    message = f"Expected finite numbers: the {part} in `x` are not"
+    with pytest.raises(ValueError, match=message):
+        if source == "arrays":
+            distiller.fit(*data[:2], sample_weight=data[2], verbose=0)
+        else:
+            batches = tf.data.Dataset.from_tensor_slices(tuple(data)).batch(16)
+            distiller.fit(batches, verbose=0, shuffle=False)
+    for old, variable in zip(before, distiller.variables, strict=True):
+        np.testing.assert_array_equal(variable, old)
+
+
+@SOURCES
+def test_256_classes_fit_into_labels_of_8_bits(source):
+    def network(width):
+        inputs = keras.Input(cases.IMAGE_SHAPE)
+        pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(width, 3)(inputs))
+        return keras.Model(inputs, keras.layers.Dense(256)(pooled))
+
+    x, _ = cases.data()
+    y = np.uint8(np.linspace(0, 255, 16))
+    assert np.isfinite(_fit(_distiller(network(4), network(5)), x, y, "x", source)["loss"][0])
+
+
+@SOURCES
+@ARGUMENTS
+def test_images_of_another_size_or_of_other_channels_are_refused(argument, source):
+    x, y = cases.data()
+    for images in (x[..., :1], x[:, :6]):
+        _refused(
+            _distiller(), r"the teacher 'func.*takes, \(8, 8, 2\)", images, y, argument, source
+        )
+
+
+def _integer_input(network):
+    inputs = keras.Input(cases.IMAGE_SHAPE, dtype="uint8")
+    rescaled = keras.layers.Rescaling(1 / 255)(inputs)
+    return keras.Model(inputs, network(rescaled))
+
+
+def test_networks_that_no_image_fits_are_refused():
+    teacher = _integer_input(cases.teacher())
+    with pytest.raises(ValueError, match="teacher inputs of uint8, student inputs of float32"):
+        _distiller(teacher=teacher)
+    both = _distiller(_integer_input(cases.student()), teacher)
+    assert np.isfinite(_fit(both, *_integer_images())["loss"][0])
+    with pytest.raises(
+        ValueError, match="Expected integer images.*takes uint8.*Received: images of float32"
+    ):
+        _fit(both, *cases.data())

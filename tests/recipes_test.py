@@ -41,7 +41,7 @@ def test_a_hint_is_of_the_pair_in_the_middle_or_of_those_that_are_named():
     assert _layout(two) == [("hint_stage2", "stage2", "stage2", 100.0)]
     named = recipes.hint(None, None, pairs=[("stage2", "stage1"), ("pooled", "pooled")])
     assert _layout(named) == [
-        ("hint_stage1", "stage2", "stage1", 100.0),
+        ("hint_stage2_to_stage1", "stage2", "stage1", 100.0),
         ("hint_pooled", "pooled", "pooled", 100.0),
     ]
 

@@ -199,5 +199,5 @@ def test_a_network_without_stages_is_refused():
 def test_labels_out_of_range_are_refused():
     distiller = _compiled(mikd.SelfDistiller(cases.student(), [_hint()]))
     x, y = cases.data()
-    with pytest.raises(ValueError, match="labels in `x` to be integers from 0 to 3"):
+    with pytest.raises(ValueError, match="labels in `y` to be integers from 0 to 3"):
         distiller.fit(x, y + 1, verbose=0)

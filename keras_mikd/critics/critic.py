@@ -71,6 +71,10 @@ class Critic(checks.Settled, keras.layers.Layer):
     def call(self, teacher, student):
         return self.score(self.embed_teacher(teacher), self.embed_student(student))
 
+    def multiplications(self, locations, pairs):
+        """Returns about how many multiplications one example takes, with `pairs` at a location."""
+        return self.count_params() * locations * pairs
+
     def get_config(self):
         return {**super().get_config(), "width": self.width}
 
@@ -147,6 +151,9 @@ class SeparableCritic(Critic):
 
     def score(self, teacher, student):
         return ops.sum(teacher * student, axis=-1) / self.temperature + self.bias
+
+    def multiplications(self, locations, pairs):
+        return (self.count_params() + self.width * pairs) * locations
 
     def score_all(self, teacher, student):
         locations = ops.maximum(ops.shape(teacher)[1], ops.shape(student)[1])

@@ -11,7 +11,8 @@ from keras import ops
 from keras_mikd import checks, keras_internals
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
-from keras_mikd.distillers import data_checks, loss_checks, network_checks
+from keras_mikd.distillers import costs, data_checks, loss_checks, network_checks
+from keras_mikd.distillers.callbacks import ReadOutsCame, TotalsLogger
 from keras_mikd.distillers.first_look import FirstLook
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
@@ -54,6 +55,8 @@ class BaseDistiller(checks.Settled, DistributedModel):
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
         readouts = [metric.name for loss in losses for metric in loss.metrics]
         loss_checks.check_names([*self._term_trackers, *readouts])
+        for term in networks.terms:
+            costs.warn_of_large_critics(term.loss, networks.models[term.student])
         for loss in losses:
             loss.join()
         self.settle(self.arguments_of_step)
@@ -105,11 +108,14 @@ class BaseDistiller(checks.Settled, DistributedModel):
         """Trains like `keras.Model.fit`, after checks of the data.
 
         Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. A
-        `PyDataset` or a generator is not checked.
+        `PyDataset` or a generator is not checked. The networks run once on the first examples
+        before any step, and a warning tells of a teacher that is no better than chance. The console
+        shows totals and metrics; pass `keras.callbacks.ProgbarLogger()` to see every term.
 
         Raises:
-            ValueError: If the data is empty, brings integer images to a float model, or has labels
-                out of range.
+            ValueError: If the data is empty, holds NaN or infinity, brings integer images to a
+                float model, or has labels out of range; a network puts out probabilities where
+                logits are expected; or a term of the loss is not finite, before that step's update.
         """
         self._check_trained()
         look = self._first_look(x, verbose=verbose, shuffle=shuffle)
@@ -135,7 +141,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 batch_size,
                 epochs,
                 verbose,
-                [*own, *_listed(callbacks)] if own else callbacks,
+                _with_own(callbacks, [*own, ReadOutsCame()]),
                 validation_split,
                 validation_data,
                 shuffle,
@@ -458,8 +464,13 @@ def _batch_size(x):
     return ops.shape(keras.tree.flatten(x)[0])[0]
 
 
-def _listed(callbacks):
-    """Returns the callbacks of `fit` as a list."""
+def _with_own(callbacks, own):
+    """Returns callbacks of `fit` with those of a distiller first, and its progress bar last."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        return callbacks.callbacks
-    return [] if callbacks is None else keras.tree.flatten(callbacks)
+        callbacks = callbacks.callbacks
+    callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
+    return [*own, *callbacks, *([] if _has_progress_bar(callbacks) else [TotalsLogger()])]
+
+
+def _has_progress_bar(callbacks):
+    return any(isinstance(each, keras.callbacks.ProgbarLogger) for each in callbacks)

@@ -37,17 +37,18 @@ def checked_data(argument, data, *, models, loss, output, look):
         return data
     for array in arrays:
         _check_images(models, argument, array)
+    of_labels = "y" if argument == "x" and y is not None else argument
     for part, values in zip(_PARTS, (x, y, sample_weight), strict=False):
         if not all(_is_finite(array) for array in keras.tree.flatten(values)):
             raise ValueError(f"{_finite_message(argument, part)} Received: NaN or infinity.")
     classes = _num_classes(loss, output, y)
     if classes is not None:
-        _check_indices(argument, np.shape(y), output)
+        _check_indices(of_labels, np.shape(y), output)
         values = np.asarray(y)
         values = values[values != getattr(loss, "ignore_class", None)]
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
-                f"{_labels_message(argument, classes)} Received: labels from {values.min()} to "
+                f"{_labels_message(of_labels, classes)} Received: labels from {values.min()} to "
                 f"{values.max()}."
             )
     look.at(x, y)
@@ -147,7 +148,10 @@ def _check_images(models, argument, array):
             f"shape={tuple(array.shape)}"
         )
     dtype = keras.backend.standardize_dtype(array.dtype)
-    if len(array.shape) != 4 or "int" not in dtype:
+    if len(array.shape) != 4:
+        return
+    _check_size(models, argument, array.shape)
+    if "int" not in dtype:
         return
     for name, model in models.items():
         if not accepts_integers(model):
@@ -155,6 +159,21 @@ def _check_images(models, argument, array):
                 f"Expected floats such as x / 255: `{argument}` holds integer images, and the "
                 f"{name} takes floats and has no Rescaling layer. Received: dtype={dtype}. Cast "
                 "images to float32 if the networks rescale in another way."
+            )
+
+
+def _check_size(models, argument, shape):
+    """Refuses images of another size, or with other channels, than a network takes."""
+    for name, model in models.items():
+        inputs = [t.shape for t in getattr(model, "inputs", None) or [] if len(t.shape) == 4]
+        if len(inputs) != 1:
+            continue
+        pairs = zip(inputs[0][1:], shape[1:], strict=True)
+        if not all(None in pair or pair[0] == pair[1] for pair in pairs):
+            raise ValueError(
+                f"Expected images that the {name} {model.name!r} takes, {tuple(inputs[0][1:])}. "
+                f"Received: `{argument}` with images {tuple(shape[1:])}. Resize them, convert them "
+                "(tf.image.rgb_to_grayscale), or put such a layer in front of the network."
             )
 
 

@@ -91,6 +91,14 @@ class Distiller(BaseDistiller):
         """Exports the student, like `keras.Model.export`."""
         return self.student.export(filepath, *args, **kwargs)
 
+    def summary(self, *args, **kwargs):
+        """Prints the student and the losses, like `keras.Model.summary`, and then the teacher."""
+        super().summary(*args, **kwargs)
+        show = kwargs.get("print_fn") or print
+        show(
+            f"Teacher, not trained: {self.teacher.name!r}, {self.teacher.count_params():,} weights"
+        )
+
     def save_weights(self, filepath, *args, **kwargs):
         """Saves the weights of the student, the losses and the optimizers, not the teacher's."""
         with self._without_teacher():

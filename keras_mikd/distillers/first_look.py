@@ -84,12 +84,18 @@ class FirstLook:
         self._judge(features, y)
 
     def _run(self, x, teacher_features):
-        return {
-            name: teacher_features
-            if teacher_features is not None and name in self._networks.fixed
-            else taps(x, training=False)
-            for name, taps in self._networks.taps.items()
-        }
+        features = {}
+        for name, taps in self._networks.taps.items():
+            if teacher_features is not None and name in self._networks.fixed:
+                features[name] = teacher_features
+                continue
+            states = taps.model.non_trainable_variables
+            before = [state.numpy() for state in states]
+            features[name] = taps(x, training=False)
+            for state, value in zip(states, before, strict=True):
+                if not np.array_equal(state.numpy(), value):  # Of a layer that counts its calls.
+                    state.assign(value)
+        return features
 
     def _check_finite(self, name, place, tensor):
         for each in keras.tree.flatten(tensor):
@@ -113,11 +119,12 @@ class FirstLook:
                         "for every example: probabilities. Build the network without its softmax, "
                         "or name the layer before it."
                     )
-        if term.loss.reads_classes and _are_several_labels(y):
+        wants_classes = term.loss.reads_classes or term.loss.expects_logits
+        if wants_classes and _are_several_labels(y):
             raise ValueError(
-                f"Expected one class for each example, since {term.loss.name!r} tells classes "
-                "apart. Received: labels whose rows do not sum to 1, so that an example has "
-                'several. Use `negatives_from="batch"` or a loss without labels.'
+                f"Expected one class for each example, since {term.loss.name!r} takes classes that "
+                "exclude each other. Received: rows of 0 and 1 with several, or no, classes for an "
+                'example. Match features instead, or use `negatives_from="batch"`.'
             )
 
     def _check_task(self, name, loss, output, values):
@@ -207,7 +214,8 @@ def _are_within(tensor, low, high):
 def _are_several_labels(y):
     if keras.tree.is_nested(y) or len(getattr(y, "shape", ())) != 2 or y.shape[1] < 2:
         return False
-    return bool(np.any(np.abs(np.asarray(y, "float64").sum(axis=1) - 1.0) > 1e-2))
+    rows = np.asarray(y, "float64")
+    return bool(np.all((rows == 0) | (rows == 1)) and np.any(rows.sum(axis=1) != 1))
 
 
 def _classes(y):

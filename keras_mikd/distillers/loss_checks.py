@@ -8,6 +8,7 @@ import warnings
 import keras
 
 from keras_mikd.features.probabilities import holds_probabilities
+from keras_mikd.keras_internals import layers_of
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter
 
@@ -144,11 +145,24 @@ def build_loss(loss, teacher, student):
             _check_built_for(loss, shapes)
         else:
             loss.build(*shapes)
+            _check_layers(loss)
     except ValueError as error:
         raise ValueError(
             f"Expected tensors that {loss.name!r} (teacher_layer={loss.teacher_layer!r}, "
             f"student_layer={loss.student_layer!r}) can compare: {error}"
         ) from error
+
+
+def _check_layers(loss):
+    """Checks that layers inside a loss have their weights, which no optimizer would know later."""
+    for layer in layers_of(loss, include_self=False):
+        builds = type(layer).build is not keras.layers.Layer.build
+        if builds and not layer.built:
+            raise ValueError(
+                f"Expected every layer of {loss.name!r} to have its weights after its `build`. "
+                f"Received: {layer.name!r} without. Call `self.<layer>.build(shape)` in `build` of "
+                "the loss."
+            )
 
 
 def _loss_shapes(loss, teacher, student):

@@ -107,7 +107,7 @@ def mimkd(
     levels = [
         ("jsd_global", POOLED, POOLED, global_weight),
         ("jsd_local", POOLED, pairs[-1][1], local_weight),
-        *((f"jsd_{own}", place, own, feature_weight) for place, own in pairs),
+        *((_named("jsd", place, own), place, own, feature_weight) for place, own in pairs),
     ]
     return [
         JSDCritic(
@@ -142,7 +142,7 @@ def info_nce(teacher, student, *, weight=1.0, grid=8, gather=True):
             student_layer=student_place,
             critic=SeparableCritic(),
             weight=weight,
-            name=f"nce_{student_place}",
+            name=_named("nce", teacher_place, student_place),
             **options,
         )
         for teacher_place, student_place in stage_pairs(teacher, student)
@@ -216,6 +216,11 @@ def stage_pairs(teacher, student):
 
 def _at_stages(loss, name, teacher, student, *, pairs=None, **options):
     return [
-        loss(teacher_layer=place, student_layer=own, name=f"{name}_{own}", **options)
+        loss(teacher_layer=place, student_layer=own, name=_named(name, place, own), **options)
         for place, own in pairs or stage_pairs(teacher, student)
     ]
+
+
+def _named(name, place, own):
+    """Returns a name that says which pair it is: `"vid_stage2"`, `"vid_stage3_to_stage4"`."""
+    return f"{name}_{own}" if place == own else f"{name}_{place}_to_{own}".replace("/", "_")

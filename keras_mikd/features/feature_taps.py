@@ -85,7 +85,9 @@ class FeatureTaps:
     def _run(self, x, training):
         if self.features is not None:
             return self.features(self.model, x, training)
-        return (self._tap or self.model)(as_called(self.model, x), training=training)
+        x = as_called(self.model, x)
+        _check_kind(self.model, x)
+        return (self._tap or self.model)(x, training=training)
 
     def _by_place(self, result):
         if self.features is not None:
@@ -143,6 +145,19 @@ class _Run(keras.Operation):
 
     def call(self, inputs):
         return self.function(inputs, False)
+
+
+def _check_kind(model, x):
+    """Refuses images of floats for integer inputs: Keras would cast floats below 1 to 0."""
+    specs = keras.tree.flatten(ends(model)[0]) if has_graph(model) else []
+    for spec, image in zip(specs, keras.tree.flatten(x), strict=False):
+        dtype = keras.backend.standardize_dtype(image.dtype)
+        if "int" in spec.dtype and "float" in dtype and len(spec.shape) == 4:
+            raise ValueError(
+                f"Expected integer images, since {described(model)} takes {spec.dtype}: as such, "
+                f"floats below 1 are all 0. Received: images of {dtype}. Give it images from 0 to "
+                "255, or build it with a float input."
+            )
 
 
 def _check_hidden(model, inner, features, inputs):

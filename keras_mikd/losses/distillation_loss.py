@@ -51,6 +51,9 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     compares_examples = False
     """Whether the loss of an example depends on others in its batch."""
 
+    multiplications = None
+    """How many multiplications a critic makes for one example, if it says so after `build`."""
+
     reads_classes = False
     """Whether labels are the classes of the examples; several for one example are refused then."""
 

@@ -1,5 +1,7 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
+import math
+
 import keras
 
 from keras_mikd import bounds, checks
@@ -111,6 +113,9 @@ class JSDCritic(DistillationLoss):
         self.mi_nats = MutualInformation(name=f"{self.name}_mi_nats")
         if not self.critic.built:  # In a loaded loss it is built.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
+        places = max(math.prod(grid or ()) for grid in self._grids)
+        pairs = 2 if self.negatives == "all" else 1 + self.negatives  # Of a matrix product, a part.
+        self.multiplications = self.critic.multiplications(places, pairs)
 
     def call(self, teacher, student, labels=None, training=None):
         teacher = locations(teacher, self._grids[0])

@@ -1,0 +1,78 @@
+"""What `fit` shows of a distiller's logs, on the console and in TensorBoard."""
+
+import warnings
+
+import keras
+import numpy as np
+
+
+class TotalsLogger(keras.callbacks.ProgbarLogger):
+    """Keras' progress bar without the terms and read-outs of the losses, which all logs hold."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, self._shown(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, self._shown(logs))
+
+    def _shown(self, logs):
+        groups = log_groups(self.model)
+        return {k: v for k, v in (logs or {}).items() if k.removeprefix("val_") not in groups}
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """`keras.callbacks.TensorBoard` with the logs of a distiller in groups.
+
+    The terms of the loss are in the section `epoch_terms`, what the losses read out in
+    `epoch_readouts`; `loss`, `task_loss` and the metrics have sections of their own. With other
+    models it is Keras' callback. On several hosts only the chief writes.
+
+    ```python
+    distiller.fit(train, epochs=60, callbacks=[keras_mikd.TensorBoard("logs")])
+    ```
+
+    Args:
+        *args: As `keras.callbacks.TensorBoard`.
+        **kwargs: Likewise.
+    """
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, self._grouped(logs))
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, self._grouped(logs))
+
+    def on_test_end(self, logs=None):
+        super().on_test_end(self._grouped(logs))
+
+    def _grouped(self, logs):
+        groups = log_groups(self.model)
+        return {_in_group(name, groups): value for name, value in (logs or {}).items()}
+
+
+class ReadOutsCame(keras.callbacks.Callback):
+    """Warns after the first epoch of `fit` of a read-out to which its loss added nothing."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        for loss in self.model.distillation_losses:
+            for metric in loss.metrics:
+                if not any(np.any(v.numpy()) for v in metric.variables):
+                    warnings.warn(
+                        f"{metric.name!r} is logged as 0: {loss.name!r} has made this metric, and "
+                        "its `call` never updates it.",
+                        stacklevel=2,
+                    )
+        self.on_epoch_end = lambda epoch, logs=None: None
+
+
+def log_groups(model):
+    """Returns `{name in the logs: group}` of the terms and read-outs of a distiller's losses."""
+    losses = getattr(model, "distillation_losses", ())
+    terms = {loss.name: "terms" for loss in losses}
+    return terms | {metric.name: "readouts" for loss in losses for metric in loss.metrics}
+
+
+def _in_group(name, groups):
+    plain = name.removeprefix("val_")
+    prefix = name[: len(name) - len(plain)]
+    return f"{prefix}{groups[plain]}/{plain}" if plain in groups else name

@@ -1,0 +1,179 @@
+"""What only values show is found before the first step."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mikd as mikd
+
+SOURCES = pytest.mark.parametrize("source", ["arrays", "dataset"])
+
+
+def _followed_by(model, function):
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    return keras.Model(inputs, keras.layers.Lambda(function)(model(inputs)))
+
+
+def _distiller(teacher, student=None, losses=None, loss=None):
+    distiller = mikd.Distiller(teacher, student or cases.student(), losses or [mikd.SoftTargets()])
+    distiller.compile("sgd", loss or cases.cross_entropy(), run_eagerly=True)
+    return distiller
+
+
+def _fit(distiller, x, y, source="arrays", **kwargs):
+    if source == "dataset":
+        dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(64)
+        return distiller.fit(dataset, shuffle=False, verbose=0, **kwargs).history
+    return distiller.fit(x, y, batch_size=8, verbose=0, **kwargs).history
+
+
+def _refused(distiller, message, *data, source="arrays"):
+    before = [v.numpy() for v in distiller.variables]
+    with pytest.raises(ValueError, match=message):
+        _fit(distiller, *data, source=source)
+    for old, variable in zip(before, distiller.variables, strict=True):
+        np.testing.assert_array_equal(variable, old)
+
+
+@SOURCES
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        tf.nn.softmax,
+        lambda x: 0.3 * tf.nn.softmax(x),
+        lambda x: tf.clip_by_value(tf.nn.softmax(x), 1e-3, 1.0),
+        lambda x: (tf.nn.softmax(x) + tf.nn.softmax(2.0 * x)) / 2.0,
+    ],
+)
+def test_probabilities_that_no_name_shows_are_refused(source, hidden):
+    distiller = _distiller(_followed_by(cases.teacher(), hidden))
+    _refused(
+        distiller,
+        "Expected logits.*'output' of the teacher.*same sum",
+        *cases.data(),
+        source=source,
+    )
+
+
+@pytest.mark.parametrize(
+    "kept", [tf.nn.log_softmax, tf.nn.relu, lambda x: x / 100.0, tf.zeros_like]
+)
+def test_other_outputs_pass(kept):
+    history = _fit(_distiller(_followed_by(cases.teacher(), kept)), *cases.data())
+    assert np.isfinite(history["loss"])
+
+
+@SOURCES
+def test_a_task_loss_that_does_not_fit_a_networks_values_is_refused(source):
+    """A subclassed student shows no layers."""
+
+    class Wrapped(keras.Model):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def call(self, x, training=None):
+            return self.model(x, training=training)
+
+    for function, loss, found in (
+        (tf.nn.softmax, cases.cross_entropy(), "probabilities"),
+        (tf.identity, keras.losses.SparseCategoricalCrossentropy(), "logits"),
+    ):
+        student = Wrapped(_followed_by(cases.student(), function))
+        student(cases.data()[0])
+        hint = mikd.Hint(teacher_layer="pooled", student_layer="output", weight=0.1)
+        distiller = _distiller(cases.teacher(), student, [hint], loss)
+        _refused(distiller, f"the student puts out {found}", *cases.data(), source=source)
+
+
+@SOURCES
+def test_a_network_that_is_not_finite_is_named(source):
+    teacher = cases.teacher()
+    kernel = teacher.get_layer("logits").kernel
+    kernel.assign(np.full(kernel.shape, np.inf))
+    message = "finite numbers from the teacher.*'output' in"
+    _refused(_distiller(teacher), message, *cases.data(), source=source)
+
+
+@SOURCES
+def test_several_labels_for_one_example_are_no_classes(source):
+    x, _ = cases.data()
+    y = np.float32(np.random.default_rng(0).integers(2, size=(16, cases.NUM_CLASSES)))
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    for critic in (
+        mikd.JSDCritic(negatives_from="other_classes"),
+        mikd.MUSE(student_layer="stage1", negatives_from="other_classes"),
+        mikd.SoftTargets(),
+    ):
+        distiller = _distiller(cases.teacher(), losses=[critic], loss=loss)
+        _refused(distiller, f"{critic.name}.*Received: rows of 0 and 1", x, y, source=source)
+    plain = _distiller(cases.teacher(), losses=[mikd.JSDCritic()], loss=loss)
+    assert np.isfinite(_fit(plain, x, y, source=source)["loss"])
+
+
+def _sorted_data(examples=64):
+    x, _ = cases.data(examples)
+    return x, np.sort(np.arange(examples) % cases.NUM_CLASSES)
+
+
+def test_data_sorted_by_class_is_told_where_examples_are_compared():
+    distiller = _distiller(cases.teacher(), losses=[mikd.JSDCritic(name="critic")])
+    with pytest.warns(UserWarning, match="all of one class.*critic compares examples"):
+        _fit(distiller, *_sorted_data(), source="dataset")
+    _fit(distiller, *_sorted_data())  # Keras shuffles arrays.
+    _fit(_distiller(cases.teacher()), *_sorted_data(), source="dataset")
+
+
+def _right(model, x):
+    """Labels for which a model is always right."""
+    return np.argmax(model(x), axis=1)
+
+
+def _with_right_labels(model):
+    """64 images and labels for which a model is right, of the three classes that it knows."""
+    x, _ = cases.data(500)
+    y = _right(model, x)
+    chosen = np.concatenate([np.flatnonzero(y == c)[:32] for c in np.unique(y)])
+    chosen = np.random.default_rng(0).permutation(chosen)[:64]
+    assert len(chosen) == 64 and len(np.unique(y[chosen])) == 3
+    return x[chosen], y[chosen]
+
+
+@pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+@SOURCES
+def test_a_teacher_no_better_than_chance_is_told_and_a_good_one_is_printed(source, capsys):
+    x, y = _with_right_labels(cases.teacher())
+    with pytest.warns(UserWarning, match=r"right for \d+.\d% of the first .*near chance for 4"):
+        _fit(_distiller(cases.teacher()), x, (y + 1) % cases.NUM_CLASSES, source=source)
+    distiller = _distiller(cases.teacher())
+    distiller.fit(x, y, verbose=2, epochs=2)
+    assert capsys.readouterr().out.count("The teacher is right for 100.0% of the first 64") == 1
+
+
+@pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+def test_swapped_networks_are_told():
+    big, small = cases.teacher(), cases.student()
+    x, y = _with_right_labels(big)
+    half = np.arange(len(y)) % 2 == 0
+    y = np.where(half, y, _right(small, x))  # The small one is right for half or more.
+    with pytest.warns(UserWarning, match="Are teacher and student swapped"):
+        _fit(_distiller(small, big), x, y)
+
+
+def test_validation_data_is_looked_at_first():
+    """It is read anyway, so the order of training data stays as it is."""
+    distiller = _distiller(_followed_by(cases.teacher(), tf.nn.softmax))
+    x, y = cases.data()
+    with pytest.raises(ValueError, match="Expected logits"):
+        distiller.fit(iter([(x, y)]), validation_data=(x, y), verbose=0)
+
+
+def test_two_replicas_look_once(two_replicas):
+    with two_replicas.scope():
+        teacher = _followed_by(cases.teacher(), tf.nn.softmax)
+        distiller = mikd.Distiller(teacher, cases.student(), [mikd.SoftTargets()])
+        distiller.compile("sgd", cases.cross_entropy())
+    with pytest.raises(ValueError, match="Expected logits"):
+        _fit(distiller, *cases.data(), source="dataset")

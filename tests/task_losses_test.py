@@ -1,0 +1,74 @@
+"""Whatever its class and wherever it stands, a task loss is asked what it expects."""
+
+import functools
+
+import cases
+import keras
+import pytest
+
+import keras_mikd as mikd
+from keras_mikd.distillers import task_losses
+
+losses = keras.losses
+
+
+class _Own(losses.Loss):
+    from_logits = True
+
+    def call(self, y_true, y_pred):
+        return losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (losses.CategoricalFocalCrossentropy(), False),
+        (losses.CategoricalFocalCrossentropy(from_logits=True), True),
+        (losses.BinaryFocalCrossentropy(from_logits=True), True),
+        (losses.SparseCategoricalCrossentropy(), False),
+        (losses.KLDivergence(), False),
+        (losses.categorical_focal_crossentropy, False),
+        (functools.partial(losses.categorical_crossentropy, from_logits=True), True),
+        (_Own(), True),
+        (losses.MeanSquaredError(), None),
+        (losses.mean_squared_error, None),
+        (lambda y_true, y_pred: y_pred, None),
+    ],
+)
+def test_expects_logits(loss, expected):
+    assert task_losses.expects_logits(loss) is expected
+
+
+def _two_outputs(as_dict):
+    student = cases.student()
+    outputs = [student.output, keras.layers.Dense(3, name="other")(student.output)]
+    outputs = {"a": outputs[0], "b": outputs[1]} if as_dict else outputs
+    return keras.Model(student.input, outputs)
+
+
+@pytest.mark.parametrize(
+    ("student", "loss", "place"),
+    [
+        (cases.student, "categorical_focal_crossentropy", "output"),
+        (cases.student, [losses.CategoricalFocalCrossentropy()], "output"),
+        (cases.student, losses.KLDivergence(), "output"),
+        (lambda: _two_outputs(True), {"b": losses.CategoricalCrossentropy()}, "output/b"),
+        (lambda: _two_outputs(True), {"a": cases.cross_entropy(), "b": "kld"}, "output/b"),
+        (lambda: _two_outputs(False), [None, losses.CategoricalCrossentropy()], "output/1"),
+        (lambda: _two_outputs(False), {"other": losses.CategoricalCrossentropy()}, "output/1"),
+    ],
+)
+def test_a_loss_of_probabilities_is_refused_for_logits(student, loss, place):
+    hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled")
+    distiller = mikd.Distiller(cases.teacher(), student(), [hint])
+    with pytest.raises(ValueError, match=f"logits at '{place}' and .* expects probabilities"):
+        distiller.compile("sgd", loss)
+
+
+def test_losses_that_fit_pass():
+    for as_dict, loss in (
+        (True, {"a": cases.cross_entropy(), "b": None}),
+        (False, [cases.cross_entropy(), losses.MeanSquaredError()]),
+    ):
+        hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled")
+        mikd.Distiller(cases.teacher(), _two_outputs(as_dict), [hint]).compile("sgd", loss)
