@@ -238,8 +238,6 @@ def test_networks_that_no_image_fits_are_refused():
     with pytest.raises(ValueError, match="teacher inputs of uint8, student inputs of float32"):
         _distiller(teacher=teacher)
     both = _distiller(_integer_input(cases.student()), teacher)
-    assert np.isfinite(_fit(both, *_integer_images())["loss"][0])
-    with pytest.raises(
-        ValueError, match="Expected integer images.*takes uint8.*Received: images of float32"
-    ):
-        _fit(both, *cases.data())
+    both.fit(*_integer_images(), verbose=0)
+    with pytest.raises(ValueError, match="integer images.* takes uint8.*images of float32"):
+        both.fit(*cases.data(), verbose=0)

@@ -631,3 +631,85 @@ def test_indices_of_as_many_places_as_classes_are_indices():
     distiller.fit(np.zeros((8, 4, 3)), np.zeros((8, 4), int), verbose=0)
     with pytest.raises(ValueError, match="integer labels"):
         distiller.fit(np.zeros((8, 4, 3)), np.zeros((8, 4, 4), int), verbose=0)
+
+
+class _Grows(mikd.DistillationLoss):
+    """Is infinite from the second step on."""
+
+    def build(self, teacher_shape, student_shape):
+        self.step = self.add_weight(shape=(), trainable=False, initializer="zeros", name="step")
+
+    def call(self, teacher, student, labels=None, training=None):
+        self.step.assign_add(1.0)
+        error = keras.ops.mean(keras.ops.square(teacher - student), axis=-1)
+        return error * keras.ops.where(self.step > 1.0, np.inf, 1.0)
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {}, {"jit_compile": True}])
+def test_a_term_that_is_not_finite_ends_training_before_it_reaches_the_student(options):
+    student = cases.student(normalize=True)
+    distiller = mikd.Distiller(cases.teacher(), student, [_Grows(name="grows")])
+    distiller.compile(keras.optimizers.SGD(0.1), cases.cross_entropy(), **options)
+    x, y = cases.data(32)
+    seen = []
+    steps = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(student.trainable_variables[0].numpy())
+    )
+    if options.get("jit_compile"):  # XLA compiles no stop: the gradient is left out.
+        distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[steps])
+    else:
+        with pytest.raises(ValueError, match="finite losses. Received: .* in `grows`"):
+            distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[steps])
+        assert len(seen) == 1
+    np.testing.assert_array_equal(student.trainable_variables[0], seen[0])
+    assert all(np.all(np.isfinite(v)) for v in student.variables)
+
+
+def test_weights_that_were_thawed_after_compile_are_told():
+    student = cases.student()
+    student.get_layer("conv1").trainable = False
+    distiller = mikd.Distiller(cases.teacher(), student, [mikd.SoftTargets()])
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    student.get_layer("conv1").trainable = True
+    with pytest.raises(ValueError, match="2 more, such as 'conv1/kernel'.*Call `compile` again"):
+        distiller.fit(*cases.data(), verbose=0)
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    distiller.fit(*cases.data(), verbose=0)
+    student.get_layer("conv1").trainable = False
+    distiller.fit(*cases.data(), verbose=0)
+
+
+def test_the_weight_of_the_task_can_be_a_schedule(tmp_path):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.25])
+    losses = [mikd.SoftTargets(weight=0.0)]
+    distiller = mikd.Distiller(cases.teacher(), cases.student(), losses, task_loss_weight=schedule)
+    distiller.compile(keras.optimizers.SGD(0.0), cases.cross_entropy(), run_eagerly=True)
+    first, second = (distiller.fit(*cases.data(8), verbose=0).history for _ in range(2))
+    assert first["loss"][0] == pytest.approx(first["task_loss"][0])
+    assert second["loss"][0] == pytest.approx(0.25 * second["task_loss"][0])
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert loaded.fit(*cases.data(8), verbose=0).history["loss"][0] == second["loss"][0]
+
+
+@pytest.mark.parametrize("name", ["vid", "mimkd", "muse", "mutual", "mcmi"])
+def test_every_distiller_trains_in_double_precision(name):
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        distiller = cases.distiller(name)
+        distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+        before = distiller.trainable_variables[0].numpy()
+        history = distiller.fit(*cases.data(8), verbose=0).history
+    finally:
+        keras.config.set_floatx("float32")
+    assert before.dtype == "float64"
+    assert all(np.isfinite(values[0]) for values in history.values())
+    assert np.any(distiller.trainable_variables[0].numpy() != before)
+
+
+def test_the_summary_shows_the_teacher(capsys):
+    distiller = mikd.Distiller(cases.teacher(), cases.student(), [mikd.SoftTargets()])
+    distiller.summary()
+    weights = distiller.teacher.count_params()
+    assert f"'{distiller.teacher.name}', {weights:,} weights" in capsys.readouterr().out

@@ -487,7 +487,35 @@ def test_sequential_model_without_an_input():
     model = keras.Sequential([layers.Dense(3, name="dense"), layers.Dense(2, name="logits")])
     with pytest.raises(ValueError, match=r"to find \['dense'\] in, not Sequential.*an input"):
         FeatureTaps(model, ["dense"])
-    with pytest.raises(ValueError, match="a Sequential one that has an input"):
+    with pytest.raises(ValueError, match="the Sequential .* without an input"):
         stages(model)
     model.build((None, 4))
     assert FeatureTaps(model, ["dense"]).specs["dense"].shape == (None, 3)
+
+
+def _shared_relu():
+    inputs = keras.Input((8, 8, 3))
+    relu, x = keras.layers.ReLU(name="relu"), inputs
+    for stride in (1, 2):
+        x = relu(keras.layers.Conv2D(4, 3, strides=stride)(x))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_that_is_called_twice_can_be_read_at_each_call(nested):
+    model = inner = _shared_relu()
+    prefix = ""
+    if nested:
+        inputs = keras.Input((8, 8, 3))
+        model, prefix = keras.Model(inputs, inner(inputs)), f"{inner.name}/"
+    first, second = (layer for layer in inner.layers if isinstance(layer, keras.layers.Conv2D))
+    found = [stage.layer for stage in stages(model).values()]
+    assert found[:2] == [f"{prefix}relu@1", f"{prefix}relu@2"]
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    read = FeatureTaps(model, ["stage1", "stage2", f"{prefix}relu@2"])(x, training=False)
+    expected = keras.ops.relu(first(x))
+    np.testing.assert_array_equal(read["stage1"], expected)
+    np.testing.assert_array_equal(read["stage2"], keras.ops.relu(second(expected)))
+    np.testing.assert_array_equal(read[f"{prefix}relu@2"], read["stage2"])
+    with pytest.raises(ValueError, match="called several times"):
+        FeatureTaps(model, [f"{prefix}relu"])

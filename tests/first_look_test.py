@@ -113,7 +113,7 @@ def test_several_labels_for_one_example_are_no_classes(source):
     assert np.isfinite(_fit(plain, x, y, source=source)["loss"])
 
 
-def _sorted_data(examples=64):
+def _sorted_data(examples=512):
     x, _ = cases.data(examples)
     return x, np.sort(np.arange(examples) % cases.NUM_CLASSES)
 

@@ -1,9 +1,11 @@
+import cases
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras.distillation import FeatureDistillation, LogitsDistillation
 
+import keras_mikd
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter
 from keras_mikd.losses.soft_targets import SoftTargets
 
@@ -180,3 +182,23 @@ def test_a_loss_with_weights_is_refused_as_they_would_not_train():
 def test_bad_shapes_are_refused(keras_loss, shapes, message):
     with pytest.raises(ValueError, match=message):
         KerasLossAdapter(keras_loss).build(*shapes)
+
+
+def _two_heads(width, seed):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(width, 3)(inputs))
+    return keras.Model(inputs, {"a": keras.layers.Dense(4)(x), "b": keras.layers.Dense(4)(x)})
+
+
+@pytest.mark.parametrize("loss", [{"a": "mse", "b": None}, {"a": "mse", "b": "mae"}])
+def test_a_dict_of_losses_is_for_the_outputs_of_its_names(loss):
+    teacher, student = _two_heads(8, 0), _two_heads(4, 1)
+    keras_loss = FeatureDistillation(loss=loss)
+    distiller = keras_mikd.Distiller(teacher, student, [KerasLossAdapter(keras_loss, name="own")])
+    distiller.compile("sgd", {"a": cases.cross_entropy(), "b": cases.cross_entropy()})
+    x, y = cases.data()
+    logs = distiller.evaluate(x, {"a": y, "b": y}, verbose=0, return_dict=True)
+    assert logs["own"] == pytest.approx(float(keras_loss.compute_loss(teacher(x), student(x))))
+    history = distiller.fit(x, {"a": y, "b": y}, verbose=0).history
+    assert np.isfinite(history["own"][0])

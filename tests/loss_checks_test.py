@@ -239,3 +239,110 @@ def test_a_loss_must_return_one_number_for_each_example(axes, shape):
         distiller.fit(*cases.data(), verbose=0)
     for old, variable in zip(before, distiller.student.variables, strict=True):
         np.testing.assert_array_equal(variable, old)
+
+
+def test_layers_of_a_loss_that_are_left_unbuilt_are_refused():
+    class Adapted(mikd.DistillationLoss):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.adapter = keras.layers.Dense(8, name="adapter")
+
+        def call(self, teacher, student, labels=None, training=None):
+            return keras.ops.mean(keras.ops.square(teacher - self.adapter(student)), axis=-1)
+
+    loss = Adapted(teacher_layer="pooled", student_layer="pooled")
+    with pytest.raises(ValueError, match="every layer.*to have its weights.*'adapter'.*build"):
+        mikd.Distiller(cases.teacher(), cases.student(), [loss])
+
+
+WRONG = {
+    "path": (lambda: "teacher.keras", "Load the file with keras.saving.load_model"),
+    "distiller": (
+        lambda: cases.distiller("soft_targets"),
+        r"Pass its network: `distiller.stud",
+    ),
+    "peers": (lambda: cases.distiller("mutual"), r"`distiller.peers\[0\]`"),
+    "layer": (lambda: keras.layers.Dense(3), "Wrap a layer"),
+    "sequential": (lambda: keras.Sequential([keras.layers.Dense(4)]), r"Put keras.Input\(shape\)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_no_network_is_refused_with_a_way_out(kind):
+    make, way_out = WRONG[kind]
+    student, (x, y) = cases.student(), cases.data()
+    for use in (
+        lambda wrong: mikd.Distiller(wrong, student, [_kd()]),
+        lambda wrong: mikd.VIDDistiller(wrong, student),
+        lambda wrong: mikd.SelfDistiller(wrong, []),
+        lambda wrong: mikd.MutualDistiller([wrong, student], [_kd()]),
+        mikd.MCMITeacher,
+        mikd.stages,
+        lambda wrong: mikd.pair_stages(wrong, student),
+        lambda wrong: mikd.measure_cmi(wrong, (x, y)),
+        lambda wrong: mikd.TeacherCache(wrong, x, y),
+        lambda wrong: mikd.figures.eigen_cam(wrong, x),
+    ):
+        with pytest.raises(ValueError, match=way_out):
+            use(make())
+
+
+def test_a_model_of_keras_2_is_refused():
+    """What its package is called is all that is looked at: the package is not installed here."""
+    old = type("Sequential", (), {"__module__": "tf_keras.src.engine.sequential"})()
+    with pytest.raises(ValueError, match="a model of tf_keras, not of Keras 3.*set_weights"):
+        mikd.Distiller(old, cases.student(), [_kd()])
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_channels_that_come_first_are_refused(side):
+    def network(data_format, shape):
+        inputs = keras.Input(shape)
+        x = keras.layers.Conv2D(4, 3, data_format=data_format)(inputs)
+        x = keras.layers.GlobalAveragePooling2D(data_format=data_format)(x)
+        return keras.Model(inputs, keras.layers.Dense(cases.NUM_CLASSES)(x))
+
+    first, last = network("channels_first", (8, 8, 8)), network("channels_last", (8, 8, 8))
+    models = {"teacher": last, "student": last, side: first}
+    other = {"teacher": "student", "student": "teacher"}[side]
+    models[other] = keras.models.clone_model(last)
+    maps = {name: model.layers[1].name for name, model in models.items()}
+    message = f"Received: {first.name!r}, whose layer 'conv.* has channels first.*channels_last"
+    with pytest.raises(ValueError, match=message):
+        mikd.VIDDistiller(**models)
+    with pytest.raises(ValueError, match=message):
+        hint = mikd.Hint(teacher_layer=maps["teacher"], student_layer=maps["student"])
+        mikd.Distiller(**models, distillation_losses=[hint])
+    mikd.Distiller(**models, distillation_losses=[_kd()])  # Reads no map.
+
+
+@pytest.mark.parametrize(
+    "layer", [keras.layers.RandomFlip, lambda: keras.layers.RandomRotation(0.1)]
+)
+def test_a_student_that_turns_its_images_is_told(layer):
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    turning = keras.Model(inputs, cases.network((6, 8))(layer()(inputs)))
+    with pytest.warns(UserWarning, match="The student .*at random.*Augment the data set instead"):
+        mikd.Distiller(cases.teacher(), turning, [_kd()])
+    mikd.Distiller(turning, cases.student(), [_kd()])  # A teacher does so in training only.
+    mikd.SelfDistiller(turning, [])
+
+
+def test_arguments_that_a_compiled_step_has_taken_in_stay_as_they_are():
+    losses = [mikd.SoftTargets(), mikd.JSDCritic(critic=mikd.SeparableCritic(), name="critic")]
+    distiller = mikd.Distiller(cases.teacher(), cases.student(), losses)
+    mcmi = mikd.MCMITeacher(cases.teacher())
+    for owner, name in (
+        *((losses[0], name) for name in ("weight", "temperature", "teacher_layer")),
+        *((losses[1], name) for name in ("bound", "negatives", "grid")),
+        *((losses[1].critic, name) for name in ("temperature", "width")),
+        *((distiller, name) for name in ("task_loss_weight", "xla_critics")),
+        *((mcmi, name) for name in ("weight", "momentum", "log_likelihood_budget")),
+        (mcmi.regularizer, "temperature"),
+    ):
+        before = getattr(owner, name)
+        with pytest.raises(AttributeError, match=f"Expected `{name}` of .* to stay as it is"):
+            setattr(owner, name, 0.0)
+        assert getattr(owner, name) == before
+    with pytest.raises(AttributeError, match="LearningRateSchedule"):
+        distiller.task_loss_weight = 0.0

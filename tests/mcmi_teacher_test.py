@@ -460,7 +460,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_teacher_is_intact():
     before = _weights(teacher)
     mcmi = mikd.MCMITeacher(teacher, weight=1e30, log_likelihood_budget=None)
     mcmi.compile(keras.optimizers.SGD(1e10), run_eagerly=True)
-    with pytest.raises(ValueError, match="finite losses. Received: NaN or infinity in 'cmi'"):
+    with pytest.raises(ValueError, match="finite losses. Received: NaN or infinity in `cmi`"):
         _fit(mcmi, epochs=3)
     _assert_same(before, _weights(teacher), 0)
     assert all(np.all(np.isfinite(w)) for w in _weights(mcmi.teacher))

@@ -1,6 +1,7 @@
 import keras
 import pytest
 import tapped_networks as networks
+import tensorflow as tf
 from keras import layers
 
 from keras_mikd.features.probabilities import holds_probabilities
@@ -37,3 +38,21 @@ def test_holds_probabilities_of_operations_and_of_several_outputs():
     assert holds_probabilities(model, "output/logits") is False
     assert holds_probabilities(keras.Model(inputs, keras.ops.cast(outputs["scores"], "float16")))
     assert holds_probabilities(networks.Subclassed()) is None
+
+
+def test_probabilities_stay_such_when_merged_scaled_or_clipped():
+    inputs = keras.Input((4,))
+    one, other = (layers.Dense(3, activation="softmax")(inputs) for _ in range(2))
+    logits = layers.Dense(3)(inputs)
+    for output in (
+        layers.Dense(3, activation=tf.nn.softmax)(inputs),  # It is called softmax_v2.
+        layers.Average()([one, other]),
+        layers.Average()([layers.Reshape((3,))(one), other]),
+        (one + other) / 2.0,
+        0.5 * one,
+        keras.ops.clip(one, 1e-7, 1.0),
+        layers.Rescaling(0.5)(one),
+    ):
+        assert holds_probabilities(keras.Model(inputs, output)) is True
+    for output in (layers.Average()([one, logits]), keras.ops.log(one), one - other):
+        assert holds_probabilities(keras.Model(inputs, output)) is False

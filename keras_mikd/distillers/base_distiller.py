@@ -422,9 +422,10 @@ def check_distinct(optimizers):
 
 
 def _not_finite(name):
+    # Without quotation marks, which TensorFlow writes otherwise.
     return (
-        f"Expected finite losses. Received: NaN or infinity in {name!r}. The weights are those "
-        "before this step: look at its examples, lower the learning rate or this term's weight."
+        f"Expected finite losses. Received: NaN or infinity in `{name}`. The weights are those "
+        "before this step: look at its examples, lower the learning rate or the weight of the term."
     )
 
 

@@ -104,7 +104,7 @@ def told(output, look):
         raise
 
 
-_PARTS = ("inputs", "labels", "sample weights", "teacher's tensors")
+_PARTS = ("inputs", "labels", "sample weights", "tensors of the teacher")
 
 
 def _finite_message(argument, part):

@@ -9,7 +9,7 @@ from keras_mikd import checks
 from keras_mikd.distillers import task_losses
 from keras_mikd.distillers.data_checks import accepts_integers
 from keras_mikd.features.feature_taps import output_at
-from keras_mikd.features.layer_graph import ends, has_graph
+from keras_mikd.features.layer_graph import check_channels_last, ends, has_graph
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.keras_internals import layers_of, operation_of, strategy_made_under
 
@@ -69,16 +69,9 @@ def check_maps(models, taps, fixed):
         fixed: Names of those that are not trained, in which images do not change.
     """
     for name, model in models.items():
-        layers = list(layers_of(model))
-        maps = [p for p, spec in taps[name].specs.items() if len(getattr(spec, "shape", ())) > 3]
-        first = [x for x in layers if getattr(x, "data_format", None) == "channels_first"]
-        if maps and first:
-            raise ValueError(
-                f"Expected feature maps (batch, height, width, channels) at {maps} of the {name}. "
-                f"Received: {model.name!r}, whose layer {first[0].name!r} has channels first. "
-                'Build it with data_format="channels_last".'
-            )
-        random = [x.name for x in layers if _changes_images(x)]
+        if any(len(getattr(spec, "shape", ())) > 3 for spec in taps[name].specs.values()):
+            check_channels_last(model)
+        random = [layer.name for layer in layers_of(model) if _changes_images(layer)]
         if random and len(models) > 1 and name not in fixed:
             warnings.warn(
                 f"The {name} {model.name!r} changes its images at random ({', '.join(random)}), so "

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_mikd.keras_internals import has_keras_call, nodes_behind, operation_of
+from keras_mikd.keras_internals import has_keras_call, layers_of, nodes_behind, operation_of
 
 _ASSUMED_SIZE = 256
 
@@ -135,6 +135,21 @@ def has_graph(model):
         # Without an input, `inputs` raises AttributeError.
         return hasattr(model, "inputs")
     return isinstance(model, keras.Function)
+
+
+def check_channels_last(model):
+    """Refuses a model whose feature maps have their channels first.
+
+    Raises:
+        ValueError: If a layer is made so; the message names it.
+    """
+    for layer in layers_of(model):
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise ValueError(
+                "Expected feature maps (batch, height, width, channels). Received: "
+                f"{model.name!r}, whose layer {layer.name!r} has channels first. Build it with "
+                'data_format="channels_last".'
+            )
 
 
 def ends(model):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 
 from keras_mikd import checks
-from keras_mikd.features.layer_graph import LayerGraph, has_graph, sized
+from keras_mikd.features.layer_graph import LayerGraph, check_channels_last, has_graph, sized
 
 POOLED = "pooled"
 
@@ -135,6 +135,7 @@ def _measured_graph(model):
             f"in. Received: {type(model).__name__} {model.name!r}. For other models, make losses "
             "with places of a `features` function, and pass them as `distillation_losses`."
         )
+    check_channels_last(model)
     specs = [sized(tensor) for tensor in model.inputs]
     resized = any(s.shape != t.shape for s, t in zip(specs, model.inputs, strict=True))
     return LayerGraph(model, specs), resized
