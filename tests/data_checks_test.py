@@ -178,3 +178,11 @@ def test_a_generator_is_not_looked_into():
     batches = (batch for batch in [(x, y)])
     history = _distiller().fit(batches, steps_per_epoch=1, shuffle=False, verbose=0).history
     assert np.isfinite(history["loss"][0])
+
+
+@ARGUMENTS
+@SOURCES
+def test_labels_by_name_are_refused_where_there_is_one_output(argument, source):
+    x, y = cases.data()
+    message = rf"labels in `{argument}` as one array, .*Received: labels by name, \['logits'\]"
+    _refused(_distiller(), message, x, {"logits": y}, argument, source)

@@ -484,3 +484,15 @@ def test_a_single_batch_needs_centroids_first():
 def test_metrics_that_are_no_list_are_refused(metrics):
     with pytest.raises(ValueError, match="`metrics` to be a list. Received: metrics="):
         mikd.MCMITeacher(cases.teacher()).compile("sgd", metrics=metrics)
+
+
+def test_a_layer_that_cannot_be_copied_is_told():
+    inputs = keras.Input((8, 8, 2))
+    own = {"kernel_regularizer": lambda kernel: 1e-3 * keras.ops.sum(kernel**2)}
+    x = keras.layers.Conv2D(4, 3, **own)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(x)), name="own")
+    with (
+        pytest.warns(UserWarning, match="includes a `lambda`"),
+        pytest.raises(ValueError, match="rebuild, to copy. Received: 'own'.*register_keras"),
+    ):
+        mikd.MCMITeacher(model)

@@ -296,11 +296,13 @@ class BaseDistiller(DistributedModel):
             [variables for _, variables in pairs],
             output_gradients=ops.convert_to_tensor(common, total.dtype),
         )
+        loss_checks.check_reached(self.distillation_losses, pairs, gradients)
         for (optimizer, variables), scale, grads in zip(pairs, scales, gradients, strict=True):
             if scale is not common:
                 ratio = scale / common
                 grads = [None if g is None else g * ops.cast(ratio, g.dtype) for g in grads]
             if variables:
+                grads = loss_checks.of_one_dtype(optimizer, grads)
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
 
     def _critics_use_xla(self):

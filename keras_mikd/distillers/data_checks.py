@@ -34,6 +34,7 @@ def checked_data(argument, data, *, models, loss, output):
         return data
     for array in arrays:
         _check_images(models, argument, array)
+    _check_names(argument, y, loss, output)
     classes = _num_classes(loss, output, y)
     if classes is not None:
         _check_indices(argument, np.shape(y), output)
@@ -53,6 +54,7 @@ def _checked_dataset(argument, dataset, models, loss, output):
     batch = take_apart(dataset.element_spec)
     for spec in keras.tree.flatten(batch.x):
         _check_images(models, argument, spec)
+    _check_names(argument, batch.y, loss, output)
     classes = _num_classes(loss, output, batch.y)
     if classes is None:
         return dataset
@@ -122,6 +124,16 @@ def _accepts_integers(model):
         return True
     rescaling = (keras.layers.Rescaling, keras.layers.Normalization)
     return any(isinstance(layer, rescaling) for layer in layers_of(model))
+
+
+def _check_names(argument, labels, loss, output):
+    """Refuses labels by name for an only output, which Keras hands to the loss as they are."""
+    if loss is not None and isinstance(labels, dict) and not keras.tree.is_nested(output):
+        raise ValueError(
+            f"Expected the labels in `{argument}` as one array, since the network has one output. "
+            f"Received: labels by name, {sorted(labels)}. Pass the array itself, or let the network"
+            " put out a dict of these names."
+        )
 
 
 def _check_indices(argument, shape, output):
