@@ -75,9 +75,6 @@ LOSSES = {
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
     "hint_repdistiller": lambda: mikd.Hint(
-        teacher_layer="stage2", student_layer="stage2", regressor="repdistiller"
-    ),
-    "hint_repdistiller_halved": lambda: mikd.Hint(
         teacher_layer="stage2", student_layer="stage1", regressor="repdistiller"
     ),
     "attention_transfer": lambda: mikd.AttentionTransfer(

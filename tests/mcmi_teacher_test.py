@@ -214,11 +214,24 @@ def test_centroids_set_by_hand_are_kept():
 
 
 def test_centroids_in_training_mode_move_batch_normalization():
-    mcmi = _new(cases.teacher(normalize=True), log_likelihood_budget=None)
-    before = _weights(mcmi.teacher)
-    mcmi.fit_centroids(*_data(), training=True, verbose=0)
-    moved = [np.any(a != b) for a, b in zip(before, _weights(mcmi.teacher), strict=True)]
-    assert any(moved)
+    """As in the released code, where they are asked for; `fit` measures them like that too."""
+    x, y = _data(16)
+    teacher = cases.teacher(normalize=True)
+    p = twins.softmax(teacher(x, training=True))  # Also moves the statistics of this one.
+    expected = twins.centroids(p, y)
+    for measure in ("fit_centroids", "training", "fit"):
+        mcmi = _new(cases.teacher(normalize=True), centroids_training=measure != "training")
+        before = _weights(mcmi.teacher)
+        if measure == "fit":
+            mcmi.compile(keras.optimizers.SGD(0.0))
+            mcmi.fit(x, y, batch_size=16, verbose=0)
+        else:
+            options = {"training": True} if measure == "training" else {}
+            mcmi.fit_centroids(x, y, batch_size=16, verbose=0, **options)
+        np.testing.assert_allclose(mcmi.regularizer.centroids, expected, atol=1e-5)
+        moved = [np.any(a != b) for a, b in zip(before, _weights(mcmi.teacher), strict=True)]
+        assert any(moved)
+    assert mcmi.get_config()["centroids_training"] is True
 
 
 # What is logged
