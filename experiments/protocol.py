@@ -79,6 +79,11 @@ class Protocol:
     labels_per_class: int | None = None
     data_dir: str | None = None
 
+    @property
+    def held_out(self):
+        """Part of the training images that is held out, `None` where the data set decides."""
+        return self.data.get("validation_fraction")
+
     def settings(self):
         """Returns what the numbers of a run depend on."""
         return {name: v for name, v in dataclasses.asdict(self).items() if name != "data_dir"}
@@ -87,6 +92,7 @@ class Protocol:
         return (
             f"{self.student}, {self.epochs} epochs, batches of {self.batch_size}, "
             f"learning rate {self.learning_rate:g}"
+            + (", validation on the test split" if self.held_out == 0 else "")
         )
 
 
@@ -210,7 +216,7 @@ def with_validation(protocol, values):
     fraction = values.validation_fraction
     if fraction is None:
         return protocol
-    if "validation_fraction" not in protocol.data or not 0 <= fraction < 1:
+    if protocol.held_out is None or not 0 <= fraction < 1:
         raise SystemExit(
             "Expected --validation_fraction in [0, 1), for CIFAR: the digits have a validation "
             f"split of their own. Received: --validation_fraction={fraction:g}"
@@ -220,7 +226,7 @@ def with_validation(protocol, values):
 
 def check_choice(protocol, flag, candidates):
     """Refuses to choose where there is nothing but the test split to choose on."""
-    if candidates > 1 and protocol.data.get("validation_fraction") == 0:
+    if candidates > 1 and protocol.held_out == 0:
         raise SystemExit(
             f"Expected --validation_fraction=0.1, say, to choose among the {candidates} of --{flag}"
             ". Received: no images to choose on, as in the benchmark; give one, or a fraction."
