@@ -9,9 +9,10 @@ Of several MCMI teachers, each method gets the one whose students are best on th
 The table has their accuracy on the test split. The MLL teacher has no such choice; with one MCMI
 teacher there is none.
 
-CIFAR with the authors' protocol: the first fraction of the images in file order, as many steps as
-with all of them, resnet56 to resnet20. Their numbers are the best epoch on the test split; these
-are the last one:
+CIFAR with the authors' protocol, which is that of the CRD benchmark on the first fraction of the
+images: in file order, as many steps as with all of them, resnet56 to resnet20. Their numbers are
+the best epoch on the test split; these are the last one. They have KD and CRD; the weights of the
+other methods are the benchmark's, but for MIMKD's, which is ours:
 
     python experiments/few_shot.py --dataset=cifar100 --teacher=runs/cifar100/teacher.keras \
         --mcmi_teacher=runs/cifar100-mcmi/weight0.15.keras --fraction=0.05,0.1,0.25 --methods=kd \
@@ -130,6 +131,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     settings = protocol.chosen(FLAGS)
     protocol.check_names("methods", FLAGS.methods, METHODS)
+    protocol.check_choice(settings, "mcmi_teacher", len(FLAGS.mcmi_teacher))
     counts = protocol.numbers("labels_per_class", FLAGS.labels_per_class, int)
     fractions = FLAGS.fraction and protocol.numbers("fraction", FLAGS.fraction)
     images = image_sets(counts, fractions)

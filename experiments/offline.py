@@ -12,7 +12,9 @@ Every weight is trained. The one that is best on the validation split is reporte
         --output_dir=runs/five --methods=vid,mimkd --weights=1,10,30
 
 The methods: `student` (alone), `kd`, `at`, `hint`, `vid`, `mimkd`, and `kd_muse` (KD and MUSE).
-`--dataset=cifar100` takes the protocol of the CRD benchmark.
+`--dataset=cifar100` takes the protocol of the CRD benchmark: its data, schedule, weight decay,
+losses and weights, and the last epoch on the test split. MIMKD's and MUSE's weights are ours; to
+choose others, hold images out with `--validation_fraction=0.1`.
 
 Writes to `<output_dir>`: `results.json` (every run), and a folder for every run with its student
 and TensorBoard logs.
@@ -53,6 +55,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     settings = protocol.chosen(FLAGS, labels_per_class=FLAGS.labels_per_class or None)
     rows = protocol.cells(FLAGS.methods, settings.weights, METHODS, FLAGS.weights)
+    protocol.check_choice(settings, "weights", protocol.most_weights(rows))
     with protocol.STRATEGIES[FLAGS.strategy]().scope():
         teacher = protocol.load_network(FLAGS.teacher)
         kept = results.Results(

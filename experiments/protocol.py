@@ -3,6 +3,7 @@
 No script by itself: `import protocol` works where one of the experiments is started.
 """
 
+import collections
 import dataclasses
 import hashlib
 import math
@@ -46,11 +47,16 @@ def adam_with_cosine(learning_rate, steps):
 
 
 def sgd_with_steps(learning_rate, steps):
-    """SGD of the CRD benchmark: a tenth of the rate after 150, 180 and 210 of 240 epochs."""
-    boundaries = [steps * epoch // 240 for epoch in (150, 180, 210)]
+    """SGD of the CRD benchmark: a tenth of the rate after 150, 180 and 210 of 240 epochs.
+
+    PyTorch adds a weight decay of 5e-4 to the gradient of every weight, those of BatchNorm, biases
+    and heads too. Momentum makes ten times as much of it, which Keras' decay takes by itself.
+    """
+    # Keras counts steps from 0 and changes the rate after a boundary.
+    boundaries = [steps * epoch // 240 - 1 for epoch in (150, 180, 210)]
     rates = [learning_rate * 0.1**k for k in range(4)]
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
-    return keras.optimizers.SGD(schedule, momentum=0.9)
+    return keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +69,20 @@ class Protocol:
     batch_size: int
     learning_rate: float
     optimizer: Callable
-    l2: float
     kd_task_weight: float
     weights: dict
     """Weights of every method with a teacher: `offline.py` tries all, others take the last."""
+    options: dict
+    """Arguments of the recipes of some methods."""
+    data: dict
+    """Arguments of the data set."""
     labels_per_class: int | None = None
     data_dir: str | None = None
+
+    @property
+    def held_out(self):
+        """Part of the training images that is held out, `None` where the data set decides."""
+        return self.data.get("validation_fraction")
 
     def settings(self):
         """Returns what the numbers of a run depend on."""
@@ -78,6 +92,7 @@ class Protocol:
         return (
             f"{self.student}, {self.epochs} epochs, batches of {self.batch_size}, "
             f"learning rate {self.learning_rate:g}"
+            + (", validation on the test split" if self.held_out == 0 else "")
         )
 
 
@@ -88,7 +103,6 @@ DIGITS = Protocol(
     batch_size=25,
     learning_rate=1e-2,
     optimizer=adam_with_cosine,
-    l2=0.0,
     kd_task_weight=1.0,
     weights={
         "kd": [0.3, 1.0, 3.0],
@@ -98,6 +112,8 @@ DIGITS = Protocol(
         "mimkd": [3.0],
         "kd_muse": [0.3, 1.0, 3.0],
     },
+    options={"vid": {"initial_variance": 0.3}},
+    data={},
 )
 CIFAR100 = Protocol(
     dataset="cifar100",
@@ -106,10 +122,9 @@ CIFAR100 = Protocol(
     batch_size=64,
     learning_rate=0.05,
     optimizer=sgd_with_steps,
-    # PyTorch's weight decay of 5e-4 is this penalty: the gradient of l2 * w^2 is 2 * l2 * w.
-    l2=2.5e-4,
     kd_task_weight=0.1,
-    # Those of the CRD benchmark. MIMKD's and MUSE's are not public.
+    # Of the CRD benchmark, for the losses that `options` make equal to its own. MIMKD's and MUSE's
+    # are not public: those are ours, and no more than a start.
     weights={
         "kd": [0.9],
         "at": [1000.0],
@@ -118,6 +133,13 @@ CIFAR100 = Protocol(
         "mimkd": [1.0],
         "kd_muse": [1.0],
     },
+    options={
+        "at": {"raw": True},
+        "hint": {"raw": True, "regressor": "repdistiller"},
+        "vid": {"raw": True, "variant": "repdistiller"},
+    },
+    # All images, and a step for what does not fill the last batch. See `--validation_fraction`.
+    data={"validation_fraction": 0.0, "drop_remainder": False},
 )
 PROTOCOLS = {
     "digits": DIGITS,
@@ -136,7 +158,17 @@ def define_flags():
     flags.DEFINE_integer("batch_size", None, "Images in a batch; the protocol's if not given.", 1)
     flags.DEFINE_float("learning_rate", None, "First rate; the protocol's if not given.", 0.0)
     flags.DEFINE_integer("seeds", 1, "Runs per row: seeds 0, 1, ... of weights and order.", 1)
+    define_validation()
     define_strategy()
+
+
+def define_validation():
+    flags.DEFINE_float(
+        "validation_fraction",
+        None,
+        "Part of CIFAR's training images to hold out; 0, the benchmark's, if not given. What is "
+        "to be chosen needs one.",
+    )
 
 
 def define_strategy():
@@ -175,7 +207,30 @@ def chosen(values, **changes):
     """Returns the protocol of a data set, with `changes` and then what the flags say."""
     names = ("student", "epochs", "batch_size", "learning_rate", "data_dir")
     given = {name: values[name].value for name in names if values[name].value is not None}
-    return dataclasses.replace(PROTOCOLS[values.dataset], **{**changes, **given})
+    own = PROTOCOLS[values.dataset]
+    return with_validation(dataclasses.replace(own, **{**changes, **given}), values)
+
+
+def with_validation(protocol, values):
+    """Returns the protocol with the part that `--validation_fraction` holds out."""
+    fraction = values.validation_fraction
+    if fraction is None:
+        return protocol
+    if protocol.held_out is None or not 0 <= fraction < 1:
+        raise SystemExit(
+            "Expected --validation_fraction in [0, 1), for CIFAR: the digits have a validation "
+            f"split of their own. Received: --validation_fraction={fraction:g}"
+        )
+    return dataclasses.replace(protocol, data={**protocol.data, "validation_fraction": fraction})
+
+
+def check_choice(protocol, flag, candidates):
+    """Refuses to choose where there is nothing but the test split to choose on."""
+    if candidates > 1 and protocol.held_out == 0:
+        raise SystemExit(
+            f"Expected --validation_fraction=0.1, say, to choose among the {candidates} of --{flag}"
+            ". Received: no images to choose on, as in the benchmark; give one, or a fraction."
+        )
 
 
 def cells(methods, weights, known, given):
@@ -190,6 +245,11 @@ def cells(methods, weights, known, given):
     check_names("methods", methods, known)
     own = {**weights, **dict.fromkeys(weights, numbers("weights", given))} if given else weights
     return [{"method": m, "weight": weight} for m in methods for weight in own.get(m, [0.0])]
+
+
+def most_weights(rows):
+    """Returns how many weights a method has at most, of which validation chooses one."""
+    return max(collections.Counter(row["method"] for row in rows).values())
 
 
 def check_names(flag, names, known):
@@ -253,20 +313,27 @@ def load(dataset, **arguments):
 
 
 def load_data(protocol, seed, **arguments):
-    """Returns the `Splits` of a seed, with other arguments than the protocol's if given."""
+    """Returns the `Splits` of a seed, with other arguments than the protocol's if given.
+
+    Where nothing is held out, the test split is that of validation too, as in the benchmark: the
+    numbers are those of the last epoch, and nothing is chosen.
+    """
     own = {
         "batch_size": protocol.batch_size,
         "labels_per_class": protocol.labels_per_class,
         "data_dir": protocol.data_dir,
+        **protocol.data,
     }
-    return load(protocol.dataset, seed=seed, **{**own, **arguments})
+    data = load(protocol.dataset, seed=seed, **{**own, **arguments})
+    if data.validation is not None:
+        return data
+    return dataclasses.replace(data, validation=data.test, num_validation=data.num_test)
 
 
 def new_student(protocol, data, network=None):
     """Returns an untrained network, the protocol's if none is named."""
-    penalty = {"kernel_regularizer": keras.regularizers.L2(protocol.l2)} if protocol.l2 else {}
     make = getattr(mikd.models, network or protocol.student)
-    return make(data.num_classes, data.image_shape, **penalty)
+    return make(data.num_classes, data.image_shape)
 
 
 def alone(network, distiller=mikd.SelfDistiller):
@@ -281,12 +348,12 @@ def with_teacher(protocol, method, teacher, student, weight):
     """Returns the distiller of a method with a teacher, or what trains the student alone."""
     if method == "student":
         return alone(student)
-    kd_weight = protocol.weights["kd"][-1]
+    kd_weight, options = protocol.weights["kd"][-1], protocol.options.get(method, {})
     losses = {
         "kd": lambda: recipes.kd(teacher, student, weight=weight),
-        "at": lambda: recipes.attention_transfer(teacher, student, weight=weight),
-        "hint": lambda: recipes.hint(teacher, student, weight=weight),
-        "vid": lambda: recipes.vid(teacher, student, stage_weight=weight, initial_variance=0.3),
+        "at": lambda: recipes.attention_transfer(teacher, student, weight=weight, **options),
+        "hint": lambda: recipes.hint(teacher, student, weight=weight, **options),
+        "vid": lambda: recipes.vid(teacher, student, stage_weight=weight, **options),
         "mimkd": lambda: recipes.mimkd(
             teacher, student, global_weight=weight, local_weight=weight, feature_weight=weight
         ),

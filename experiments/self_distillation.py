@@ -87,6 +87,7 @@ def main(argv):
     settings = protocol.chosen(FLAGS, labels_per_class=FLAGS.labels_per_class or None)
     negatives = FLAGS.negatives_from
     rows = protocol.cells(FLAGS.methods, WEIGHTS, METHODS, FLAGS.weights)
+    protocol.check_choice(settings, "weights", protocol.most_weights(rows))
     with protocol.STRATEGIES[FLAGS.strategy]().scope():
         kept = results.Results(
             FLAGS.output_dir, protocol=settings.settings(), negatives_from=negatives

@@ -1,3 +1,5 @@
+import concurrent.futures
+import functools
 import os
 
 import pytest
@@ -43,6 +45,23 @@ def test_a_file_that_exists_is_refused_unless_asked(tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         require_free(path, suffix=".png", overwrite=False)
     assert require_free(path, suffix=".png", overwrite=True) == path
+
+
+def test_a_link_to_nothing_is_something_that_is_there(tmp_path):
+    path = tmp_path / "a.png"
+    path.symlink_to(tmp_path / "a disk that is not mounted")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        require_free(path, suffix=".png", overwrite=False)
+    assert path.is_symlink()
+
+
+def test_threads_that_write_one_path_do_not_get_in_each_others_way(tmp_path):
+    path, contents = tmp_path / "a.bin", [bytes([i]) * 100_000 for i in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for _ in range(8):
+            list(pool.map(functools.partial(write_whole, path), contents))
+            assert path.read_bytes() in contents
+    assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
 
 
 if __name__ == "__main__":

@@ -52,3 +52,10 @@ def test_class_weights_become_sample_weights(labels):
         (batch,) = with_class_weight(dataset, {1: 3.0})
         np.testing.assert_array_equal(batch.sample_weight, expected)
         assert batch.teacher_features.keys() == FEATURES.keys()
+
+
+@pytest.mark.parametrize(("labels", "expected"), [([0, 9], [2, 1]), ([-1, 1], [1, 3])])
+def test_a_class_without_a_weight_counts_once(labels, expected):
+    dataset = tf.data.Dataset.from_tensors(Batch(X, np.array(labels), (), FEATURES))
+    (batch,) = with_class_weight(dataset, {0: 2, 1: 3})
+    np.testing.assert_array_equal(batch.sample_weight, expected)

@@ -167,3 +167,31 @@ def test_a_single_logit_is_refused():
     byot = mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
     with pytest.raises(ValueError, match="at least two classes.*one logit per class"):
         mikd.SelfDistiller(binary, [byot])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"logits": LABELS}, [LABELS], {"logits": LABELS[:, None]}, {"out": np.eye(CLASSES)[LABELS]}],
+)
+def test_the_only_labels_may_have_a_name(labels):
+    loss = _loss()
+    tensors = _tensors(TEACHER), _tensors(STUDENT, seed=1)
+    np.testing.assert_allclose(
+        loss(*tensors, labels=labels), loss(*tensors, labels=LABELS), rtol=1e-6
+    )
+
+
+def test_of_several_labels_the_heads_take_those_of_their_output():
+    loss = _loss(teacher_layer=["stage3", "output/b"])
+    tensors = _tensors(TEACHER), _tensors(STUDENT, seed=1)
+    labels = {"a": LABELS + 7, "b": LABELS}
+    np.testing.assert_allclose(loss(*tensors, labels=labels), loss(*tensors, labels=LABELS))
+    with pytest.raises(ValueError, match="outputs: output/a, output/c. Received: 'output/b'"):
+        loss(*tensors, labels={"a": LABELS, "c": LABELS})
+
+
+@pytest.mark.parametrize("labels", [np.eye(5)[LABELS], np.zeros((BATCH, 2, 2))])
+def test_labels_of_another_shape_are_refused(labels):
+    message = "Received: labels of shape .*a column for each of the 3 classes"
+    with pytest.raises(ValueError, match=message):
+        _loss()(_tensors(TEACHER), _tensors(STUDENT, seed=1), labels=labels)

@@ -74,6 +74,9 @@ def _be_your_own_teacher():
 LOSSES = {
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
+    "hint_repdistiller": lambda: mikd.Hint(
+        teacher_layer="stage2", student_layer="stage1", regressor="repdistiller"
+    ),
     "attention_transfer": lambda: mikd.AttentionTransfer(
         teacher_layer="stage1", student_layer="stage1"
     ),

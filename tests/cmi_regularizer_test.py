@@ -130,6 +130,12 @@ def test_wrong_inputs_are_refused():
         mikd.CMIRegularizer(0)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"'float32' or 'float64'.* Received: dtype='{dtype}'"):
+        mikd.CMIRegularizer(4, dtype=dtype)
+
+
 def test_config_and_centroids_survive_saving(tmp_path):
     logits, labels = keras.Input((3,)), keras.Input((), dtype="int32")
     layer = _regularizer([[0.5, 0.5, 0], [0, 1, 0], [0.2, 0.3, 0.5]], temperature=2.0)

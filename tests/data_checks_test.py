@@ -241,3 +241,12 @@ def test_networks_that_no_image_fits_are_refused():
     both.fit(*_integer_images(), verbose=0)
     with pytest.raises(ValueError, match="integer images.* takes uint8.*images of float32"):
         both.fit(*cases.data(), verbose=0)
+
+
+@ARGUMENTS
+@SOURCES
+def test_labels_by_name_are_refused_where_there_is_one_output(argument, source):
+    x, y = cases.data()
+    named = "y" if (argument, source) == ("x", "arrays") else argument
+    message = rf"labels in `{named}` as one array, .*Received: labels by name, \['logits'\]"
+    _refused(_distiller(), message, x, {"logits": y}, argument, source)

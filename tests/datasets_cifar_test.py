@@ -80,6 +80,22 @@ def test_validation_is_held_out_of_the_train_set(data_dir):
     assert (splits.num_train, splits.num_validation, splits.num_test) == (160, 40, 30)
 
 
+@pytest.mark.parametrize(("load", "num_classes"), [(load_cifar10, 10), (load_cifar100, 100)])
+@pytest.mark.parametrize("augment", [True, False])
+def test_the_last_batch_is_kept_if_asked(data_dir, load, num_classes, augment):
+    options = {"data_dir": data_dir, "batch_size": 64, "validation_fraction": 0.0}
+    kept = load(**options, drop_remainder=False, augment=augment)
+    assert (len(kept.train), len(load(**options).train)) == (4, 3)
+    batches = list(kept.train)
+    assert [len(labels) for _, labels in batches] == [64, 64, 64, 8]
+    assert batches[-1][0].shape == (8, 32, 32, 3)
+    if not augment:
+        pixels, _ = _pixels_and_labels(kept.train, num_classes)
+        np.testing.assert_array_equal(np.sort(pixels), np.arange(200))
+    (images, labels), *_ = load(**options | {"batch_size": 300}, drop_remainder=False).train
+    assert images.shape[0] == labels.shape[0] == 200
+
+
 def test_validation_does_not_depend_on_the_seed(data_dir):
     first, second = (
         _pixels_and_labels(load_cifar10(data_dir=data_dir, seed=s).validation, 10)[0]

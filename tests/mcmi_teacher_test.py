@@ -214,11 +214,24 @@ def test_centroids_set_by_hand_are_kept():
 
 
 def test_centroids_in_training_mode_move_batch_normalization():
-    mcmi = _new(cases.teacher(normalize=True), log_likelihood_budget=None)
-    before = _weights(mcmi.teacher)
-    mcmi.fit_centroids(*_data(), training=True, verbose=0)
-    moved = [np.any(a != b) for a, b in zip(before, _weights(mcmi.teacher), strict=True)]
-    assert any(moved)
+    """As in the released code, where they are asked for; `fit` measures them like that too."""
+    x, y = _data(16)
+    teacher = cases.teacher(normalize=True)
+    p = twins.softmax(teacher(x, training=True))  # Also moves the statistics of this one.
+    expected = twins.centroids(p, y)
+    for measure in ("fit_centroids", "training", "fit"):
+        mcmi = _new(cases.teacher(normalize=True), centroids_training=measure != "training")
+        before = _weights(mcmi.teacher)
+        if measure == "fit":
+            mcmi.compile(keras.optimizers.SGD(0.0))
+            mcmi.fit(x, y, batch_size=16, verbose=0)
+        else:
+            options = {"training": True} if measure == "training" else {}
+            mcmi.fit_centroids(x, y, batch_size=16, verbose=0, **options)
+        np.testing.assert_allclose(mcmi.regularizer.centroids, expected, atol=1e-5)
+        moved = [np.any(a != b) for a, b in zip(before, _weights(mcmi.teacher), strict=True)]
+        assert any(moved)
+    assert mcmi.get_config()["centroids_training"] is True
 
 
 # What is logged
@@ -483,3 +496,15 @@ def test_a_single_batch_needs_centroids_first():
 def test_metrics_that_are_no_list_are_refused(metrics):
     with pytest.raises(ValueError, match="`metrics` to be a list. Received: metrics="):
         mikd.MCMITeacher(cases.teacher()).compile("sgd", metrics=metrics)
+
+
+def test_a_layer_that_cannot_be_copied_is_told():
+    inputs = keras.Input((8, 8, 2))
+    own = {"kernel_regularizer": lambda kernel: 1e-3 * keras.ops.sum(kernel**2)}
+    x = keras.layers.Conv2D(4, 3, **own)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(x)), name="own")
+    with (
+        pytest.warns(UserWarning, match="includes a `lambda`"),
+        pytest.raises(ValueError, match="rebuild, to copy. Received: 'own'.*register_keras"),
+    ):
+        mikd.MCMITeacher(model)

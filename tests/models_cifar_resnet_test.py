@@ -134,6 +134,18 @@ def test_regularizer_covers_every_kernel(small):
     np.testing.assert_allclose(sum(small.losses), expected, rtol=1e-4)
 
 
+def test_the_classifier_starts_as_in_pytorch_or_by_an_initializer_of_keras():
+    """Uniform within 1 / sqrt(256): a standard deviation of 0.036."""
+    kernel, bias = models.resnet8x4(100, (8, 8, 1)).get_layer("logits").get_weights()
+    for weights in (kernel, bias):
+        assert 0.95 / 16 < np.abs(weights).max() <= 1 / 16
+        np.testing.assert_allclose(weights.std(), 1 / 16 / np.sqrt(3), rtol=0.2)
+    options = {"classifier_initializer": "glorot_uniform"}
+    kernel, bias = models.resnet8x4(100, (8, 8, 1), **options).get_layer("logits").get_weights()
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 356), rtol=0.02)
+    assert not bias.any()
+
+
 def test_saved_model_is_the_same_function(small, tmp_path):
     small.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

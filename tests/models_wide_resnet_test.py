@@ -78,6 +78,15 @@ def test_stage_outputs_are_raw(small):
         assert np.min(values) < 0
 
 
+def test_the_classifier_starts_as_in_the_benchmark():
+    kernel, bias = models.wrn_16_2(100, (8, 8, 1)).get_layer("logits").get_weights()
+    np.testing.assert_allclose(kernel.std(), 1 / np.sqrt(3 * 128), rtol=0.02)
+    assert not bias.any()
+    options = {"classifier_initializer": "glorot_uniform"}
+    kernel, _ = models.wrn_16_2(100, (8, 8, 1), **options).get_layer("logits").get_weights()
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 228), rtol=0.03)
+
+
 def test_saved_model_is_the_same_function(small, tmp_path):
     small.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

@@ -46,6 +46,37 @@ def test_a_hint_is_of_the_pair_in_the_middle_or_of_those_that_are_named():
     ]
 
 
+def test_wide_networks_are_read_raw_if_asked():
+    """RepDistiller reads a wide ResNet before the BatchNorm and ReLU that follow a stage."""
+    wide, plain = mikd.models.wrn_16_1(4, (16, 16, 3)), _three_stages()
+    raw = [f"stage{i}_output" for i in (1, 2, 3)]
+    for recipe in (recipes.vid, recipes.attention_transfer):
+        found = [(x.name, x.teacher_layer, x.student_layer) for x in recipe(wide, plain, raw=True)]
+        name = found[0][0].removesuffix("_stage1")
+        assert found == [(f"{name}_stage{i}", layer, layer) for i, layer in enumerate(raw, 1)]
+        activated = [loss.teacher_layer for loss in recipe(wide, plain)]
+        assert activated == ["stage1", "stage2", "stage3"]
+    assert type(wide.get_layer("stage2_output")) is keras.layers.Add
+    assert type(plain.get_layer("stage2_output")) is keras.layers.ReLU  # After it, there too.
+    (hint,) = recipes.hint(wide, plain, raw=True, regressor="repdistiller")
+    assert (hint.teacher_layer, hint.student_layer, hint.kind) == (*raw[1:2] * 2, "repdistiller")
+    places = [
+        loss.teacher_layer for loss in mikd.VIDDistiller(wide, plain, raw=True).distillation_losses
+    ]
+    assert places == raw
+
+
+def test_a_network_without_preactivation_has_no_other_raw_stages():
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="conv1")(inputs)
+    x = keras.layers.ReLU(name="relu1")(keras.layers.BatchNormalization(name="bn1")(x))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="conv2")(x)
+    x = keras.layers.ReLU(name="relu2")(keras.layers.BatchNormalization(name="bn2")(x))
+    plain = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    losses = recipes.vid(plain, cases.student(), raw=True)
+    assert [loss.teacher_layer for loss in losses] == ["relu1", "relu2"]
+
+
 def test_info_nce_against_all_of_the_batch():
     losses = recipes.info_nce(cases.teacher(), cases.student(), weight=0.2, gather=False)
     assert _layout(losses) == [

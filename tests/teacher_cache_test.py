@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import cases
 import keras
@@ -7,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
+from keras_mikd.cache.columns import Columns
 
 PLACES = ["stage1", "stage2", "output"]
 
@@ -215,14 +218,14 @@ class _Killed(Exception):
 
 
 def _killed_after(monkeypatch, batches):
-    advance = mikd.TeacherCache._advance
+    advance = Columns.advance
 
     def killing(self, done):
         advance(self, done)
         if done == 8 * batches:
             raise _Killed
 
-    monkeypatch.setattr(mikd.TeacherCache, "_advance", killing)
+    monkeypatch.setattr(Columns, "advance", killing)
 
 
 def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -236,9 +239,9 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
         _cache(32, directory=tmp_path / "cache").batches(8)
     seen = []
     monkeypatch.setattr(
-        mikd.TeacherCache,
-        "_advance",
-        lambda self, done, old=mikd.TeacherCache._advance: seen.append(done) or old(self, done),
+        Columns,
+        "advance",
+        lambda self, done, old=Columns.advance: seen.append(done) or old(self, done),
     )
     resumed = _cache(32, directory=tmp_path / "cache").build(verbose=0)
     assert seen == [24, 32]
@@ -376,3 +379,93 @@ def test_mixed_labels_are_refused_by_a_sparse_loss():
     distiller.compile("sgd", cases.cross_entropy())
     with pytest.raises(ValueError, match="are for keras.losses.CategoricalCrossentropy"):
         distiller.fit(cache.batches(8), verbose=0)
+
+
+# What is wrong with what is kept
+
+
+def _scaled_teacher(scale):
+    """A teacher whose logits are `scale` times as large."""
+    teacher = cases.teacher()
+    logits = teacher.get_layer("logits")
+    logits.set_weights([scale * weight for weight in logits.get_weights()])
+    return teacher
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"directory": "cache"}])
+def test_what_float16_does_not_hold_is_refused(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = _scaled_teacher(1e7)
+    with pytest.raises(ValueError, match=r"up to 65504. Received: .*'output.*dtype=\"float32\""):
+        _cache(teacher=teacher, dtype="float16", **options).build(verbose=0)
+    options["directory"] = None
+    assert np.isfinite(
+        _cache(teacher=teacher, **options).build(verbose=0)._kept.arrays["stage1"]
+    ).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_in_images_and_in_what_the_teacher_puts_out(value):
+    x, y = cases.data()
+    x[11, 3, 3] = value
+    with pytest.raises(ValueError, match=r"finite images.* in 1 of 16, first in images\[11\]"):
+        mikd.TeacherCache(cases.teacher(), x, y)
+    inner = cases.teacher()
+    teacher = keras.Model(inner.input, inner.get_layer("logits").output)
+    teacher.get_layer("logits").kernel.assign(np.full((8, 4), abs(value)))
+    with pytest.raises(ValueError, match=r"Received: (nan|inf) at its place 'output'"):
+        _cache(teacher=teacher).build(verbose=0)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_masked_logits_are_kept(top_k, dtype):
+    """A class that the teacher rules out has a logit of -inf; here two of four have."""
+    x, y = cases.data()
+    inner = cases.teacher()
+    mask = keras.ops.array([0.0, -np.inf, 0.0, -np.inf])
+    teacher = keras.Model(inner.input, inner.output + mask)
+    cache = mikd.TeacherCache(teacher, x, y, top_k=top_k, dtype=dtype).build(verbose=0)
+    (batch,) = cache.batches(16, shuffle=False).as_numpy_iterator()
+    (features,) = batch.teacher_features.values()
+    np.testing.assert_allclose(features["output"], teacher(x), atol=1e-2)
+
+
+@pytest.mark.parametrize("labels", [[-1, 3], [0, 4], [0.0, 1.0], [True, False]])
+def test_a_mix_needs_labels_that_the_teacher_has(labels):
+    x, _ = cases.data()
+    with pytest.raises(
+        ValueError, match=r"`labels` to be integers from 0 to 3, .* `mix`.*Received"
+    ):
+        mikd.TeacherCache(cases.teacher(), x, np.resize(labels, len(x)), mix="mixup")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "int64", "uint64"])
+def test_a_mix_takes_labels_of_every_integer_type(dtype):
+    x, y = cases.data()
+    cache = mikd.TeacherCache(cases.teacher(), x, y.astype(dtype), mix="cutmix")
+    _, mixed = next(cache.batches(16, with_teacher=False).as_numpy_iterator())
+    np.testing.assert_allclose(mixed.sum(axis=1), 1.0, atol=1e-6)
+
+
+def test_a_byte_that_changed_is_told_when_the_folder_is_opened(tmp_path):
+    _cache(directory=tmp_path).build(verbose=0)
+    path = tmp_path / "column0.npy"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"whole TeacherCache in '{tmp_path}'.*column0.npy has an"):
+        _cache(directory=tmp_path)
+
+
+@pytest.mark.parametrize("augment", [None, _flip])
+def test_a_cache_that_nobody_holds_is_freed(augment):
+    cache = _cache(augment=augment).build(verbose=0)
+    data = cache.batches(8).map(lambda batch: batch)
+    held = [weakref.ref(each) for each in (cache, cache._views, cache._kept.arrays["stage1"])]
+    del cache
+    gc.collect()
+    assert sum(1 for _ in data) == 2  # The data set holds it.
+    del data
+    gc.collect()
+    assert [each() for each in held] == [None] * 3

@@ -448,3 +448,48 @@ def test_batches_of_inputs_of_unlike_ranks_are_batches(tmp_path):
     assert export_tflite(model, tmp_path / "a.tflite", check_on=data).ok
     flat = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
     assert len(checked_batches("check_on", np.ones(5, "float32"), flat)) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "quantize"),
+    [(np.nan, None), (np.inf, None), (-np.inf, "dynamic"), (np.nan, "float16"), (1e5, "float16")],
+)
+def test_weights_that_are_no_numbers_are_refused_without_examples_too(tmp_path, value, quantize):
+    model = _logit_network(scale=1)
+    model.layers[-1].kernel.assign(np.full((3, 3), value))
+    with pytest.raises(ValueError, match=r"kernel' with (nan|inf|1e\+05)"):
+        export_tflite(model, tmp_path / "a.tflite", quantize=quantize)
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_that_are_no_numbers_are_refused(tmp_path):
+    model = _cnn()
+    model.layers[1].moving_variance.assign(np.full(6, np.nan))
+    with pytest.raises(ValueError, match="moving_variance' with nan"):
+        export_tflite(model, tmp_path / "a.tflite")
+
+
+def test_a_file_that_came_while_the_network_was_converted_is_kept(tmp_path, identity, monkeypatch):
+    model, content = identity
+    path = tmp_path / "a.tflite"
+
+    def convert(*_):
+        path.write_bytes(b"another's")
+        return content
+
+    monkeypatch.setattr(tflite, "_convert", convert)
+    with pytest.raises(FileExistsError):
+        export_tflite(model, path)
+    assert path.read_bytes() == b"another's"
+
+
+def test_a_link_to_nothing_is_replaced_only_if_asked(tmp_path, identity, monkeypatch):
+    model, content = identity
+    _convert_to(content, monkeypatch)
+    path = tmp_path / "a.tflite"
+    path.symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        export_tflite(model, path)
+    assert path.is_symlink()
+    export_tflite(model, path, overwrite=True)
+    assert path.read_bytes() == content

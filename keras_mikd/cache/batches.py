@@ -31,11 +31,14 @@ def take_apart(data):
 
 def with_class_weight(dataset, class_weight):
     """Weights the examples of a cache by class, which Keras cannot do in such batches."""
-    table = tf.constant([class_weight.get(c, 1.0) for c in range(max(class_weight) + 1)])
+    known = max(class_weight) + 1
+    table = tf.constant([*(class_weight.get(c, 1.0) for c in range(known)), 1.0])  # 1 for others.
 
     def weigh(batch):
         classes = batch.y if batch.y.shape.rank == 1 else tf.argmax(batch.y, axis=1)
-        weights = tf.gather(table, classes)
+        classes = tf.cast(classes, tf.int64)
+        others = tf.logical_or(classes < 0, classes > known)
+        weights = tf.gather(table, tf.where(others, tf.cast(known, tf.int64), classes))
         own = batch.sample_weight
         return batch._replace(sample_weight=weights if _is_missing(own) else own * weights)
 

@@ -1,20 +1,18 @@
 """A teacher that runs once: its tensors for every example, kept for any number of epochs."""
 
-import json
-import pathlib
+import weakref
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_mikd import checks
-from keras_mikd.atomic_files import write_whole
 from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch
+from keras_mikd.cache.columns import Columns
 from keras_mikd.cache.views import MIXES, Views
 from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps
 
-_MANIFEST = "manifest.json"
 _PROBES = 16
 
 
@@ -35,8 +33,8 @@ class TeacherCache:
     student sees exactly the images that the teacher saw. An epoch shows each example once, in one
     view. A folder holds one memory-mapped `.npy` file per place; an interrupted build continues
     there. Other weights of the teacher, data, views, places or precision than those of the folder
-    are refused. Training from a float32 cache gives the weights of training without one, up to
-    rounding.
+    are refused, and so is a folder that is damaged: it is read once, here, for its checksums.
+    Training from a float32 cache gives the weights of training without one, up to rounding.
 
     Args:
         teacher: Trained Keras model.
@@ -62,7 +60,8 @@ class TeacherCache:
 
     Raises:
         ValueError: If an argument is out of range, a place does not exist, the cache would be
-            larger than `max_bytes`, or the folder holds another cache (the difference is named).
+            larger than `max_bytes`, or the folder holds another cache (the difference is named), a
+            damaged one, or files of something else.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class TeacherCache:
     ):
         checks.model("teacher", teacher)
         images, labels = _arrays(images, labels)
-        _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size)
+        _check(images, labels, mix_alpha, views, seed, dtype, batch_size)
         self.batch_size, self._dtype = batch_size, dtype
         symbolic = keras.KerasTensor((None, *images.shape[1:]), dtype=str(images.dtype))
         inputs = None if features is None else symbolic
@@ -94,6 +93,7 @@ class TeacherCache:
         self.places = self._taps.places
         self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
         self._classes = self._specs[OUTPUT].shape[-1]
+        _check_mix(mix, images, labels, self._classes)
         self._top_k = checks.integer(
             "top_k", top_k, at_least=1, at_most=self._classes - 1, optional=True
         )
@@ -119,24 +119,26 @@ class TeacherCache:
                 "raise `max_bytes`."
             )
         self._key = fingerprints.of_model(teacher)
-        self._directory = None if directory is None else pathlib.Path(directory)
-        self._fingerprint = (
-            None if directory is None else self._identity(features, seed, mix, mix_alpha)
+        fingerprint = None if directory is None else self._identity(features, seed, mix, mix_alpha)
+        self._kept = Columns(
+            self._columns, self._views.rows, directory=directory, fingerprint=fingerprint
         )
-        self._arrays, self._done = None, 0
-        self._check_directory()
 
     def build(self, verbose=1):
         """Runs the teacher over all rows that it has not seen yet, and returns the cache itself.
 
         Args:
             verbose: Whether to show the size and a progress bar.
+
+        Raises:
+            ValueError: If the teacher puts out nan or infinity (logits may be -inf), or a number
+                that float16 does not hold.
+            OSError: If the folder's disk has no room for all of the cache.
         """
-        if self._arrays is None:
-            self._open()
+        self._kept.open()
         rows, size = self._views.rows, self.batch_size
         if verbose:
-            place = "memory" if self._directory is None else str(self._directory)
+            place = self._kept.directory or "memory"
             print(f"TeacherCache: {rows} rows, {_readable(self.nbytes)} in {place}", flush=True)
         progress = keras.utils.Progbar(rows, verbose=int(bool(verbose)), unit_name="row")
         progress.update(self._done)
@@ -145,9 +147,9 @@ class TeacherCache:
             first, last = self._done, min(self._done + size, rows)
             # Batches of one size need one trace and round as in training.
             columns = forward(tf.range(first, first + size, dtype=tf.int64) % rows)
-            for name, array in self._arrays.items():
-                array[first:last] = columns[name][: last - first].numpy()
-            self._advance(last)
+            columns = {name: self._rounded(name, v[: last - first]) for name, v in columns.items()}
+            self._kept.write(first, columns)
+            self._kept.advance(last)
             progress.update(last)
         return self
 
@@ -195,14 +197,20 @@ class TeacherCache:
             .with_options(options)
         )
 
+    @property
+    def _done(self):
+        return self._kept.done
+
     def _read(self, rows):
         """Returns the batch of rows: images, labels and the teacher's tensors."""
         x, y = self._views(rows)
-        names = list(self._arrays)
+        names = list(self._columns)
         kinds = [tf.as_dtype(self._columns[name][1]) for name in names]
+        # TensorFlow keeps the function until the process ends. The data set keeps the cache.
+        kept = weakref.ref(self._kept)
 
         def gather(rows):
-            return [self._arrays[name][rows] for name in names]
+            return [kept().arrays[name][rows] for name in names]
 
         values = tf.numpy_function(gather, [rows], kinds, stateful=False)
         columns = {
@@ -215,19 +223,40 @@ class TeacherCache:
         """Returns what is kept of the teacher's tensors, `{column: tensor}`."""
         x, _ = self._views(rows)
         features = self._taps(x, training=False)
-        columns = {p: tf.cast(features[p], self._dtype) for p in self.places}
+        columns = {p: tf.cast(features[p], tf.float32) for p in self.places}
         if self._top_k is not None:
-            logits = tf.cast(columns.pop(OUTPUT), tf.float32)
+            logits = columns.pop(OUTPUT)
             top, classes = tf.math.top_k(logits, self._top_k)
             largest = tf.reduce_sum(tf.one_hot(classes, self._classes), axis=1)
             rest = tf.reduce_logsumexp(tf.where(largest > 0, -np.inf, logits), axis=-1)
             mean_rest = rest - np.log(self._classes - self._top_k)
             columns |= {
-                "output/top": tf.cast(top, self._dtype),
+                "output/top": top,
                 "output/classes": classes,
-                "output/rest": tf.cast(mean_rest, self._dtype),
+                "output/rest": mean_rest,
             }
         return columns
+
+    def _rounded(self, name, column):
+        """Returns a column as it is kept, unless that would change more than its last digits."""
+        values = column.numpy()
+        if values.dtype.kind != "f":
+            return values
+        with np.errstate(over="ignore"):
+            kept = values.astype(self._dtype)
+        masked = np.isneginf(values) & (name.partition("/")[0] == OUTPUT)
+        wrong = values[~np.isfinite(kept) & ~masked]
+        if wrong.size and np.isfinite(wrong[0]):
+            raise ValueError(
+                f"Expected numbers that float16 holds, up to 65504. Received: {wrong[0]:g} at the "
+                f'teacher\'s place {name!r}. Build the cache with dtype="float32".'
+            )
+        if wrong.size:
+            raise ValueError(
+                f"Expected the teacher to put out finite numbers. Received: {wrong[0]} at its "
+                f"place {name!r}. Look for nan and infinity in the images and in its weights."
+            )
+        return kept
 
     def _features(self, columns):
         """Returns the teacher's tensors from what is kept."""
@@ -235,7 +264,8 @@ class TeacherCache:
         if self._top_k is not None:
             top, classes, rest = (columns[f"output/{n}"] for n in ("top", "classes", "rest"))
             chosen = tf.one_hot(classes, self._classes, dtype=top.dtype)
-            logits = tf.einsum("bk,bkc->bc", top, chosen)
+            # Not a product: a logit of -inf times 0 is not a number.
+            logits = tf.reduce_sum(tf.where(chosen > 0, top[..., None], 0), axis=1)
             features[OUTPUT] = tf.where(tf.reduce_sum(chosen, 1) > 0, logits, rest[:, None])
         return {p: tf.cast(v, self._specs[p].dtype) for p, v in features.items()}
 
@@ -270,49 +300,6 @@ class TeacherCache:
             "columns": {name: [list(s), str(t)] for name, (s, t) in self._columns.items()},
         }
 
-    def _check_directory(self):
-        if self._directory is None or not (self._directory / _MANIFEST).exists():
-            return
-        manifest = json.loads((self._directory / _MANIFEST).read_text())
-        found = manifest["fingerprint"]
-        differ = [part for part, value in self._fingerprint.items() if found.get(part) != value]
-        if differ:
-            raise ValueError(
-                f"Expected a cache of this teacher, data, views and columns in "
-                f"{str(self._directory)!r}. Received: one with other {', '.join(differ)}. Name "
-                "another `directory`, or remove this one. A data set that shuffles is another one "
-                "each time: pass arrays, or one that does not."
-            )
-        self._done = manifest["done"]
-        self._open()
-
-    def _open(self):
-        rows = self._views.rows
-        if self._directory is None:
-            self._arrays = {n: np.empty((rows, *s), t) for n, (s, t) in self._columns.items()}
-            return
-        exists = (self._directory / _MANIFEST).exists()
-        mode = ("r" if self._done == rows else "r+") if exists else "w+"
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._arrays = {
-            name: np.lib.format.open_memmap(
-                self._directory / f"column{number}.npy",
-                mode=mode,
-                **({} if exists else {"dtype": dtype, "shape": (rows, *shape)}),
-            )
-            for number, (name, (shape, dtype)) in enumerate(self._columns.items())
-        }
-        if not exists:
-            self._advance(0)
-
-    def _advance(self, done):
-        self._done = done
-        if self._directory is not None:
-            for array in self._arrays.values():
-                array.flush()
-            manifest = {"fingerprint": self._fingerprint, "done": done}
-            write_whole(self._directory / _MANIFEST, json.dumps(manifest, indent=1).encode())
-
 
 def _fixed(place, spec):
     if keras.tree.is_nested(spec) or None in spec.shape[1:]:
@@ -344,23 +331,40 @@ def _arrays(images, labels):
     return tuple(np.concatenate(part) for part in zip(*batches, strict=True))
 
 
-def _check(images, labels, mix, mix_alpha, views, seed, dtype, batch_size):
+def _check(images, labels, mix_alpha, views, seed, dtype, batch_size):
     if not len(images) or images.ndim < 2 or labels.shape != (len(images),):
         raise ValueError(
             "Expected `images` of shape (n, ...) and `labels` of shape (n,). Received: images of "
             f"shape {images.shape} and labels of shape {labels.shape}"
         )
-    if mix is not None and (mix not in MIXES or images.ndim != 4 or images.dtype.kind != "f"):
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        wrong = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
         raise ValueError(
-            f"Expected `mix` to be one of {MIXES} or None, and for a mix float images of shape "
-            f"(n, height, width, channels). Received: mix={mix!r}, images of shape {images.shape} "
-            f"and dtype {images.dtype}"
+            f"Expected finite images. Received: nan or infinity in {len(wrong)} of {len(images)}, "
+            f"first in images[{wrong[0]}]. Leave these out."
         )
     checks.integer("seed", seed, at_least=0, at_most=2**29 - 1)
     checks.number("mix_alpha", mix_alpha, above=0)
     checks.integer("views", views, at_least=1)
     checks.integer("batch_size", batch_size, at_least=1)
     checks.one_of("dtype", dtype, ("float32", "float16"))
+
+
+def _check_mix(mix, images, labels, classes):
+    if mix is None:
+        return
+    if mix not in MIXES or images.ndim != 4 or images.dtype.kind != "f":
+        raise ValueError(
+            f"Expected `mix` to be one of {MIXES} or None, and for a mix float images of shape "
+            f"(n, height, width, channels). Received: mix={mix!r}, images of shape {images.shape} "
+            f"and dtype {images.dtype}"
+        )
+    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"Expected `labels` to be integers from 0 to {classes - 1}, one for every output of "
+            "the teacher, since `mix` makes distributions of them. Received: "
+            f"{labels.dtype} labels from {labels.min()} to {labels.max()}."
+        )
 
 
 def _readable(nbytes):

@@ -48,7 +48,9 @@ class Views:
             inside = _box(image.shape[:2], tf.sqrt(1.0 - share), draws[1:])
             image = tf.where(inside[..., None], other, image)
             share = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32))
-        first, second = (tf.one_hot(each, self.num_classes) for each in (label, other_label))
+        first, second = (
+            tf.one_hot(tf.cast(each, tf.int64), self.num_classes) for each in (label, other_label)
+        )
         return image, share * first + (1.0 - share) * second
 
     def _augmented(self, row, purpose):

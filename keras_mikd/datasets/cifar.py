@@ -32,6 +32,7 @@ def load_cifar10(
     data_dir: str | None = None,
     augment: bool = True,
     validation_fraction: float = 0.2,
+    drop_remainder: bool = True,
     download: bool = False,
 ) -> Splits:
     """Loads CIFAR-10 as VID's code prepares it.
@@ -55,6 +56,8 @@ def load_cifar10(
         validation_fraction: Fraction of the 50,000 training images of each class that becomes the
             validation split, in [0, 1). With 0 there is no validation split, and
             `Splits.validation` is None. The 10,000 test images are the test split.
+        drop_remainder: Whether an epoch leaves out the images that do not fill the last batch, so
+            that shapes are static; PyTorch's loaders keep them by default.
         download: Whether to download the data, about 170 MB, if it is not in `data_dir`. Without a
             network, TFDS gives up after some three minutes.
 
@@ -78,7 +81,7 @@ def load_cifar10(
     model.fit(cifar.train, validation_data=cifar.validation, epochs=200)
     ```
     """
-    training = Training(batch_size, seed, augment, labels_per_class, train_fraction)
+    training = Training(batch_size, seed, augment, labels_per_class, train_fraction, drop_remainder)
     return _load_cifar(
         "cifar10", _CIFAR10_PIPELINE, training, validation_fraction, data_dir, download
     )
@@ -93,14 +96,15 @@ def load_cifar100(
     data_dir: str | None = None,
     augment: bool = True,
     validation_fraction: float = 0.1,
+    drop_remainder: bool = True,
     download: bool = False,
 ) -> Splits:
     """Loads CIFAR-100 as the CRD benchmark prepares it.
 
     Images are float32 of shape `(32, 32, 3)`, normalised by mean (0.5071, 0.4867, 0.4408) and
     standard deviation (0.2675, 0.2565, 0.2761). Augmentation: add 4 black pixels on every side,
-    crop 32x32 at random, mirror half of the images. The benchmark trains on all 50,000 images, as
-    with `validation_fraction=0`.
+    crop 32x32 at random, mirror half of the images. The benchmark trains on all 50,000 images in
+    782 batches, as with `validation_fraction=0, drop_remainder=False`.
 
     Args:
         batch_size: As in `load_cifar10`.
@@ -110,6 +114,7 @@ def load_cifar100(
         data_dir: As in `load_cifar10`.
         augment: As in `load_cifar10`.
         validation_fraction: As in `load_cifar10`.
+        drop_remainder: As in `load_cifar10`.
         download: As in `load_cifar10`.
 
     Returns:
@@ -124,11 +129,11 @@ def load_cifar100(
 
     Example:
     ```python
-    cifar = load_cifar100(validation_fraction=0.0, download=True)
+    cifar = load_cifar100(validation_fraction=0.0, drop_remainder=False, download=True)
     model.fit(cifar.train, epochs=240)
     ```
     """
-    training = Training(batch_size, seed, augment, labels_per_class, train_fraction)
+    training = Training(batch_size, seed, augment, labels_per_class, train_fraction, drop_remainder)
     return _load_cifar(
         "cifar100", _CIFAR100_PIPELINE, training, validation_fraction, data_dir, download
     )

@@ -31,8 +31,10 @@ class ImagePipeline:
     padding_mode: Literal["CONSTANT", "REFLECT"] = "CONSTANT"
     flip: bool = False
 
-    def for_training(self, images, labels, *, batch_size, seed, augment, epoch_size=None):
-        """Returns full batches of static shapes, in a new order in every epoch.
+    def for_training(
+        self, images, labels, *, batch_size, seed, augment, epoch_size=None, drop_remainder=True
+    ):
+        """Returns batches in a new order in every epoch, full ones of static shapes.
 
         Args:
             images: uint8, shape `(n, height, width, channels)`.
@@ -41,6 +43,8 @@ class ImagePipeline:
             seed: Seed of the order and of the augmentation. TensorFlow mixes its global seed in.
             augment: Whether to augment.
             epoch_size: Images in an epoch, at least `n`, the default: they come up in turn.
+            drop_remainder: Whether images that do not fill the last batch are left out; otherwise
+                it is smaller, and shapes are not static.
         """
         with tf.device("CPU"):
             images, labels = tf.constant(images), tf.constant(labels)
@@ -49,7 +53,9 @@ class ImagePipeline:
         indices = tf.data.Dataset.range(count).shuffle(count, seed=seed)
         if count > len(labels):
             indices = indices.map(lambda index: index % len(labels))
-        batches = indices.batch(batch_size, drop_remainder=True)
+        batches = indices.batch(
+            batch_size, drop_remainder=drop_remainder or count % batch_size == 0
+        )
         # Stateless draws from a seed for each batch stay the same however many threads map runs.
         batch_seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
 
@@ -87,7 +93,8 @@ class ImagePipeline:
             images: Shape `(batch, height, width, channels)`.
             seed: Integer scalar. The same seed gives the same result.
         """
-        batch, height, width, _ = images.shape
+        _, height, width, _ = images.shape
+        batch = images.shape[0] or tf.shape(images)[0]
         sides = [self.padding, self.padding]
         images = tf.pad(images, [[0, 0], sides, sides, [0, 0]], mode=self.padding_mode)
         corners = tf.random.stateless_uniform(

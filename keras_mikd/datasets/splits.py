@@ -19,8 +19,8 @@ class Splits:
     loads them says.
 
     Attributes:
-        train: Shuffled anew in every epoch, in full batches only. Images that do not fill the last
-            batch are left out of that epoch.
+        train: Shuffled anew in every epoch, in full batches only: images that do not fill the last
+            one are left out of that epoch, unless `drop_remainder` is False.
         validation: In a fixed order, every image once. None where nothing was held out.
         test: In a fixed order, every image once.
         num_classes: Number of classes.
@@ -62,6 +62,7 @@ class Training:
         labels_per_class: Images to keep of each class; None keeps all of them.
         train_fraction: First fraction of the images to keep, in epochs as long as with all of them;
             None keeps all of them.
+        drop_remainder: Whether images that do not fill the last batch are left out of an epoch.
 
     Raises:
         ValueError: If one of them could not fit any data set.
@@ -72,6 +73,7 @@ class Training:
     augment: bool
     labels_per_class: int | None
     train_fraction: float | None
+    drop_remainder: bool = True
 
     def __post_init__(self):
         checks.integer("batch_size", self.batch_size, at_least=1)
@@ -89,7 +91,8 @@ class Training:
         if self.labels_per_class is not None:
             train = train.take(draw_per_class(train.labels, self.labels_per_class, seed=self.seed))
         epoch_size = len(train.labels)
-        check_batch_size(self.batch_size, epoch_size)
+        if self.drop_remainder:
+            check_batch_size(self.batch_size, epoch_size)
         if self.train_fraction is not None:
             train = train.take(slice(int(self.train_fraction * epoch_size)))
             if not len(train.labels):
@@ -141,6 +144,7 @@ def build_splits(
             seed=training.seed,
             augment=training.augment,
             epoch_size=epoch_size,
+            drop_remainder=training.drop_remainder,
         ),
         validation=evaluated(validation) if validation else None,
         test=evaluated(test),

@@ -346,11 +346,13 @@ class BaseDistiller(checks.Settled, DistributedModel):
             gradients = keras.tree.map_structure(
                 lambda g: None if g is None else ops.where(finite, g, ops.zeros_like(g)), gradients
             )
+        loss_checks.check_reached(self.distillation_losses, pairs, gradients)
         for (optimizer, variables), scale, grads in zip(pairs, scales, gradients, strict=True):
             if scale is not common:
                 ratio = scale / common
                 grads = [None if g is None else g * ops.cast(ratio, g.dtype) for g in grads]
             if variables:
+                grads = loss_checks.of_one_dtype(optimizer, grads)
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
 
     def _if_finite(self, scale, parts):

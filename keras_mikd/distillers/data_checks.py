@@ -41,6 +41,7 @@ def checked_data(argument, data, *, models, loss, output, look):
     for part, values in zip(_PARTS, (x, y, sample_weight), strict=False):
         if not all(_is_finite(array) for array in keras.tree.flatten(values)):
             raise ValueError(f"{_finite_message(argument, part)} Received: NaN or infinity.")
+    _check_names(of_labels, y, loss, output)
     classes = _num_classes(loss, output, y)
     if classes is not None:
         _check_indices(of_labels, np.shape(y), output)
@@ -61,6 +62,7 @@ def _checked_dataset(argument, dataset, models, loss, output, look):
     batch = take_apart(dataset.element_spec)
     for spec in keras.tree.flatten(batch.x):
         _check_images(models, argument, spec)
+    _check_names(argument, batch.y, loss, output)
     classes = _num_classes(loss, output, batch.y)
     if classes is not None:
         _check_indices(argument, batch.y.shape, output)
@@ -184,6 +186,16 @@ def accepts_integers(model):
         return True
     rescaling = (keras.layers.Rescaling, keras.layers.Normalization)
     return any(isinstance(layer, rescaling) for layer in layers_of(model))
+
+
+def _check_names(argument, labels, loss, output):
+    """Refuses labels by name for an only output, which Keras hands to the loss as they are."""
+    if loss is not None and isinstance(labels, dict) and not keras.tree.is_nested(output):
+        raise ValueError(
+            f"Expected the labels in `{argument}` as one array, since the network has one output. "
+            f"Received: labels by name, {sorted(labels)}. Pass the array itself, or let the network"
+            " put out a dict of these names."
+        )
 
 
 def _check_indices(argument, shape, output):

@@ -193,3 +193,43 @@ def _check_built_for(loss, shapes):
             f"built for {built[0]} and {built[1]}, to compare {wanted[0]} and {wanted[1]}. Make a "
             "new loss for every distiller."
         )
+
+
+def check_reached(losses, pairs, gradients):
+    """Checks, while the first step is traced, that something of a network is trained.
+
+    `pairs` are optimizers and their variables, of which the losses' own do not count; `gradients`
+    has a list for every pair.
+    """
+    own = {id(variable) for loss in losses for variable in loss.trainable_variables}
+    weights = [
+        (variable, gradient)
+        for (_, variables), found in zip(pairs, gradients, strict=True)
+        for variable, gradient in zip(variables, found, strict=True)
+        if id(variable) not in own
+    ]
+    if all(gradient is None for _, gradient in weights):
+        raise ValueError(
+            "Expected a loss that trains at least one weight of the network. Received: a gradient "
+            f"for none of its {len(weights)} trainable weights. Set `trainable = True` on layers "
+            "in front of the places that the losses read, or give `compile` a task loss."
+        )
+
+
+def of_one_dtype(optimizer, gradients):
+    """Returns gradients of the widest dtype among them where an optimizer adds up their norms.
+
+    Keras does not mix dtypes there, and casts a gradient to that of its variable afterwards.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    dtypes = sorted({keras.backend.standardize_dtype(g.dtype) for g in gradients if g is not None})
+    if not inner.global_clipnorm or len(dtypes) < 2:
+        return gradients
+    if inner.gradient_accumulation_steps:
+        raise ValueError(
+            "Expected weights of one dtype where gradients are accumulated and then clipped by "
+            f"their common norm. Received: global_clipnorm={inner.global_clipnorm}, with gradients "
+            f"of {' and '.join(dtypes)}. Use `clipnorm`, or no gradient_accumulation_steps."
+        )
+    widest = keras.backend.result_type(*dtypes)
+    return [None if g is None else keras.ops.cast(g, widest) for g in gradients]

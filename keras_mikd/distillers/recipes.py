@@ -9,7 +9,7 @@ or schedules. With one network in both places, its early stages learn from its l
 from keras_mikd import bounds
 from keras_mikd.critics.critic import SeparableCritic
 from keras_mikd.features.places import OUTPUT
-from keras_mikd.features.stages import POOLED, pair_stages
+from keras_mikd.features.stages import POOLED, pair_stages, raw_places
 from keras_mikd.losses.attention_transfer import AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
@@ -31,34 +31,39 @@ def kd(teacher, student, *, weight=0.9, temperature=4.0):
     return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
 
 
-def attention_transfer(teacher, student, *, weight=1000.0):
+def attention_transfer(teacher, student, *, weight=1000.0, raw=False):
     """Attention maps of every pair of stages, `"at_<place>"` (arXiv:1612.03928).
 
     Args:
         teacher: Network with stages.
         student: Likewise, or the teacher itself.
         weight: Factor of every loss; 1000 is that of RepDistiller.
+        raw: Whether to read wide ResNets before the BatchNorm and ReLU that follow a stage, as
+            RepDistiller does.
     """
-    return _at_stages(AttentionTransfer, "at", teacher, student, weight=weight)
+    return _at_stages(AttentionTransfer, "at", teacher, student, raw=raw, weight=weight)
 
 
-def hint(teacher, student, *, weight=100.0, pairs=None):
+def hint(teacher, student, *, weight=100.0, pairs=None, raw=False, regressor="linear"):
     """Regression of the teacher's features, `"hint_<place>"` (FitNets, arXiv:1412.6550).
 
     Args:
         teacher: Network with stages.
         student: Likewise, or the teacher itself.
-        weight: Factor of every loss; 100 is that of RepDistiller.
+        weight: Factor of every loss; 100 is that of RepDistiller, whose regressor is another.
         pairs: List of `(teacher's place, student's place)`; the pair of stages in the middle if
             `None`.
+        raw: As in `attention_transfer`.
+        regressor: `"linear"`, or `"repdistiller"`, see `Hint`.
     """
     if pairs is None:
         found = stage_pairs(teacher, student)
         pairs = [found[len(found) // 2]]
-    return _at_stages(Hint, "hint", teacher, student, pairs=pairs, weight=weight)
+    options = {"weight": weight, "regressor": regressor}
+    return _at_stages(Hint, "hint", teacher, student, pairs=pairs, raw=raw, **options)
 
 
-def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, **head):
+def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, raw=False, **head):
     """Gaussian heads on the pairs of stages and on the logits (VID, arXiv:1904.05835).
 
     Args:
@@ -66,11 +71,13 @@ def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, **head):
         student: Likewise, or the teacher itself.
         stage_weight: Factor of every stage pair's loss, `"vid_<place>"`; 0 leaves them out.
         logits_weight: Factor of the loss of the teacher's logits, `"vid_logits"`, likewise.
+        raw: As in `attention_transfer`.
         **head: `variant`, `initial_variance` and `reduction` of `GaussianVIDHead`.
     """
     losses = []
     if stage_weight:
-        losses += _at_stages(GaussianVIDHead, "vid", teacher, student, weight=stage_weight, **head)
+        head_options = {"weight": stage_weight, **head}
+        losses += _at_stages(GaussianVIDHead, "vid", teacher, student, raw=raw, **head_options)
     if logits_weight:
         places = {"teacher_layer": OUTPUT, "student_layer": POOLED}
         losses.append(GaussianVIDHead(**places, weight=logits_weight, name="vid_logits", **head))
@@ -214,9 +221,15 @@ def stage_pairs(teacher, student):
     return pairs if teacher is not student else [(pairs[-1][0], own) for _, own in pairs[:-1]]
 
 
-def _at_stages(loss, name, teacher, student, *, pairs=None, **options):
+def _at_stages(loss, name, teacher, student, *, pairs=None, raw=False, **options):
+    of_teacher, of_student = (raw_places(m) if raw else {} for m in (teacher, student))
     return [
-        loss(teacher_layer=place, student_layer=own, name=_named(name, place, own), **options)
+        loss(
+            teacher_layer=of_teacher.get(place, place),
+            student_layer=of_student.get(own, own),
+            name=_named(name, place, own),
+            **options,
+        )
         for place, own in pairs or stage_pairs(teacher, student)
     ]
 

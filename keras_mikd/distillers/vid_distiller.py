@@ -25,6 +25,8 @@ class VIDDistiller(Distiller):
         initial_variance: See `GaussianVIDHead`; for short runs, take about the variance of the
             teacher's features.
         reduction: See `GaussianVIDHead`.
+        raw: Whether to read wide ResNets before the BatchNorm and ReLU that follow a stage, as the
+            released codes do.
         **kwargs: Arguments of `Distiller`.
 
     Raises:
@@ -44,13 +46,14 @@ class VIDDistiller(Distiller):
         variant="official",
         initial_variance=None,
         reduction="mean",
+        raw=False,
         **kwargs,
     ):
         head = {"variant": variant, "initial_variance": initial_variance, "reduction": reduction}
-        weights = {"stage_weight": stage_weight, "logits_weight": logits_weight}
-        loss_checks.check_unused(self, VIDDistiller, distillation_losses, {**weights, **head})
+        options = {"stage_weight": stage_weight, "logits_weight": logits_weight, "raw": raw, **head}
+        loss_checks.check_unused(self, VIDDistiller, distillation_losses, options)
         if distillation_losses is None:
-            distillation_losses = recipes.vid(teacher, student, **weights, **head)
+            distillation_losses = recipes.vid(teacher, student, **options)
         if soft_targets is not None:
             distillation_losses = [soft_targets, *distillation_losses]
         super().__init__(teacher, student, distillation_losses, **kwargs)

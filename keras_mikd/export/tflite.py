@@ -101,9 +101,10 @@ def export_tflite(
 
     Raises:
         TypeError: If `model` is a distiller or not a Keras model, or `check_on` of another type.
-        ValueError: If `model` is not built or cannot be copied in float32, `path` has another
-            suffix, `tolerance` is negative or not finite, `check_on` or `calibrate_on` is empty or
-            endless, `quantize` is unknown, or it and `calibrate_on` do not go together.
+        ValueError: If `model` is not built, cannot be copied in float32, or has a weight that is
+            not a number or that the file cannot hold; `path` has another suffix, `tolerance` is
+            negative or not finite, `check_on` or `calibrate_on` is empty or endless, `quantize` is
+            unknown, or it and `calibrate_on` do not go together.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`. (An operator that
             LiteRT does not have raises the converter's own exception.)
@@ -118,6 +119,7 @@ def export_tflite(
     _check_model(model)
     path = require_free(path, suffix=".tflite", overwrite=overwrite)
     _check_quantization(model, quantize, calibrate_on)
+    _check_weights(model, "float16" if quantize == "float16" else "float32")
     checks.number("tolerance", tolerance, at_least=0, optional=True)
     batches = checked_batches("check_on", check_on, model)
     examples = checked_batches("calibrate_on", calibrate_on, model)
@@ -134,7 +136,8 @@ def export_tflite(
             f"max_difference={report.max_difference:.3g} over {report.examples} examples. Nothing "
             "was written. A difference of nan means nan or inf in the outputs of one of the two."
         )
-    write_whole(path, content)
+    # Once more: a conversion takes minutes, in which another program may have come first.
+    write_whole(require_free(path, suffix=".tflite", overwrite=overwrite), content)
     return report
 
 
@@ -169,6 +172,22 @@ def _check_quantization(model, quantize, calibrate_on):
             'Expected a model with a single input for quantize="int8". Received: '
             f'{len(model.inputs)} inputs. quantize="dynamic" needs no examples.'
         )
+
+
+def _check_weights(model, dtype):
+    """Checks that a file of a precision can hold every weight, with or without `check_on`."""
+    largest = float(np.finfo(dtype).max)
+    for weight in model.weights:
+        if "float" not in weight.dtype:
+            continue
+        values = np.abs(keras.ops.convert_to_numpy(weight).astype("float64"))
+        # What is not trained may be a mask with -inf, or statistics that end up in a kernel.
+        if not np.all(values <= (largest if weight.trainable else np.inf)):
+            raise ValueError(
+                f"Expected weights that are numbers of at most {largest:.4g}, the largest {dtype}. "
+                f"Received: {weight.path!r} with {np.max(values):.4g}. Export a checkpoint from "
+                'before the training diverged; for large weights, another quantize than "float16".'
+            )
 
 
 def _in_float32(model):

@@ -88,6 +88,20 @@ def stages(model):
     return found
 
 
+def raw_places(model):
+    """Returns `{"stage1": path of the layer to read, ...}`: the outputs of residual stages, raw.
+
+    In a network of pre-activation blocks, a stage ends with the BatchNorm and the activation that
+    open the next block. The raw output is the sum before these. Elsewhere it is the stage itself.
+    """
+    graph, _ = _measured_graph(model)
+    return {
+        place: graph.calls[_raw(graph, position)].path
+        for place, position in _find(graph).items()
+        if place != POOLED
+    }
+
+
 def pair_stages(teacher, student):
     """Pairs the stages of two networks, for methods that match them one by one.
 
@@ -157,6 +171,15 @@ def _find(graph):
     found = {f"stage{k}": position for k, position in enumerate(last, start=1)}
     pooled = _pooled(graph, trunk)
     return found if pooled is None else {**found, POOLED: pooled}
+
+
+def _raw(graph, position):
+    """Returns the position of the sum that a BatchNorm and an activation follow, or the same."""
+    before, normalized = position, False
+    while len(graph.calls[before].parents) == 1 and not _has_kernel(graph.calls[before].layer):
+        normalized |= isinstance(graph.calls[before].layer, keras.layers.BatchNormalization)
+        (before,) = graph.calls[before].parents
+    return before if normalized and len(graph.calls[before].parents) > 1 else position
 
 
 def _learned(graph):

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
+from keras_mikd.features.feature_taps import output_at
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.soft_targets import softened_divergence
 
@@ -79,6 +80,7 @@ class BeYourOwnTeacher(DistillationLoss):
                 "Expected labels in the data. Received: labels=None. The classifiers of "
                 f"{self.name!r} learn from labels."
             )
+        labels = self._own_labels(labels)
         last_map, logits = teacher
         last_feature = ops.mean(last_map, axis=(1, 2))
         total = ops.zeros_like(logits[:, 0])
@@ -92,6 +94,13 @@ class BeYourOwnTeacher(DistillationLoss):
             total = total + (1.0 - self.alpha) * _cross_entropy(labels, head)
             total = total + self.alpha * divergence + self.feature_weight * distance
         return total
+
+    def _own_labels(self, labels):
+        """Returns the labels of the output that the heads learn from, of those by name."""
+        if not keras.tree.is_nested(labels):
+            return labels
+        leaves = keras.tree.flatten(labels)
+        return leaves[0] if len(leaves) == 1 else output_at(labels, self.teacher_layer[1])
 
     def _bottleneck(self, channels, stride):
         middle = max(1, channels // 4)
@@ -133,10 +142,12 @@ def _narrowed(feature_map, bottleneck, training):
 
 
 def _cross_entropy(labels, logits):
-    if len(labels.shape) == 2 and labels.shape[1] == logits.shape[1]:
+    shape = getattr(labels, "shape", ())
+    if len(shape) == 2 and shape[1] == logits.shape[1]:
         return keras.losses.categorical_crossentropy(labels, logits, from_logits=True)
-    labels = ops.reshape(labels, (-1,))
-    return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    hint = f"One-hot labels need a column for each of the {logits.shape[1]} classes."
+    classes = checks.class_indices(labels, hint=hint)
+    return keras.losses.sparse_categorical_crossentropy(classes, logits, from_logits=True)
 
 
 def _check_shapes(teacher_shape, student_shape):

@@ -29,7 +29,7 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
     Args:
         num_classes: Number of classes C, at least 2.
         temperature: Temperature of `P_x`, above 0. The papers use 1.
-        dtype: Precision of the arithmetic. Keep `"float32"`.
+        dtype: Precision of the arithmetic: `"float32"`, or `"float64"`.
         **kwargs: `name` and other arguments of `keras.layers.Layer`.
 
     Raises:
@@ -42,6 +42,11 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
 
     def __init__(self, num_classes, *, temperature=1.0, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
+        if self.compute_dtype not in ("float32", "float64"):
+            raise ValueError(
+                "Expected `dtype` to be 'float32' or 'float64': in 16 bits, small probabilities "
+                f"of a centroid become 0 and the divergence nan. Received: dtype={dtype!r}"
+            )
         self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
         self.temperature = checks.temperature(temperature)
         # Until they are set, the centroids are nan, and so is every divergence from them.

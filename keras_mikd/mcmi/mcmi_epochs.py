@@ -36,6 +36,7 @@ class MCMIEpochs(keras.callbacks.Callback):
                 regularizer.num_classes,
                 from_logits=True,
                 temperature=regularizer.temperature,
+                training=self._mcmi.centroids_training,
             )
         self._meter.evaluate(*self._data, **self._options)
         regularizer.set_centroids(self._meter.report().centroids)

@@ -41,6 +41,9 @@ class MCMITeacher(BaseDistiller):
         centroids: `"frozen"`: measured once, as in the released code, which also rewards drift away
             from them; `"epoch"`: measured again before every epoch, in a pass over the data;
             `"running"`: moved towards the outputs of every batch.
+        centroids_training: Whether the teacher runs in training mode while centroids are measured,
+            which moves the statistics of its BatchNormalization: so does the released code. False
+            measures what the teacher puts out when it teaches.
         momentum: For `"running"`, the share of a centroid that a batch leaves, in [0, 1).
         temperature: Temperature of `P_x`, above 0. The papers use 1.
         separation_weight: Weight, at least 0, of the mean cross entropy between outputs of
@@ -76,6 +79,7 @@ class MCMITeacher(BaseDistiller):
         *,
         weight=0.25,
         centroids="frozen",
+        centroids_training=False,
         momentum=0.99,
         temperature=1.0,
         separation_weight=0.0,
@@ -86,6 +90,9 @@ class MCMITeacher(BaseDistiller):
         super().__init__(**{"dtype": teacher.dtype_policy, **kwargs})
         self.weight = checks.number("weight", weight)
         self.centroids = checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
+        self.centroids_training = checks.one_of(
+            "centroids_training", centroids_training, (True, False)
+        )
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
         self.separation_weight = checks.number("separation_weight", separation_weight, at_least=0)
         self.log_likelihood_budget = checks.number(
@@ -125,7 +132,7 @@ class MCMITeacher(BaseDistiller):
         return self.teacher(inputs, training=training)
 
     def fit_centroids(
-        self, x, y=None, *, batch_size=None, steps=None, training=False, verbose="auto"
+        self, x, y=None, *, batch_size=None, steps=None, training=None, verbose="auto"
     ):
         """Measures the centroids in one pass over data, for a `fit` on other data.
 
@@ -134,7 +141,8 @@ class MCMITeacher(BaseDistiller):
             y: Integer labels, where `x` is an array.
             batch_size: Examples in a batch, for arrays.
             steps: Batches to read; needed for endless data.
-            training: Whether the teacher runs in training mode, see `measure_cmi`.
+            training: Whether the teacher runs in training mode, see `measure_cmi`;
+                `centroids_training` if `None`.
             verbose: Progress bar as in `keras.Model.evaluate`.
 
         Returns:
@@ -148,7 +156,7 @@ class MCMITeacher(BaseDistiller):
             num_classes=self.regularizer.num_classes,
             batch_size=batch_size,
             steps=steps,
-            training=training,
+            training=self.centroids_training if training is None else training,
             verbose=verbose,
         )
         self.regularizer.set_centroids(report.centroids)
@@ -221,6 +229,7 @@ class MCMITeacher(BaseDistiller):
             "teacher": keras.saving.serialize_keras_object(self.teacher),
             "weight": self.weight,
             "centroids": self.centroids,
+            "centroids_training": self.centroids_training,
             "momentum": self.momentum,
             "temperature": self.regularizer.temperature,
             "separation_weight": self.separation_weight,

@@ -10,10 +10,17 @@ def copied(model):
     """Returns an uncompiled copy of a model with the same weights, names and `trainable` flags.
 
     Raises:
-        ValueError: If a subclassed model cannot be rebuilt from its configuration.
+        ValueError: If a model cannot be rebuilt from its configuration, and those of its layers.
     """
-    copy = _cloned(model) if has_graph(model) else _from_config(model)
-    copy.set_weights(model.get_weights())
+    try:
+        copy = _cloned(model) if has_graph(model) else _from_config(model)
+        copy.set_weights(model.get_weights())
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            "Expected a model that get_config and from_config rebuild, to copy. Received: "
+            f"{model.name!r}, for which this fails; lambdas and own functions need "
+            f"@keras.saving.register_keras_serializable(): {error}"
+        ) from error
     return copy
 
 
@@ -28,15 +35,9 @@ def _cloned(model):
 
 
 def _from_config(model):
-    try:
-        copy = type(model).from_config(model.get_config())
-        copy.build_from_config(model.get_build_config() or {})
-        if len(copy.weights) != len(model.weights):
-            raise ValueError("the copy has other weights")
-        copy.built = True  # Keras has built its layers, and does not say so of the model.
-    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"Expected a model that get_config and from_config rebuild, to copy. Received: the "
-            f"subclassed model {model.name!r}, for which this fails: {error}"
-        ) from error
+    copy = type(model).from_config(model.get_config())
+    copy.build_from_config(model.get_build_config() or {})
+    if len(copy.weights) != len(model.weights):
+        raise ValueError("the copy has other weights")
+    copy.built = True  # Keras has built its layers, and does not say so of the model.
     return copy

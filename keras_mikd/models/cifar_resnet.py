@@ -24,6 +24,7 @@ def cifar_resnet(
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     kernel_regularizer=None,
+    classifier_initializer="pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds a residual network of three stages, at the full, half and quarter resolution.
@@ -39,6 +40,9 @@ def cifar_resnet(
         num_classes: Number of classes, at least 2.
         input_shape: `(height, width, channels)`, at least `(4, 4, 1)`.
         kernel_regularizer: Regularizer of every convolution and of the classifier, or None.
+        classifier_initializer: First weights of the classifier: `"pytorch"`, as in the benchmark,
+            uniform within `±1 / sqrt(channels)`, its bias too; or a Keras initializer of the
+            kernel, such as `"glorot_uniform"`, with a bias of 0.
         name: Name of the model; None is "resnet" and the depth.
 
     Returns:
@@ -69,7 +73,13 @@ def cifar_resnet(
         widths=widths[1:],
         num_blocks=(depth - 2) // 6,
     )
-    logits = classifier(x, num_classes, kernel_regularizer=kernel_regularizer)
+    logits = classifier(
+        x,
+        num_classes,
+        kernel_regularizer=kernel_regularizer,
+        initializer=classifier_initializer,
+        bias_too=True,
+    )
     return keras.Model(inputs, logits, name=name or f"resnet{depth}")
 
 

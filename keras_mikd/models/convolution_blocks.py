@@ -1,5 +1,7 @@
 """What the networks of this package share: their convolution, BatchNorm, classifier and checks."""
 
+import math
+
 from keras import initializers, layers
 
 from keras_mikd import checks
@@ -51,10 +53,27 @@ def batch_normalization(x, *, name):
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 
 
-def classifier(x, num_classes, *, kernel_regularizer=None):
-    """Returns logits of shape `(batch, num_classes)` from maps: the layers "pooled", "logits"."""
+def classifier(
+    x, num_classes, *, kernel_regularizer=None, initializer="glorot_uniform", bias_too=False
+):
+    """Returns logits of shape `(batch, num_classes)` from maps: the layers "pooled", "logits".
+
+    The initializer is that of the kernel, and `"pytorch"` stands for PyTorch's default, uniform
+    within `±1 / sqrt(channels)`. With `bias_too` the bias starts in the same way, and else at 0.
+    """
     x = layers.GlobalAveragePooling2D(name="pooled")(x)
-    return layers.Dense(num_classes, kernel_regularizer=kernel_regularizer, name="logits")(x)
+    bias = "zeros"
+    if initializer == "pytorch":
+        limit = 1 / math.sqrt(x.shape[-1])
+        initializer = initializers.RandomUniform(-limit, limit)
+        bias = initializers.RandomUniform(-limit, limit) if bias_too else bias
+    return layers.Dense(
+        num_classes,
+        kernel_initializer=initializer,
+        bias_initializer=bias,
+        kernel_regularizer=kernel_regularizer,
+        name="logits",
+    )(x)
 
 
 def residual_stages(x, block, *, widths, num_blocks):

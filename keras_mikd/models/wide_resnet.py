@@ -23,6 +23,7 @@ def wide_resnet(
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     kernel_regularizer=None,
+    classifier_initializer="pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds a pre-activation residual network, `width` times as wide as a ResNet of that depth.
@@ -33,7 +34,8 @@ def wide_resnet(
     vector before the classifier.
 
     The layers "stage1_output" to "stage3_output" are the raw stage outputs, which VID's code and
-    the CRD benchmark distil. Name them: `stages` finds the activations after them.
+    the CRD benchmark distil. `stages` finds the activations after them; the recipes take the raw
+    outputs with `raw=True`.
 
     Args:
         depth: Number of layers with weights, 6n + 4: 10, 16, 22, 28, 40.
@@ -41,6 +43,8 @@ def wide_resnet(
         num_classes: Number of classes, at least 2.
         input_shape: `(height, width, channels)`, at least `(4, 4, 1)`.
         kernel_regularizer: Regularizer of every convolution and of the classifier, or None.
+        classifier_initializer: First kernel of the classifier: `"pytorch"`, as in the benchmark,
+            uniform within `±1 / sqrt(channels)`; or a Keras initializer. The bias starts at 0.
         name: Name of the model; None is "wrn", the depth and the width.
 
     Returns:
@@ -71,7 +75,12 @@ def wide_resnet(
         num_blocks=(depth - 4) // 6,
     )
     x = layers.ReLU(name="final_relu")(batch_normalization(x, name="final_bn"))
-    logits = classifier(x, num_classes, kernel_regularizer=kernel_regularizer)
+    logits = classifier(
+        x,
+        num_classes,
+        kernel_regularizer=kernel_regularizer,
+        initializer=classifier_initializer,
+    )
     return keras.Model(inputs, logits, name=name or f"wrn_{depth}_{width}")
 
 

@@ -1,0 +1,111 @@
+"""The optimizer and the data of examples/train_teacher.py, beside what PyTorch's benchmarks do."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mikd as mikd
+from tests import cases
+from tests.example_runs import loaded
+
+CRD = (
+    "--dataset=cifar100 --optimizer=sgd --schedule=steps --weight_decay=5e-4 --learning_rate=0.05 "
+    "--batch_size=64 --epochs=240 --validation_fraction=0 --nodrop_remainder"
+).split()
+
+
+@pytest.fixture(scope="module")
+def script():
+    with loaded("train_teacher") as module:
+        yield module
+
+
+def test_the_rate_falls_in_the_first_step_after_150_180_and_210_of_240_epochs(script):
+    steps = 782
+    rate = script.new_schedule("steps", 0.05, 240 * steps)
+    for epoch, factors in ((150, (1, 0.1)), (180, (0.1, 0.01)), (210, (0.01, 0.001))):
+        found = [float(rate(step)) for step in (epoch * steps - 1, epoch * steps)]
+        np.testing.assert_allclose(found, np.multiply(0.05, factors), rtol=1e-5)
+    assert float(script.new_schedule("cosine", 0.05, 100)(50)) == pytest.approx(0.025)
+
+
+def _trained(optimizer, penalty=0.0, steps=400):
+    """Weights after steps of an optimizer, or of PyTorch's SGD written out."""
+    model = cases.network((6, 8), normalize=True, seed=3)
+    x, y = map(tf.constant, cases.data(16))
+    variables = model.trainable_variables
+    kernels = [v for v in variables if v.path.endswith("kernel")]
+    velocities = [tf.Variable(tf.zeros(v.shape)) for v in variables]
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = cases.cross_entropy()(y, model(x, training=True))
+            loss += penalty * sum(tf.reduce_sum(tf.square(kernel.value)) for kernel in kernels)
+        gradients = tape.gradient(loss, variables)
+        if optimizer is not None:
+            optimizer.apply(gradients, variables)
+            return
+        for variable, gradient, velocity in zip(variables, gradients, velocities, strict=True):
+            velocity.assign(0.9 * velocity + gradient + 5e-3 * variable)
+            variable.assign_sub(0.05 * velocity)
+
+    if optimizer is not None:
+        optimizer.build(variables)
+    for _ in range(steps):
+        step()
+    return {v.path: v.numpy() for v in variables}
+
+
+def test_the_weight_decay_is_that_of_pytorch(script):
+    """Ten times that of the benchmark, so that 400 steps show it. An L2 penalty on the kernels,
+    which leaves out the gammas of BatchNormalization, does not come near."""
+    torch = _trained(None)
+    decayed = _trained(script.new_optimizer("sgd", 0.05, 5e-3))
+    penalized = _trained(script.new_optimizer("sgd", 0.05, 0.0), penalty=2.5e-3)
+    gammas = [path for path in torch if path.endswith("gamma")]
+    assert len(gammas) == 2
+    norms = [{p: np.linalg.norm(w) for p, w in x.items()} for x in (torch, decayed, penalized)]
+    for path, norm in norms[0].items():
+        if path.endswith(("kernel", "gamma")):
+            assert norms[1][path] == pytest.approx(norm, rel=0.01)
+    assert all(norms[2][path] > 1.5 * norms[0][path] for path in gammas)
+
+
+def test_adam_decays_as_adamw(script):
+    optimizer = script.new_optimizer("adam", 0.1, 0.5)
+    variable = keras.Variable(np.ones(1))
+    optimizer.apply([np.zeros(1, "float32")], [variable])
+    np.testing.assert_allclose(variable, 0.95)
+    assert script.new_optimizer("adam", 0.1, 0.0).weight_decay is None
+
+
+def test_the_command_of_the_benchmark_asks_for_all_images_and_batches(
+    script, tmp_path, monkeypatch
+):
+    asked, trained = {}, []
+
+    def load(**options):
+        asked.update(options)
+        data = tf.data.Dataset.from_tensors((np.zeros((1, 8, 8, 1)), [0])).repeat(782)
+        return mikd.datasets.Splits(data, None, data, 100, (8, 8, 1), 50_000, 0, 1)
+
+    def train(teacher, data, optimizer, epochs, logs):
+        trained.append((teacher, data.validation, optimizer, epochs))
+        return 0.0
+
+    monkeypatch.setattr(mikd.datasets, "load_cifar100", load)
+    monkeypatch.setattr(script, "train", train)
+    script.flags.FLAGS(["train_teacher", *CRD, "--model=resnet8", f"--output_dir={tmp_path}"])
+    script.main([])
+    assert (asked["validation_fraction"], asked["drop_remainder"], asked["batch_size"]) == (
+        0,
+        False,
+        64,
+    )
+    ((teacher, validation, optimizer, epochs),) = trained
+    assert (validation, epochs, teacher.losses) == (None, 240, [])
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, pytest.approx(5e-3))
+    rates = [float(optimizer._learning_rate(782 * epoch)) for epoch in (149, 150, 239)]
+    np.testing.assert_allclose(rates, [0.05, 5e-3, 5e-5], rtol=1e-5)
