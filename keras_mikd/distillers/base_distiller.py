@@ -11,6 +11,7 @@ from keras import ops
 from keras_mikd import checks, keras_internals
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
+from keras_mikd.critics.negatives import draw_scope
 from keras_mikd.distillers import data_checks, loss_checks, network_checks
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
@@ -184,7 +185,9 @@ class BaseDistiller(DistributedModel):
 
     def _total(self, batch, features, training):
         x, y, sample_weight, _ = batch
-        with xla_scope(self._critics_use_xla()):
+        # Outside of training the draw is always the same: what changes is what was learned.
+        step = self.optimizer.iterations if training else 0
+        with xla_scope(self._critics_use_xla()), draw_scope(step):
             total = self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)
