@@ -64,8 +64,7 @@ def _loss(shapes=VECTORS, *, critic=ConcatCritic, **kwargs):
     """A loss with weights of ordinary size, biases too."""
     loss = JSDCritic(critic=critic(width=WIDTH), **kwargs)
     loss.build(*shapes)
-    rng = np.random.default_rng(1)
-    loss.set_weights([rng.normal(size=w.shape) for w in loss.get_weights()])
+    critic_twins.set_random_weights(loss)
     return loss
 
 
@@ -91,9 +90,7 @@ def _twin(loss, teacher, student, grid, negatives):
     teacher, student = _cells(teacher, grid), _cells(student, grid)
     values = []
     for i in range(BATCH):
-        others = [
-            (i + 1 + k) % BATCH for k in range(BATCH - 1 if negatives == "all" else negatives)
-        ]
+        others = critic_twins.partners(BATCH, BATCH - 1 if negatives == "all" else negatives)[i]
         value = _softplus(-critic_twins.score(loss.critic, teacher[i], student[i])).mean()
         scores = [critic_twins.score(loss.critic, teacher[i], student[j]) for j in others]
         values.append(value + _softplus(np.array(scores)).mean())
@@ -115,8 +112,8 @@ def test_loss_equals_numpy(level, critic, negatives):
     *shapes, grid = LEVELS[level]
     loss = _loss(shapes, critic=critic, negatives=negatives, grid=grid)
     features = _features(shapes)
-    expected = _twin(loss, *features, GRIDS.get(level, (2, 2)), negatives)
     value = loss(*features)
+    expected = _twin(loss, *features, GRIDS.get(level, (2, 2)), negatives)
     assert value.dtype == "float32"
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 

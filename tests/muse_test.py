@@ -31,8 +31,7 @@ def _loss(target=(BATCH, 7), stages=STAGES, **kwargs):
         **{"width": WIDTH, "temperature": TEMPERATURE, "name": "muse", **kwargs},
     )
     loss.build(target, stages)
-    rng = np.random.default_rng(1)
-    loss.set_weights([rng.normal(size=w.shape) for w in loss.get_weights()])
+    critic_twins.set_random_weights(loss)
     return loss
 
 
@@ -96,7 +95,7 @@ def _twin(loss, target, stages, bound, others):
 
 
 def _next(count):
-    return lambda i: [(i + k) % BATCH for k in range(1, count + 1)]
+    return critic_twins.partners(BATCH, count).get
 
 
 def _softplus(x):

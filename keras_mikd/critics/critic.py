@@ -11,7 +11,7 @@ from keras_mikd import checks
 
 _SMALLEST_VARIANCE = 1e-6  # Relative to the mean square: float32 cannot tell less from rounding.
 _TAIL = 2.0  # Standard deviations from which on a feature counts logarithmically.
-_SMALLEST_LENGTH = 1e-3  # Of an embedding: the gradient of its direction is at most the inverse.
+_SHORTEST = 1e-2  # Embedding whose direction has its own gradient, at most the inverse of this.
 
 _BY_XLA = contextvars.ContextVar("critics_by_xla", default=False)
 
@@ -208,8 +208,15 @@ class SeparableCritic(Critic):
 
 
 def _unit_length(x):
+    """Returns `x` at length 1, whatever its scale, with a gradient that float16 can hold.
+
+    That of a direction is the inverse of the length, and infinite at zeros. A short vector gets the
+    gradient of a longer one, and one of zeros, which has no direction, gets none.
+    """
+    square = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    longer = x * ops.where(square > 0, ops.rsqrt(square + _SHORTEST**2), 0.0)
     # Not ops.normalize: its gradient is NaN for a vector of zeros.
-    return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + _SMALLEST_LENGTH**2)
+    return longer + ops.stop_gradient(x * ops.rsqrt(square + 1e-24) - longer)
 
 
 def _measure_once(moments, feature):

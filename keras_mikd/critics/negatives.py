@@ -5,7 +5,6 @@ import contextvars
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_mikd import bounds, checks
@@ -158,10 +157,14 @@ class Negatives:
 
 
 def _random_order(size):
-    """Returns the examples of a batch in the order of this step: the same on every device."""
-    step = ops.cast(_STEP.get(), "int32")
-    keys = tf.random.stateless_uniform([size], ops.stack([step, 0]), alg="philox")
-    return ops.argsort(keys)
+    """Returns the examples of a batch in the order of this step: the same on every device.
+
+    Sorted by the finalizer of MurmurHash3. XLA's random numbers would be others than TensorFlow's.
+    """
+    keys = ops.cast(ops.arange(size), "uint32") + ops.cast(_STEP.get(), "uint32") * 0x9E3779B9
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        keys = ops.bitwise_xor(keys, ops.right_shift(keys, shift)) * factor
+    return ops.argsort(ops.cast(ops.right_shift(keys, 1), "int32"))
 
 
 def _own_first(own, size):

@@ -96,11 +96,12 @@ class MutualInformation(ReadOut):
         joint = counts * self._cast(ops.mean(joint, axis=tuple(range(1, len(joint.shape)))))
         log_sums = self._cast(ops.logsumexp(product, axis=tuple(range(1, len(product.shape)))))
         self.sums.assign_add(_sums_of(joint, counts, pairs))
-        highest = ops.clip(ops.max(log_sums, initial=-_LARGEST_SCORE), None, _LARGEST_SCORE)
-        stretch = ops.cast(ops.round((highest + _LARGEST_SCORE) / _STRETCH), "int32")
-        exponentials = ops.exp(log_sums - ops.take(self._cast(_MIDDLES), stretch))
+        highest = ops.max(log_sums, initial=-_LARGEST_SCORE)
+        highest = ops.clip(highest, -_LARGEST_SCORE, _LARGEST_SCORE)
+        stretch = ops.round((highest + _LARGEST_SCORE) / _STRETCH)
+        exponentials = ops.exp(log_sums + _LARGEST_SCORE - stretch * _STRETCH)
         sums = [exponentials, ops.square(exponentials), joint * exponentials]
-        where = ops.one_hot(stretch, len(_MIDDLES), dtype=self.dtype)
+        where = ops.one_hot(ops.cast(stretch, "int32"), len(_MIDDLES), dtype=self.dtype)
         self.exponentials.assign_add(ops.sum(ops.stack(sums), axis=1)[:, None] * where)
 
     def result(self):
