@@ -10,9 +10,7 @@ def partners(batch, number, step=0):
     order = sorted(range(batch), key=lambda i: _hash((i + step * 0x9E3779B9) % 2**32))
     place = {example: i for i, example in enumerate(order)}
     number = min(number, batch - 1)
-    return {
-        i: [order[(place[i] + k) % batch] for k in range(1, number + 1)] for i in range(batch)
-    }
+    return {i: [order[(place[i] + k) % batch] for k in range(1, number + 1)] for i in range(batch)}
 
 
 def _hash(key):
@@ -43,7 +41,8 @@ def _standardized(x, moments):
     mean, square = np.array(moments, "float64")
     if not np.any(square):
         return 2 * np.arcsinh(x / 2)
-    return 2 * np.arcsinh((x - mean) / np.sqrt(square - mean**2) / 2)
+    spread = np.sqrt(square - mean**2)
+    return 2 * np.arcsinh((x - mean * abs(mean)) / (spread * (2 * abs(mean) + spread)) / 2)
 
 
 def _concat(critic, teacher, student):

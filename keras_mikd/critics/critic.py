@@ -90,10 +90,10 @@ class ConcatCritic(Critic):
     so that each side passes it once however many pairs are scored; every pair pays for the second
     layer.
 
-    Features come in every scale. Those of the first training batch decide how a channel is brought
-    to mean 0 and standard deviation 1. What is more than a few of them from the mean counts
-    logarithmically, `2 asinh(x / 2)`, so that no outlier is scored out of proportion. The critic
-    of an earlier version's file takes features as they are.
+    Features come in every scale. Those of the first training batch decide how each channel is
+    centred and scaled; what is some standard deviations away counts logarithmically,
+    `2 asinh(x / 2)`, so that no outlier is scored out of proportion. The critic of an earlier
+    version's file takes features as they are.
 
     Args:
         width: Number of units of both hidden layers, at least 1.
@@ -141,7 +141,7 @@ class ConcatCritic(Critic):
             super().load_own_variables(store)
 
     def _add_moments(self, name, channels):
-        # Mean and mean square, both of which replicas can average.
+        # Mean and mean square of signed roots, both of which replicas can average.
         return self.add_weight(
             shape=(2, channels), initializer="zeros", trainable=False, aggregation="mean", name=name
         )
@@ -151,9 +151,11 @@ class ConcatCritic(Critic):
             return feature
         mean, square = ops.unstack(moments)
         smallest = _SMALLEST_VARIANCE * ops.mean(square)
-        variance = ops.maximum(square - ops.square(mean), smallest)
-        scale = ops.where(smallest > 0, ops.rsqrt(variance), 1.0)
-        return _TAIL * ops.arcsinh((feature - mean) * scale / _TAIL)
+        spread = ops.sqrt(ops.maximum(square - ops.square(mean), smallest))
+        # Of the root back to the feature: d(r |r|) = 2 |r| dr.
+        scale = spread * (2.0 * ops.abs(mean) + spread)
+        scale = ops.where(scale > 0, scale, 1.0)
+        return _TAIL * ops.arcsinh((feature - mean * ops.abs(mean)) / (_TAIL * scale))
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -222,7 +224,8 @@ def _unit_length(x):
 def _measure_once(moments, feature):
     """Keeps the moments of the first batch whose features are not all the same."""
     count = ops.cast(ops.maximum(ops.shape(feature)[0] * ops.shape(feature)[1], 1), feature.dtype)
-    sums = [ops.sum(x, axis=(0, 1)) for x in (feature, ops.square(feature))]
+    root = ops.sign(feature) * ops.sqrt(ops.abs(feature))  # Outliers weigh less.
+    sums = [ops.sum(x, axis=(0, 1)) for x in (root, ops.abs(feature))]
     mean, square = ops.unstack(moments)
     varies = square - ops.square(mean) > _SMALLEST_VARIANCE * ops.mean(square)
     moments.assign(ops.where(ops.any(varies), moments, ops.stack(sums) / count))
