@@ -6,7 +6,7 @@ from keras_mikd.critics.critic import ConcatCritic
 
 
 def partners(batch, number, step=0):
-    """`{example: its negatives}`, drawn from a batch at a step: the next ones in a shuffled order."""
+    """`{example: its negatives}` in a batch, at a step: the next ones in a shuffled order."""
     order = sorted(range(batch), key=lambda i: _hash((i + step * 0x9E3779B9) % 2**32))
     place = {example: i for i, example in enumerate(order)}
     number = min(number, batch - 1)
