@@ -11,7 +11,8 @@ critic, -2 log 2) and the gradient is zero.
 
 Attributes of the function tell losses what they need to know: `couples_examples`, whether the value
 of an example depends on the scores of others (default: true); `ceiling(negatives)`, the maximum in
-nats (default: none); `uninformed`, the value for a constant critic (default: 0).
+nats (default: none); `uninformed`, the value for a constant critic (default: 0); `reads_itself`,
+whether no other bound reads out a critic that is trained on it (default: false).
 """
 
 import functools
@@ -41,8 +42,21 @@ def couples_examples(bound):
 
     The bound, or the one inside a `functools.partial`, says so itself; the default is `True`.
     """
-    function = bound.func if isinstance(bound, functools.partial) else bound
-    return getattr(function, "couples_examples", True)
+    return _says(bound, "couples_examples", True)
+
+
+def reads_itself(bound):
+    """Whether a critic that is trained on a bound is read out by it, and by no other one.
+
+    Its optimal critic is then not the log density ratio plus a constant. The bound, or the one
+    inside a `functools.partial`, says so itself; the default is `False`.
+    """
+    return _says(bound, "reads_itself", False)
+
+
+def ceiling(bound, negatives):
+    """The most that a bound can be with so many negatives, in nats; infinity without a ceiling."""
+    return _says(bound, "ceiling", lambda negatives: math.inf)(negatives)
 
 
 @_bound(couples_examples=False, ceiling=lambda negatives: 0.0, uninformed=-2.0 * math.log(2.0))
@@ -164,7 +178,7 @@ def smile(joint, product, *, clip=5.0):
     return donsker_varadhan(joint, ops.clip(product, -clip, clip))
 
 
-@_bound(couples_examples=False, ceiling=lambda negatives: ops.log1p(negatives))
+@_bound(couples_examples=False, ceiling=lambda negatives: ops.log1p(negatives), reads_itself=True)
 def info_nce(joint, product):
     """InfoNCE lower bound on MI: tell the joint pair from K product pairs.
 
@@ -320,6 +334,11 @@ def gaussian_correlation(mutual_information, dimension):
             f"Received: mutual_information={mutual_information}, dimension={dimension}"
         )
     return math.sqrt(-math.expm1(-2.0 * mutual_information / dimension))
+
+
+def _says(bound, attribute, default):
+    function = bound.func if isinstance(bound, functools.partial) else bound
+    return getattr(function, attribute, default)
 
 
 def _scores(joint, product):

@@ -25,8 +25,7 @@ def _features(batch, locations, seed=0):
 def _randomized(kind, locations=(1, 1), width=5):
     critic = kind(width=width)
     critic.build((None, locations[0], 4), (None, locations[1], 3))
-    rng = np.random.default_rng(1)
-    critic.set_weights([rng.normal(size=w.shape) for w in critic.get_weights()])
+    critic_twins.set_random_weights(critic)
     return critic
 
 
@@ -46,10 +45,8 @@ def test_scores_equal_numpy(kind, negatives, locations):
     critic = _randomized(kind, locations)
     teacher, student = _features(4, locations)
     joint, product = _scores(critic, teacher, student, negatives)
-    partners = [
-        [j for j in range(4) if j != i] if negatives == "all" else [(i + 1) % 4, (i + 2) % 4]
-        for i in range(4)
-    ]
+    partners = critic_twins.partners(4, negatives) if negatives != "all" else None
+    partners = partners or {i: [j for j in range(4) if j != i] for i in range(4)}
     expected = [critic_twins.score(critic, teacher[i], student[i]) for i in range(4)]
     np.testing.assert_allclose(joint, expected, rtol=1e-4, atol=1e-4)
     expected = [
@@ -163,6 +160,95 @@ def test_features_of_zeros_have_finite_scores_and_gradients(kind):
         *tape.gradient([joint, product], [*zeros, *critic.trainable_weights]),
     ):
         assert np.isfinite(x).all()
+
+
+def test_the_gradient_of_a_direction_has_a_bound_that_float16_can_hold():
+    critic = SeparableCritic(width=4, temperature=0.1)
+    critic.build((None, 1, 4), (None, 1, 4))
+    for layer in (critic.teacher_layer, critic.student_layer):
+        layer.kernel.assign(np.eye(4))
+    teacher = tf.constant(np.random.default_rng(0).normal(size=(1, 1, 4)), "float32")
+
+    def gradient(student):
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            score = critic(teacher, student)
+        return float(tf.norm(tape.gradient(score, student)))
+
+    direction = tf.constant([[[1.0, -2.0, 0.5, 0.0]]])
+    assert gradient(0.0 * direction) == 0.0
+    for length in (1e-12, 1e-6, 1e-3, 1e-2):
+        assert 0.0 < gradient(length * direction) <= 100.0 / 0.1
+    # Of an ordinary vector it is what it is.
+    with tf.GradientTape() as tape:
+        tape.watch(direction)
+        cosine = -10.0 * keras.losses.cosine_similarity(teacher, direction)
+    exact = float(tf.norm(tape.gradient(cosine, direction)))
+    assert gradient(direction) == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 100.0, 1000.0, 1e6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_do_not_depend_on_the_scale_of_features(kind, scale):
+    features = _features(16, (1, 6))
+    critic, scaled = _randomized(kind), _randomized(kind)
+    critic.observe(*features)
+    scaled.observe(*(scale * x for x in features))
+    expected = critic(*features)
+    np.testing.assert_allclose(
+        scaled(*(scale * x for x in features)), expected, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_concat_scores_do_not_depend_on_where_channels_lie():
+    features = _features(64, (1, 1))
+    moved = [x * [1e-3, 1.0, 50.0, 1.0][: x.shape[-1]] + 30.0 for x in features]
+    critic, other = _randomized(ConcatCritic), _randomized(ConcatCritic)
+    critic.observe(*features)
+    other.observe(*(x.astype("float32") for x in moved))
+    ours, theirs = np.ravel(critic(*features)), np.ravel(other(*moved))
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.9
+    assert np.std(theirs) == pytest.approx(np.std(ours), rel=0.3)
+
+
+def test_an_outlier_is_not_scored_out_of_proportion():
+    teacher, student = _features(64, (1, 1))
+    critic = _randomized(ConcatCritic)
+    critic.observe(teacher, student)
+    usual = np.abs(critic(teacher, student)).max()
+    assert np.abs(critic(1e6 * teacher, 1e6 * student)).max() < 20 * usual
+
+
+def test_scores_after_the_first_batch_equal_numpy():
+    critic, (teacher, student) = _randomized(ConcatCritic), _features(8, (1, 6))
+    critic.observe(teacher, student)
+    critic.observe(100 * teacher, 100 * student)  # The first batch has decided.
+    for i in range(8):
+        expected = critic_twins.score(critic, teacher[i], student[i])
+        np.testing.assert_allclose(critic(teacher, student)[i], expected, rtol=1e-3, atol=1e-3)
+    for x, moments in ((teacher, critic.teacher_moments), (student, critic.student_moments)):
+        root = np.sign(x) * np.sqrt(np.abs(x))
+        expected = [root.mean((0, 1)), np.abs(x).mean((0, 1))]
+        np.testing.assert_allclose(moments, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_whose_examples_are_all_alike_measures_nothing():
+    critic, (teacher, student) = _randomized(ConcatCritic), _features(8, (1, 1))
+    for constant in (0.0, 1.0, 0.1):
+        critic.observe(np.full_like(teacher, constant), np.full_like(student, constant))
+    critic.observe(teacher, student)
+    fresh = _randomized(ConcatCritic)
+    fresh.observe(teacher, student)
+    np.testing.assert_array_equal(critic.teacher_moments, fresh.teacher_moments)
+
+
+def test_a_channel_without_variance_is_harmless():
+    critic, (teacher, student) = _randomized(ConcatCritic), _features(8, (1, 1))
+    teacher[..., 1], student[..., 0] = 3.0, 0.0
+    critic.observe(teacher, student)
+    teacher[..., 1], student[..., 0] = 4.0, 1.0  # Later they vary.
+    assert np.isfinite(critic(teacher, student)).all()
+    assert np.abs(critic(teacher, student)).max() < 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)

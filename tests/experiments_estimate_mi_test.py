@@ -141,3 +141,76 @@ def test_correlations_that_float32_cannot_hold_are_refused(script):
     script.check_pairs([1, 5], [0.5, 10.0])
     with pytest.raises(SystemExit, match="at most 10 per dimension.*nats=11 in dimension 1"):
         script.check_pairs([1, 5], [0.5, 11.0])
+
+
+# Czyz et al., Beyond Normal, give these to two digits; the noise by integration below.
+PUBLISHED = {
+    "normal": 0.41,
+    "student_1": 0.22,
+    "student_5": 0.45,
+    "dense_25": 1.29,
+    "sparse_25": 1.02,
+    "spiral_25": 1.02,
+}
+
+
+def test_the_truth_of_a_task_is_that_of_the_paper(script):
+    tasks = script.known_information.TASKS
+    assert len(tasks) == 12
+    for name, nats in PUBLISHED.items():
+        assert tasks[name].nats == pytest.approx(nats, abs=0.005), name
+    # The second variable is trapezoidal: h(y) - h(noise), by the trapezoidal rule.
+    y = np.linspace(-0.75, 1.75, 200_001)
+    density = np.clip(np.minimum(y + 0.75, 1.75 - y), 0, 1) / 1.5
+    entropy = -np.trapezoid(density * np.log(np.maximum(density, 1e-300)), y)
+    assert tasks["noise"].nats == pytest.approx(entropy - np.log(1.5), abs=1e-4)
+
+
+def _ranks(x):
+    return np.argsort(np.argsort(x, axis=0), axis=0)
+
+
+def test_a_task_draws_what_it_says(script):
+    tasks, rng = script.known_information.TASKS, np.random.default_rng
+    plain = tasks["sparse_25"].draw(rng(0), 4000)
+    correlation = np.corrcoef(*[x[:, 0] for x in plain])[0, 1]
+    assert correlation == pytest.approx(0.8, abs=0.03)
+    assert abs(np.corrcoef(plain[0][:, 2], plain[1][:, 2])[0, 1]) < 0.06
+    dense = np.corrcoef(np.hstack(tasks["dense_25"].draw(rng(0), 4000)), rowvar=False)
+    np.testing.assert_allclose(dense[np.triu_indices(50, 1)], 0.5, atol=0.06)
+    # A map that can be undone keeps order, or length and volume.
+    for mapped, source in (("asinh", "normal"), ("half_cube_25", "sparse_25")):
+        for one, other in zip(
+            tasks[mapped].draw(rng(0), 500), tasks[source].draw(rng(0), 500), strict=True
+        ):
+            np.testing.assert_array_equal(_ranks(one), _ranks(other))
+    spirals, sources = tasks["spiral_25"].draw(rng(0), 500), tasks["sparse_25"].draw(rng(0), 500)
+    for plane, turned, source in zip(([0, 1], [1, 2]), spirals, sources, strict=True):
+        lengths = [np.linalg.norm(x[:, plane], axis=1) for x in (turned, source)]
+        np.testing.assert_allclose(*lengths)
+        np.testing.assert_array_equal(turned[:, 3:], source[:, 3:])
+        assert np.abs(turned - source).max() > 1.0
+    rolled, _ = tasks["swiss_roll"].draw(rng(0), 500)
+    angles = 21 * np.linalg.norm(rolled, axis=1)
+    assert rolled.shape == (500, 2) and np.all((angles > 4.7) & (angles < 14.2))
+    heavy = tasks["student_1"].draw(rng(0), 4000)
+    assert np.quantile(np.abs(heavy[0]), 0.75) == pytest.approx(np.tan(0.375 * np.pi), rel=0.1)
+
+
+def test_unknown_tasks_are_refused(script):
+    assert script.checked_tasks(["all"]) == list(script.known_information.TASKS)
+    with pytest.raises(SystemExit, match="--tasks of normal, .*Received: --tasks=gauss"):
+        script.checked_tasks(["normal", "gauss"])
+
+
+@pytest.mark.slow
+def test_tasks_print_truth_estimate_and_standard_error(script, tmp_path, capsys):
+    flags = ["--tasks=normal,student_1", "--pairs=4000", "--fresh_pairs=20000", "--seeds=1"]
+    script_runs.call(script, *flags, f"--output_dir={tmp_path}")
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "tasks" / "results.json").read_text())
+    for run, truth in zip(kept["runs"], (0.413, 0.224), strict=True):
+        assert run["nats"] == pytest.approx(truth, abs=1e-3)
+        assert 0.0 < run["estimate"] < run["nats"] + 3 * run["standard_error"]
+        assert f"{truth:.3f}   {run['estimate']:.3f} +- {run['standard_error']:.3f}" in printed
+    assert kept["runs"][0]["estimate"] > 0.3

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_mikd as mikd
 from keras_mikd.features.grids import common_grid, pool_to
 
 
@@ -56,3 +57,32 @@ def test_pool_to_is_differentiable_under_xla():
         return tape.gradient(total, x)
 
     np.testing.assert_allclose(gradient(tf.ones((1, 4, 3, 1))), np.full((1, 4, 3, 1), 1 / 6), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (2, 8, 7, 3), (2, 4, 16, 3)])
+def test_a_map_that_is_coarser_than_the_grid_is_refused(shape):
+    with pytest.raises(ValueError, match=r"at least 8 rows and 8 columns.*Received: shape=\(2, "):
+        pool_to(tf.ones(shape), (8, 8))
+
+
+@pytest.mark.parametrize(
+    "make", [mikd.Hint, mikd.AttentionTransfer, mikd.GaussianVIDHead, mikd.JSDCritic]
+)
+def test_a_loss_refuses_maps_that_are_coarser_than_those_it_was_built_for(make):
+    loss, shape = make(teacher_layer="stage1", student_layer="stage1"), (2, 8, 8, 3)
+    loss.build(shape, shape)
+    with pytest.raises(ValueError, match="at least 8 rows and 8 columns.*make a new loss"):
+        loss(tf.ones((2, 8, 8, 3)), tf.ones((2, 4, 4, 3)))
+    finer = loss(tf.ones((2, 8, 8, 3)), tf.ones((2, 16, 16, 3)))  # Those are averaged.
+    np.testing.assert_allclose(finer, loss(tf.ones((2, 8, 8, 3)), tf.ones((2, 8, 8, 3))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("built", [(2, 8, 8, 3), (2, 3)])
+def test_a_critic_refuses_another_rank_than_it_was_built_for(built):
+    loss = mikd.JSDCritic()
+    loss.build((2, 3), built)
+    other = tf.ones((2, 3) if len(built) == 4 else (2, 8, 8, 3))
+    with pytest.raises(
+        ValueError, match="Expected a .* for which the loss was built.*another rank"
+    ):
+        loss(tf.ones((2, 3)), other)

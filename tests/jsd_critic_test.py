@@ -1,3 +1,5 @@
+import functools
+
 import critic_twins
 import keras
 import numpy as np
@@ -39,6 +41,22 @@ def hinge(joint, product):
     return ops.mean(ops.minimum(joint, 1.0), axis=-1) - ops.mean(ops.relu(product), axis=(1, 2))
 
 
+class OfTheTeacher(Critic):
+    """Scores the teacher's example, whatever the student's is."""
+
+    def build(self, teacher_shape, student_shape):
+        pass
+
+    def embed_teacher(self, teacher):
+        return 5.0 * teacher
+
+    def embed_student(self, student):
+        return student
+
+    def score(self, teacher, student):
+        return teacher[..., 0] + 0.0 * student[..., 0]
+
+
 class TeacherOrdersStudent(Critic):
     """Scores 0 where the student's number is the teacher's, and -1000 where it is another one."""
 
@@ -64,8 +82,7 @@ def _loss(shapes=VECTORS, *, critic=ConcatCritic, **kwargs):
     """A loss with weights of ordinary size, biases too."""
     loss = JSDCritic(critic=critic(width=WIDTH), **kwargs)
     loss.build(*shapes)
-    rng = np.random.default_rng(1)
-    loss.set_weights([rng.normal(size=w.shape) for w in loss.get_weights()])
+    critic_twins.set_random_weights(loss)
     return loss
 
 
@@ -91,9 +108,7 @@ def _twin(loss, teacher, student, grid, negatives):
     teacher, student = _cells(teacher, grid), _cells(student, grid)
     values = []
     for i in range(BATCH):
-        others = [
-            (i + 1 + k) % BATCH for k in range(BATCH - 1 if negatives == "all" else negatives)
-        ]
+        others = critic_twins.partners(BATCH, BATCH - 1 if negatives == "all" else negatives)[i]
         value = _softplus(-critic_twins.score(loss.critic, teacher[i], student[i])).mean()
         scores = [critic_twins.score(loss.critic, teacher[i], student[j]) for j in others]
         values.append(value + _softplus(np.array(scores)).mean())
@@ -115,8 +130,8 @@ def test_loss_equals_numpy(level, critic, negatives):
     *shapes, grid = LEVELS[level]
     loss = _loss(shapes, critic=critic, negatives=negatives, grid=grid)
     features = _features(shapes)
-    expected = _twin(loss, *features, GRIDS.get(level, (2, 2)), negatives)
     value = loss(*features)
+    expected = _twin(loss, *features, GRIDS.get(level, (2, 2)), negatives)
     assert value.dtype == "float32"
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
@@ -163,7 +178,7 @@ def test_extreme_features_have_finite_losses_and_gradients(scale):
 
 @pytest.mark.parametrize("negatives", [3, "all"])
 @pytest.mark.parametrize(
-    "bound", [bounds.jsd, bounds.nwj, bounds.donsker_varadhan, bounds.smile, bounds.info_nce, hinge]
+    "bound", [bounds.jsd, bounds.nwj, bounds.donsker_varadhan, bounds.smile, hinge]
 )
 def test_loss_is_minus_the_bound_on_the_scores_it_reads_out(bound, negatives):
     loss = _loss(bound=bound, negatives=negatives)
@@ -175,17 +190,89 @@ def test_loss_is_minus_the_bound_on_the_scores_it_reads_out(bound, negatives):
     np.testing.assert_allclose(value, -bound(joint, product), rtol=1e-6)
 
 
-def test_readout_is_a_metric_of_the_loss_and_called_after_it():
+@pytest.mark.parametrize("bound", [bounds.info_nce, functools.partial(bounds.info_nce)])
+def test_an_info_nce_critic_is_read_out_with_info_nce(bound):
+    loss = _loss(bound=bound, negatives="all", name="nce")
+    value = loss(*_features(VECTORS))
+    read = {metric.name: float(metric.result()) for metric in loss.metrics}
+    assert read["nce_mi_nats"] == pytest.approx(-np.mean(value), rel=1e-5)
+    assert read["nce_mi_nats_se"] == pytest.approx(np.std(value, ddof=1) / 2, rel=1e-5)
+    assert read["nce_mi_nats_limit"] == pytest.approx(np.log(BATCH))
+    # Scores that only say something of the teacher are no information.
+    alone = JSDCritic(critic=OfTheTeacher(), bound=bound, negatives="all")
+    alone(*_features([(BATCH, 3), (BATCH, 3)]))
+    assert float(alone.mi_nats.result()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_readouts_are_metrics_of_the_loss_and_called_after_it():
     loss = _loss(name="critic", negatives=2)
-    (metric,) = loss.metrics
-    assert isinstance(metric, MutualInformation)
-    assert metric.name == "critic_mi_nats"
+    assert type(loss.mi_nats) is MutualInformation
+    names = ["critic_mi_nats", "critic_mi_nats_se", "critic_mi_nats_limit"]
+    assert [metric.name for metric in loss.metrics] == names
     seen = watched(loss)
     loss(*_features(VECTORS))
     joint, product = seen["mi_nats"]
-    assert float(metric.result()) == pytest.approx(
-        np.mean(joint) - np.log(np.mean(np.exp(product))), rel=1e-4
-    )
+    estimate, error, limit = (float(metric.result()) for metric in loss.metrics)
+    expected = np.mean(joint) - np.log(np.mean(np.exp(product)))
+    assert estimate == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert error > 0.0
+    assert limit == pytest.approx(np.log(2 * BATCH))
+
+
+DEGENERATE = {
+    "one example": lambda x: x[:1],
+    "identical examples": lambda x: np.repeat(x[:1], len(x), axis=0),
+    "zeros": np.zeros_like,
+    "a constant": lambda x: np.full_like(x, 3.0),
+    "channels without variance": lambda x: x * (np.arange(x.shape[-1]) > 1).astype("float32"),
+    "one image of zeros": lambda x: x * (np.arange(len(x)) > 0).reshape(-1, *[1] * (x.ndim - 1)),
+}
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_batches_are_finite(case, critic):
+    """For every bound and source of negatives, all of one class: values, gradients, read-outs."""
+    features = [DEGENERATE[case](x).astype("float32") for x in _features(LEVELS["local"][:2])]
+    for bound, options in (
+        (bounds.jsd, {"negatives": 2}),
+        (bounds.jsd, {"negatives": 2, "negatives_from": "other_classes"}),
+        (bounds.info_nce, {"negatives": "all"}),
+        (bounds.donsker_varadhan, {"negatives": "all"}),
+    ):
+        loss = _loss(LEVELS["local"][:2], critic=critic, bound=bound, **options)
+        student = tf.constant(features[1])
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            value = loss(features[0], student, labels=np.zeros(len(student), int), training=True)
+        gradients = tape.gradient(value, [*loss.trainable_weights, student])
+        results = [metric.result() for metric in loss.metrics]
+        for x in (value, *gradients, *results):
+            assert np.isfinite(x).all(), (case, bound)
+
+
+@pytest.mark.parametrize("scale", [100.0, 1e-3])
+def test_features_of_any_scale_read_the_same_information(scale):
+    """In training and on held-out pairs."""
+    first = np.random.default_rng(0).normal(size=(128 * 60, 2)).astype("float32")
+    second = 0.8 * first + 0.6 * np.random.default_rng(1).normal(size=first.shape)
+    pairs = first, second.astype("float32")
+    seen = []
+    for factor in (1.0, scale):
+        keras.utils.set_random_seed(0)
+        train, held_out = np.split(np.stack(pairs) * np.float32(factor), [128 * 40], axis=1)
+        seen.append(_read_out(_trained(*train), *held_out)[0])
+    assert seen[0] > 0.6  # Of 1.02.
+    assert seen[1] == pytest.approx(seen[0], abs=0.05)
+
+
+def test_evaluation_measures_nothing_and_draws_the_same_every_time():
+    loss, features = _loss(), _features(VECTORS)
+    first = loss(*features, training=False)
+    assert not np.any(loss.critic.teacher_moments)
+    np.testing.assert_array_equal(loss(*features, training=False), first)
+    loss(*features, training=True)
+    assert np.any(loss.critic.teacher_moments)
 
 
 def _trained(teacher, student):
@@ -323,7 +410,7 @@ def test_labels_of_several_objects_are_no_classes():
 
 def test_labels_that_are_floats_are_compared_as_they_are():
     x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
-    critic = JSDCritic(negatives_from="other_classes")
+    critic = JSDCritic(negatives_from="other_classes", negatives=4)
     whole = critic(x, x, labels=np.array([0, 0, 1, 1, 2, 2]))
     parts = critic(x, x, labels=np.array([0, 0, 0.3, 0.3, 0.7, 0.7], "float32"))
     np.testing.assert_array_equal(whole, parts)

@@ -31,8 +31,7 @@ def _loss(target=(BATCH, 7), stages=STAGES, **kwargs):
         **{"width": WIDTH, "temperature": TEMPERATURE, "name": "muse", **kwargs},
     )
     loss.build(target, stages)
-    rng = np.random.default_rng(1)
-    loss.set_weights([rng.normal(size=w.shape) for w in loss.get_weights()])
+    critic_twins.set_random_weights(loss)
     return loss
 
 
@@ -96,7 +95,7 @@ def _twin(loss, target, stages, bound, others):
 
 
 def _next(count):
-    return lambda i: [(i + k) % BATCH for k in range(1, count + 1)]
+    return critic_twins.partners(BATCH, count).get
 
 
 def _softplus(x):
@@ -170,7 +169,8 @@ def test_far_below_zero_the_product_still_has_a_gradient():
 @pytest.mark.parametrize("count", [1, 2])
 def test_negatives_of_other_classes_come_first(count):
     labels = np.array([0, 0, 1, 0, 0])
-    others = {0: [2, 1], 1: [2, 3], 2: [3, 4], 3: [2, 4], 4: [2, 0]}
+    drawn = critic_twins.partners(BATCH, BATCH - 1)
+    others = {i: sorted(drawn[i], key=lambda j, i=i: labels[j] == labels[i]) for i in drawn}
     target, *stages = _features((BATCH, 7), *STAGES)
     loss = _loss(negatives=count, negatives_from="other_classes", combine="additive")
     mutual, own = _twin(loss, target, stages, _jsd, lambda i: others[i][:count])

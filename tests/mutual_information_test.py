@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_mikd import bounds
 from keras_mikd.metrics import mutual_information
-from keras_mikd.metrics.mutual_information import MutualInformation
+from keras_mikd.metrics.mutual_information import BoundInformation, MutualInformation
 
 
 def _scores(batch, negatives, locations=(), seed=0):
@@ -81,10 +81,119 @@ def test_huge_scores_stay_finite(joint, product):
     assert np.isfinite(_read(*[(np.full(64, joint), np.full((64, 63), product))] * 3))
 
 
-def test_product_scores_above_70_count_as_70():
-    assert _read(([0.0], [[1000.0]])) == pytest.approx(-70.0)
-    assert _read(([0.0], [[69.0]])) == pytest.approx(-69.0)
-    assert _read(([1000.0], [[0.0]])) == pytest.approx(1000.0)
+@pytest.mark.parametrize("constant", [0.0, 100.0, -250.0, 5_000.0, -30_000.0])
+def test_a_constant_critic_reads_nothing_whatever_the_constant(constant):
+    batch = np.full((8, 3), constant), np.full((8, 5, 3), constant)
+    assert _read(batch, batch) == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("score", [69.0, 71.0, 1000.0, -1000.0])
+def test_large_scores_count_as_they_are(score):
+    assert _read(([0.0], [[score]])) == pytest.approx(-score)
+    assert _read(([score], [[0.0]])) == pytest.approx(score)
+
+
+def test_batches_that_are_hundreds_of_nats_apart_add_up():
+    joint, product = _scores(12, 3)
+    product += np.repeat([0.0, -900.0, 700.0, 650.0], 3)[:, None]
+    streamed = _read(*((joint[i : i + 3], product[i : i + 3]) for i in range(0, 12, 3)))
+    expected = np.mean(joint) - 700.0 - np.log(np.mean(np.exp(product - 700.0)))
+    assert streamed == pytest.approx(expected, rel=1e-5)
+
+
+def _drawn(rng, examples=64, negatives=3):
+    """Scores of the exact critic of two Gaussians of correlation 0.6, for shuffled partners."""
+    teacher = rng.normal(size=examples)
+    student = 0.6 * teacher + 0.8 * rng.normal(size=examples)
+
+    def score(s):
+        return -np.log(0.8) - (0.36 * (teacher**2 + s**2) - 1.2 * teacher * s) / (2 * 0.64)
+
+    others = [score(np.roll(student, k)) for k in range(1, negatives + 1)]
+    return score(student), np.stack(others, axis=1)
+
+
+def test_the_standard_error_is_how_far_estimates_scatter():
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(60):
+        metric = MutualInformation()
+        for _ in range(4):
+            metric.update_state(*_drawn(rng))
+        seen.append((float(metric.result()), float(metric.standard_error())))
+    estimates, errors = np.transpose(seen)
+    assert np.std(estimates) == pytest.approx(np.mean(errors), rel=0.3)
+    assert abs(np.mean(estimates) + np.log(0.8)) < 3 * np.std(estimates) / np.sqrt(60)
+
+
+def test_the_standard_error_equals_numpy_over_batches_far_apart():
+    joint, product = _scores(20, 4)
+    product[:10] += 300.0
+    joint[:10] += 300.0
+    metric = MutualInformation()
+    for part in (slice(0, 10), slice(10, 20)):
+        metric.update_state(joint[part], product[part])
+    terms = np.exp(product - 300.0).sum(axis=1)
+    influence = joint - np.mean(joint) - terms / terms.mean() + 1.0
+    expected = np.sqrt(np.mean(influence**2) / 19)
+    assert float(metric.standard_error()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_limit_is_the_logarithm_of_the_pairs():
+    metric = MutualInformation()
+    assert float(metric.limit()) == float(metric.standard_error()) == 0.0
+    metric.update_state(np.zeros((4, 2)), np.zeros((4, 3, 2)))
+    assert float(metric.limit()) == pytest.approx(np.log(4 * 3 * 2))
+
+
+def test_companions_follow_their_read_out():
+    metric = MutualInformation(name="critic_mi_nats")
+    error, limit = metric.companions()
+    assert (error.name, limit.name) == ("critic_mi_nats_se", "critic_mi_nats_limit")
+    metric.update_state(*_scores(5, 2))
+    assert float(error.result()) == float(metric.standard_error()) > 0.0
+    assert float(limit.result()) == pytest.approx(np.log(10))
+    assert not error.variables and not limit.variables
+
+
+def test_a_bound_is_read_out_as_its_mean_over_examples():
+    values, metric = np.random.default_rng(0).normal(size=9), BoundInformation()
+    metric.update_state(values[:5], np.log(5.0))
+    metric.update_state(values[5:], np.log(4.0))
+    metric.update_state(np.zeros(1), 0.0)  # An example without negatives says nothing.
+    assert float(metric.result()) == pytest.approx(values.mean(), rel=1e-5)
+    expected = np.std(values, ddof=1) / 3
+    assert float(metric.standard_error()) == pytest.approx(expected, rel=1e-5)
+    assert float(metric.limit()) == pytest.approx((5 * np.log(5) + 4 * np.log(4)) / 9)
+
+
+def test_two_replicas_read_what_one_does_although_their_scores_are_far_apart(two_replicas):
+    joint, product = _scores(8, 3)
+    product[4:] += 900.0
+    joint[4:] += 900.0
+    with two_replicas.scope():
+        metric = MutualInformation()
+
+    def parts(x):
+        def of(context):
+            i = context.replica_id_in_sync_group
+            return tf.constant(x[4 * i : 4 * i + 4], "float32")
+
+        return two_replicas.experimental_distribute_values_from_function(of)
+
+    tf.function(two_replicas.run)(metric.update_state, args=(parts(joint), parts(product)))
+    alone = MutualInformation()
+    alone.update_state(joint, product)
+    for ours, theirs in zip(
+        (metric.result(), metric.standard_error(), metric.limit()),
+        (alone.result(), alone.standard_error(), alone.limit()),
+        strict=True,
+    ):
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_a_score_that_is_not_a_number_shows():
+    assert np.isnan(_read(([1.0, np.nan], [[0.0], [0.0]])))
+    assert np.isnan(_read(([1.0, 1.0], [[0.0], [np.nan]])))
 
 
 def test_reset_forgets_everything():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import keras_mikd as mikd
+from keras_mikd.critics import critic, negatives
 
 SAVED = Path(__file__).parent / "saved"
 
@@ -19,13 +20,18 @@ SAVED = Path(__file__).parent / "saved"
 @pytest.mark.parametrize(
     ("name", "kind"), [("distiller", mikd.Distiller), ("mcmi_teacher", mikd.MCMITeacher)]
 )
-def test_a_saved_distiller_goes_on_to_the_same_weights(name, kind, deterministic_ops):
+def test_a_saved_distiller_goes_on_to_the_same_weights(name, kind, deterministic_ops, monkeypatch):
+    # Negatives were the next examples then, and shorter embeddings had larger gradients.
+    monkeypatch.setattr(negatives, "_random_order", lambda size: keras.ops.arange(size))
+    monkeypatch.setattr(critic, "_SHORTEST", 1e-6)
     model = keras.saving.load_model(SAVED / f"{name}.keras")
     assert type(model) is kind
     keras.utils.set_random_seed(1)
     x, y = cases.data(32)
     history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
     variables = [*model.weights, *model.optimizer.variables]
+    # Critics took features as they are, and still do.
+    variables = [v for v in variables if not v.path.endswith("_moments")]
     with np.load(SAVED / f"{name}.npz") as before:
         expected = dict(before)
     assert len(variables) == sum(key.startswith("weight/") for key in expected)
@@ -39,6 +45,7 @@ def test_a_saved_distiller_goes_on_to_the_same_weights(name, kind, deterministic
             err_msg=variable.path,
         )
     logged = {key.removeprefix("history/") for key in expected if key.startswith("history/")}
+    logged.discard("nce_mi_nats")  # Donsker-Varadhan then, which made -2.3 nats of such a critic.
     for key in logged:
         values = expected[f"history/{key}"]
         np.testing.assert_allclose(history[key], values, rtol=1e-5, atol=1e-5, err_msg=key)

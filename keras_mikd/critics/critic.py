@@ -9,6 +9,10 @@ from keras import ops
 
 from keras_mikd import checks
 
+_SMALLEST_VARIANCE = 1e-6  # Relative to the mean square: float32 cannot tell less from rounding.
+_TAIL = 2.0  # Standard deviations from which on a feature counts logarithmically.
+_SHORTEST = 1e-2  # Embedding whose direction has its own gradient, at most the inverse of this.
+
 _BY_XLA = contextvars.ContextVar("critics_by_xla", default=False)
 
 
@@ -60,6 +64,9 @@ class Critic(checks.Settled, keras.layers.Layer):
         """Maps `(pool, locations, channels)` to embeddings `(pool, locations, units)`."""
         raise NotImplementedError
 
+    def observe(self, teacher, student):
+        """Sees the features of a training step before they are scored, to measure them."""
+
     def score(self, teacher, student):
         """Scores embeddings that broadcast to `(..., locations, units)`: `(..., locations)`."""
         raise NotImplementedError
@@ -87,6 +94,11 @@ class ConcatCritic(Critic):
     so that each side passes it once however many pairs are scored; every pair pays for the second
     layer.
 
+    Features come in every scale. Those of the first training batch decide how each channel is
+    centred and scaled; what is some standard deviations away counts logarithmically,
+    `2 asinh(x / 2)`, so that no outlier is scored out of proportion. The critic of an earlier
+    version's file takes features as they are.
+
     Args:
         width: Number of units of both hidden layers, at least 1.
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -95,22 +107,59 @@ class ConcatCritic(Critic):
         Hjelm et al. (arXiv:1808.06670). Its use in MIMKD is a reconstruction.
     """
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.standardizes = True
+
     def build(self, teacher_shape, student_shape):
         dense = _dense_factory(self)
         self.teacher_layer = dense(self.width, "teacher", teacher_shape, use_bias=False)
         self.student_layer = dense(self.width, "student", student_shape)
+        self.teacher_moments = self._add_moments("teacher_moments", teacher_shape[-1])
+        self.student_moments = self._add_moments("student_moments", student_shape[-1])
         hidden_shape = (*student_shape[:-1], self.width)
         self.hidden_layer = dense(self.width, "hidden", hidden_shape, activation="relu")
         self.score_layer = dense(1, "score", hidden_shape)
 
+    def observe(self, teacher, student):
+        if self.standardizes:
+            _measure_once(self.teacher_moments, teacher)
+            _measure_once(self.student_moments, student)
+
     def embed_teacher(self, teacher):
-        return self.teacher_layer(teacher)
+        return self.teacher_layer(self._standardized(teacher, self.teacher_moments))
 
     def embed_student(self, student):
-        return self.student_layer(student)
+        return self.student_layer(self._standardized(student, self.student_moments))
 
     def score(self, teacher, student):
         return ops.squeeze(self.score_layer(self.hidden_layer(ops.relu(teacher + student))), -1)
+
+    def save_own_variables(self, store):
+        if self.standardizes:
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        self.standardizes = len(store.keys()) > 0
+        if self.standardizes:
+            super().load_own_variables(store)
+
+    def _add_moments(self, name, channels):
+        # Mean and mean square of signed roots, both of which replicas can average.
+        return self.add_weight(
+            shape=(2, channels), initializer="zeros", trainable=False, aggregation="mean", name=name
+        )
+
+    def _standardized(self, feature, moments):
+        if not self.standardizes:
+            return feature
+        mean, square = ops.unstack(moments)
+        smallest = _SMALLEST_VARIANCE * ops.mean(square)
+        spread = ops.sqrt(ops.maximum(square - ops.square(mean), smallest))
+        # Of the root back to the feature: d(r |r|) = 2 |r| dr.
+        scale = spread * (2.0 * ops.abs(mean) + spread)
+        scale = ops.where(scale > 0, scale, 1.0)
+        return _TAIL * ops.arcsinh((feature - mean * ops.abs(mean)) / (_TAIL * scale))
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -168,8 +217,25 @@ class SeparableCritic(Critic):
 
 
 def _unit_length(x):
+    """Returns `x` at length 1, whatever its scale, with a gradient that float16 can hold.
+
+    That of a direction is the inverse of the length, and infinite at zeros. A short vector gets the
+    gradient of a longer one, and one of zeros, which has no direction, gets none.
+    """
+    square = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    longer = x * ops.where(square > 0, ops.rsqrt(square + _SHORTEST**2), 0.0)
     # Not ops.normalize: its gradient is NaN for a vector of zeros.
-    return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + 1e-12)
+    return longer + ops.stop_gradient(x * ops.rsqrt(square + 1e-24) - longer)
+
+
+def _measure_once(moments, feature):
+    """Keeps the moments of the first batch whose features are not all the same."""
+    count = ops.cast(ops.maximum(ops.shape(feature)[0] * ops.shape(feature)[1], 1), feature.dtype)
+    root = ops.sign(feature) * ops.sqrt(ops.abs(feature))  # Outliers weigh less.
+    sums = [ops.sum(x, axis=(0, 1)) for x in (root, ops.abs(feature))]
+    mean, square = ops.unstack(moments)
+    varies = square - ops.square(mean) > _SMALLEST_VARIANCE * ops.mean(square)
+    moments.assign(ops.where(ops.any(varies), moments, ops.stack(sums) / count))
 
 
 def _dense_factory(critic):

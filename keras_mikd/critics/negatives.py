@@ -1,5 +1,7 @@
 """Which pairs are scored: every example with its own partner, and with others by chance."""
 
+import contextlib
+import contextvars
 from typing import Any, NamedTuple
 
 import keras
@@ -13,20 +15,38 @@ ALL = "all"
 BATCH = "batch"
 OTHER_CLASSES = "other_classes"
 
+_STEP = contextvars.ContextVar("step_of_the_draw", default=0)
+
+
+@contextlib.contextmanager
+def draw_scope(step):
+    """Within this scope, negatives are those of the optimizer's iteration `step`.
+
+    A file holds the iteration, so a run that goes on draws what it would have drawn.
+    """
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
 
 class Pool(NamedTuple):
-    """The students that a replica's examples are compared with; its own ones come first."""
+    """The students that a replica's examples are compared with, and which of them are."""
 
     student: Any
     """Tensor of shape `(pool, locations or 1, channels)`."""
-    available: Any
-    """How many of them are at most negatives of an example, an int32 scalar."""
-    classes: Any = None
-    """Their classes, of shape `(pool,)`, where negatives are of other classes."""
+    rows: Any
+    """Indices into it, int32 of shape `(batch, 1 + negatives)`: an example's own, then others."""
 
 
 class Negatives:
-    """Chooses the pairs that a critic scores: negatives are the next examples of the batch.
+    """Chooses the pairs that a critic scores: negatives are drawn at random from the batch.
+
+    They are the next examples in an order of the global batch that depends on its size and on the
+    step of `draw_scope`, and on nothing else: any number of replicas draws the same, every call
+    outside of training too. Data that is sorted by class is so no worse than other data, as long as
+    a batch holds several classes.
 
     `number`, `source` and `gather` are `negatives`, `negatives_from` and `gather` of `JSDCritic`.
     Negatives of other classes are no draws from the product of the marginals, so bounds on mutual
@@ -66,16 +86,12 @@ class Negatives:
             # Floats are not cast: as integers, all of [0, 1) would be one class.
             hint = 'negatives_from="batch" needs none.'
             classes = checks.class_indices(labels, one_hot=True, dtype=None, hint=hint)
+        own = ops.arange(ops.shape(student)[0])
         if self._globally():
-            if self.number is not None and classes is None:
-                following = _following(student, self.number)
-                pool = ops.concatenate([student, following], axis=0)
-                return Pool(pool, ops.shape(following)[0])
-            first = replicas.first_index(student)
-            student = ops.roll(replicas.gather(student), -first, axis=0)
-            if classes is not None:
-                classes = ops.roll(replicas.gather(classes), -first, axis=0)
-        return Pool(student, ops.shape(student)[0] - 1, classes)
+            own = own + replicas.first_index(student)
+            student = replicas.gather(student)
+            classes = None if classes is None else replicas.gather(classes)
+        return Pool(student, self._rows(own, ops.shape(student)[0], classes))
 
     def comparison(self, critic, bound):
         """Returns a function that compares a teacher's feature with a pool of students.
@@ -95,7 +111,7 @@ class Negatives:
             if not self._globally():
                 return scored(teacher, pool)
             value, joint, product = replicas.run_network(
-                lambda x: scored(x[0], pool._replace(student=x[1])), (teacher, pool.student)
+                lambda x: scored(x[0], Pool(*x[1:])), (teacher, *pool)
             )
             if bounds.couples_examples(bound):
                 # It needs the scores of all replicas. They are sent together, because a collective
@@ -114,51 +130,44 @@ class Negatives:
         with keras.name_scope(critic.name, caller=critic):  # As in a call of the critic.
             teacher, student = critic.embed_teacher(teacher), critic.embed_student(pool.student)
             if self.number is None:
-                return _diagonal_and_rest(critic.score_all(teacher, student))
-            batch = ops.shape(teacher)[0]
-            if pool.classes is not None:
-                order = _others_first(pool.classes, batch)[:, : self.number]
-                others = ops.take(student, order, axis=0)
-                joint = critic.score(teacher, student[:batch])
-                return joint, critic.score(teacher[:, None], others)
-            shifts = range(1, self.number + 1)
-            partners = [student[:batch]] + [ops.roll(student, -k, axis=0)[:batch] for k in shifts]
-            scores = critic.score(teacher[:, None], ops.stack(partners, axis=1))
-            return scores[:, 0], scores[:, 1 : ops.minimum(self.number, pool.available) + 1]
+                scores = critic.score_all(teacher, student)
+                scores = ops.take_along_axis(scores, pool.rows[:, :, None], axis=1)
+            else:
+                scores = critic.score(teacher[:, None], ops.take(student, pool.rows, axis=0))
+            return scores[:, 0], scores[:, 1:]
+
+    def _rows(self, own, size, classes):
+        """Returns the `rows` of a `Pool` of `size` students for the examples `own`."""
+        own = own[:, None]
+        if self.number is None:
+            return _own_first(own, size)
+        order = _random_order(size)
+        position = ops.take(ops.argsort(order), own, axis=0)
+        number = ops.minimum(self.number, ops.maximum(size - 1, 0))
+        if classes is None:
+            return ops.take(order, ops.mod(position + ops.arange(number + 1)[None], size), axis=0)
+        ahead = ops.mod(ops.argsort(order)[None] - position, size)
+        same = ops.equal(classes[None], ops.take(classes, own, axis=0))
+        # Those of its own class come last; an example is 0 ahead of itself.
+        ahead = ahead + size * ops.cast(same & (ahead > 0), ahead.dtype)
+        return ops.argsort(ahead, axis=1)[:, : number + 1]
 
     def _globally(self):
         return self.gather and replicas.count() > 1
 
 
-def _following(tensor, number):
-    """Returns the `number` examples of the global batch that come after this replica's last one.
+def _random_order(size):
+    """Returns the examples of a batch in the order of this step: the same on every device.
 
-    The first example of all follows the last. Every replica sends only its first `number` examples.
-    A small global batch gives fewer rows: all of its examples but one.
+    Sorted by the finalizer of MurmurHash3. XLA's random numbers would be others than TensorFlow's.
     """
-    sizes, own = replicas.batch_sizes(tensor)
-    first_ones = tensor[:number]
-    up_to_own = ops.sum(ops.minimum(sizes[: own + 1], number))
-    rows = ops.roll(replicas.gather(first_ones), -up_to_own, axis=0)
-    if first_ones.shape[0] == number:  # Known, so the other replicas have as many.
-        return rows[:number]
-    return rows[: ops.minimum(number, ops.sum(sizes) - 1)]
+    keys = ops.cast(ops.arange(size), "uint32") + ops.cast(_STEP.get(), "uint32") * 0x9E3779B9
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        keys = ops.bitwise_xor(keys, ops.right_shift(keys, shift)) * factor
+    return ops.argsort(ops.cast(ops.right_shift(keys, 1), "int32"))
 
 
-def _others_first(classes, batch):
-    """Indices `(batch, pool - 1)` of the other examples, with those of other classes first."""
-    pool = ops.shape(classes)[0]
-    rows, offsets = ops.arange(batch)[:, None], ops.arange(1, pool)[None]
-    partners = ops.mod(rows + offsets, pool)
-    same = ops.equal(ops.take(classes, partners, axis=0), classes[:batch, None])
-    order = ops.argsort(offsets + pool * ops.cast(same, offsets.dtype), axis=1)
-    return ops.take_along_axis(partners, order, axis=1)
-
-
-def _diagonal_and_rest(scores):
-    batch, pool = ops.shape(scores)[0], ops.shape(scores)[1]
-    rows = ops.arange(batch)[:, None]
-    columns = ops.arange(pool - 1)[None]
-    others = columns + ops.cast(columns >= rows, columns.dtype)
-    joint = ops.take_along_axis(scores, rows[:, :, None], axis=1)
-    return joint[:, 0], ops.take_along_axis(scores, others[:, :, None], axis=1)
+def _own_first(own, size):
+    columns = ops.arange(size - 1)[None]
+    others = columns + ops.cast(columns >= own, columns.dtype)
+    return ops.concatenate([own, others], axis=1)

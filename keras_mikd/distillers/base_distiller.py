@@ -11,6 +11,7 @@ from keras import ops
 from keras_mikd import checks, keras_internals
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
+from keras_mikd.critics.negatives import draw_scope
 from keras_mikd.distillers import costs, data_checks, loss_checks, network_checks
 from keras_mikd.distillers.callbacks import ReadOutsCame, TotalsLogger
 from keras_mikd.distillers.first_look import FirstLook
@@ -206,7 +207,9 @@ class BaseDistiller(checks.Settled, DistributedModel):
     def _parts(self, batch, features, training):
         """Returns this replica's part of every weighted term of the total, `{name: scalar}`."""
         x, y, sample_weight, _ = batch
-        with xla_scope(self._critics_use_xla()):
+        # Outside of training the draw is always the same: what changes is what was learned.
+        step = self.optimizer.iterations if training else 0
+        with xla_scope(self._critics_use_xla()), draw_scope(step):
             parts = self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)

@@ -56,7 +56,7 @@ class ReadOutsCame(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for loss in self.model.distillation_losses:
             for metric in loss.metrics:
-                if not any(np.any(v.numpy()) for v in metric.variables):
+                if all(not np.any(v.numpy()) for v in metric.variables) and metric.variables:
                     warnings.warn(
                         f"{metric.name!r} is logged as 0: {loss.name!r} has made this metric, and "
                         "its `call` never updates it.",

@@ -49,6 +49,12 @@ def comparison_grids(teacher_shape, student_shape, *, limit=None):
 
 def locations(feature, grid):
     """Brings a vector or map, averaged to `grid`, to `(batch, locations, channels)`."""
+    if len(feature.shape) != (2 if grid is None else 4):
+        built_for = "a vector (batch, channels)" if grid is None else f"a map of {grid} cells"
+        raise ValueError(
+            f"Expected {built_for}, for which the loss was built. Received: "
+            f"shape={tuple(feature.shape)}. Make a new loss for tensors of another rank."
+        )
     if grid is None:
         return feature[:, None]
     return ops.reshape(pool_to(feature, grid), (-1, grid[0] * grid[1], feature.shape[-1]))
@@ -58,11 +64,20 @@ def pool_to(feature_map, grid):
     """Averages a map `(batch, height, width, channels)` over the cells of a coarser grid.
 
     The cells overlap where a size is not a multiple of the grid's, as in adaptive average pooling.
+
+    Raises:
+        ValueError: If the map has fewer rows or columns than the grid, or an unknown number.
     """
     _, height, width, channels = feature_map.shape
     rows, columns = grid
     if (height, width) == (rows, columns):
         return feature_map
+    if None in (height, width) or height < rows or width < columns:
+        raise ValueError(
+            f"Expected a feature map of at least {rows} rows and {columns} columns, the grid that "
+            f"the loss was built for. Received: shape={tuple(feature_map.shape)}. A coarser map "
+            "cannot be averaged to it: make a new loss, which chooses its grid for these maps."
+        )
     if height % rows == 0 and width % columns == 0:
         cell = (height // rows, width // columns)
         return ops.average_pool(feature_map, cell, strides=cell, data_format="channels_last")

@@ -3,13 +3,14 @@
 import math
 
 import keras
+from keras import ops
 
 from keras_mikd import bounds, checks
-from keras_mikd.critics.critic import ConcatCritic, Critic
+from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.critics.negatives import Negatives
 from keras_mikd.features.grids import comparison_grids, locations
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.metrics.mutual_information import MutualInformation
+from keras_mikd.metrics.mutual_information import BoundInformation, MutualInformation
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -26,7 +27,9 @@ class JSDCritic(DistillationLoss):
 
     The objective bounds a Jensen-Shannon divergence, not the mutual information: it is a stable
     training signal for which one negative suffices. The metric `<name>_mi_nats` reports the mutual
-    information in nats, by the Donsker-Varadhan bound on the same scores. MIMKD's critics, layers
+    information in nats, by the Donsker-Varadhan bound on the same scores, or by `bounds.info_nce`
+    where that trains the critic; `<name>_mi_nats_se` is its standard error, and
+    `<name>_mi_nats_limit` what it cannot exceed: near that it is too low. MIMKD's critics, layers
     and weights are not public: this is a *reconstruction*, after Deep InfoMax.
 
     Args:
@@ -37,8 +40,10 @@ class JSDCritic(DistillationLoss):
         bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: one of
             `keras_mikd.bounds`, or your own (registered as serializable if the distiller is to be
             loaded).
-        critic: Score network, such as `SeparableCritic()`; `ConcatCritic()` if `None`.
-        negatives: Negatives for every positive: an int of at least 1, or `"all"` for every other
+        critic: Score network, such as `ConcatCritic()`; `SeparableCritic()`, whose pairs cost little,
+            if `None`.
+        negatives: Negatives for every positive, drawn at random from the batch, in training anew
+            in every step: an int of at least 1, or `"all"` for every other
             example of the batch (one matrix product with a separable critic).
         negatives_from: `"batch"`: any other example. `"other_classes"`: examples of other classes,
             and of the same one only where the batch has too few; needs labels and an int of
@@ -70,7 +75,7 @@ class JSDCritic(DistillationLoss):
         critic=None,
         negatives=1,
         negatives_from="batch",
-        grid=None,
+        grid=8,
         gather=True,
         **kwargs,
     ):
@@ -88,7 +93,7 @@ class JSDCritic(DistillationLoss):
                 f"Received: critic={critic!r}"
             )
         self.bound = bound
-        self.critic = critic or ConcatCritic()
+        self.critic = critic or SeparableCritic()
         self.negatives = negatives
         self.negatives_from = negatives_from
         self.grid = checks.integer("grid", grid, at_least=1, optional=True)
@@ -110,7 +115,9 @@ class JSDCritic(DistillationLoss):
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
         self._grids = comparison_grids(teacher_shape, student_shape, limit=self.grid)
-        self.mi_nats = MutualInformation(name=f"{self.name}_mi_nats")
+        read_out = BoundInformation if bounds.reads_itself(self.bound) else MutualInformation
+        self.mi_nats = read_out(name=f"{self.name}_mi_nats")
+        self.companions = self.mi_nats.companions()
         if not self.critic.built:  # In a loaded loss it is built.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
         places = max(math.prod(grid or ()) for grid in self._grids)
@@ -120,8 +127,14 @@ class JSDCritic(DistillationLoss):
     def call(self, teacher, student, labels=None, training=None):
         teacher = locations(teacher, self._grids[0])
         student = locations(student, self._grids[1])
+        if training is not False:
+            self.critic.observe(teacher, student)
         bound, joint, product = self._compare(teacher, self._pairs.pool(student, labels))
-        self.mi_nats.update_state(joint, product)
+        if bounds.reads_itself(self.bound):
+            negatives = ops.cast(ops.shape(product)[1], "float32")
+            self.mi_nats.update_state(bound, bounds.ceiling(self.bound, negatives))
+        else:
+            self.mi_nats.update_state(joint, product)
         return -bound
 
     def get_config(self):
