@@ -205,3 +205,12 @@ def test_other_models_and_empty_data_are_refused():
     with warnings.catch_warnings(), pytest.raises(ValueError, match="empty data"):
         warnings.simplefilter("ignore")
         _measured(_linear(), empty)
+
+
+def test_probabilities_that_no_name_shows_are_refused():
+    classifier = cases.student()
+    hidden = keras.layers.Lambda(tf.nn.softmax)(classifier.output)
+    model = keras.Model(classifier.input, hidden)
+    with pytest.raises(ValueError, match="Expected logits.*from_logits=False"):
+        mikd.measure_cmi(model, cases.data(), empty_classes="omit", verbose=0)
+    mikd.measure_cmi(model, cases.data(), from_logits=False, empty_classes="omit", verbose=0)

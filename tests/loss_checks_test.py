@@ -336,7 +336,7 @@ def test_arguments_that_a_compiled_step_has_taken_in_stay_as_they_are():
         *((losses[0], name) for name in ("weight", "temperature", "teacher_layer")),
         *((losses[1], name) for name in ("bound", "negatives", "grid")),
         *((losses[1].critic, name) for name in ("temperature", "width")),
-        *((distiller, name) for name in ("task_loss_weight", "xla_critics")),
+        *((distiller, name) for name in ("task_loss_weight", "xla_critics", "student")),
         *((mcmi, name) for name in ("weight", "momentum", "log_likelihood_budget")),
         (mcmi.regularizer, "temperature"),
     ):

@@ -39,7 +39,10 @@ class BaseDistiller(checks.Settled, DistributedModel):
         **kwargs: `name`, `dtype` and other arguments of `keras.Model`.
     """
 
-    arguments_of_step = ("task_loss_weight", "xla_critics")
+    arguments_of_step = (
+        *("task_loss_weight", "xla_critics", "stop_gradient", "student", "peers"),
+        *("distillation_losses", "features", "teacher_features", "student_features"),
+    )
     """Attributes that a compiled step has taken in, so that nothing may be assigned to them."""
 
     def _set_up(self, networks, *, task_loss_weight, xla_critics):

@@ -111,6 +111,7 @@ class MCMITeacher(BaseDistiller):
     arguments_of_step = (
         *BaseDistiller.arguments_of_step,
         *("weight", "centroids", "momentum", "separation_weight", "log_likelihood_budget"),
+        *("teacher", "regularizer"),
     )
 
     def compile(self, optimizer="sgd", loss=None, *, metrics=("accuracy",), **kwargs):

@@ -67,6 +67,13 @@ class OutputTally(keras.metrics.Metric):
                 f"outputs that do not for {no_distribution} of {examples} examples."
             )
 
+        if self.from_logits and examples > 1 and not no_distribution:
+            raise ValueError(
+                "Expected logits. Received: outputs that are never negative and add up to 1 for "
+                f"all {examples} examples: probabilities. Pass from_logits=False to measure_cmi, "
+                "or build the model without its softmax."
+            )
+
     def _add_count(self, name, shape=()):
         return self.add_variable(shape, initializer="zeros", dtype=self.dtype, name=name)
 
