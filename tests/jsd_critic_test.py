@@ -251,10 +251,10 @@ def test_degenerate_batches_are_finite(case, critic):
             assert np.isfinite(x).all(), (case, bound)
 
 
-@pytest.mark.parametrize("scale", [100.0, 1e-3])
+@pytest.mark.parametrize("scale", [1000.0, pytest.param(1e-3, marks=pytest.mark.slow)])
 def test_features_of_any_scale_read_the_same_information(scale):
     """In training and on held-out pairs."""
-    first = np.random.default_rng(0).normal(size=(128 * 60, 2)).astype("float32")
+    first = np.random.default_rng(0).normal(size=(128 * 60, 4)).astype("float32")
     second = 0.8 * first + 0.6 * np.random.default_rng(1).normal(size=first.shape)
     pairs = first, second.astype("float32")
     seen = []
@@ -262,7 +262,7 @@ def test_features_of_any_scale_read_the_same_information(scale):
         keras.utils.set_random_seed(0)
         train, held_out = np.split(np.stack(pairs) * np.float32(factor), [128 * 40], axis=1)
         seen.append(_read_out(_trained(*train), *held_out)[0])
-    assert seen[0] > 0.6  # Of 1.02.
+    assert seen[0] > 0.9  # Of 2.04.
     assert seen[1] == pytest.approx(seen[0], abs=0.05)
 
 

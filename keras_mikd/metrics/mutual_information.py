@@ -115,7 +115,7 @@ class MutualInformation(ReadOut):
 
         That of a mean over examples, with the logarithm linearised.
         """
-        examples, _, joint, squares = ops.unstack(self.sums)
+        examples, pairs, joint, squares = ops.unstack(self.sums)
         mean, log_sum = ops.divide_no_nan(joint, examples), self._log_sum(0)
         # The product term of an example, relative to its mean, has this square and covariance.
         square = examples * ops.exp(self._log_sum(1) - 2.0 * log_sum)
@@ -123,7 +123,8 @@ class MutualInformation(ReadOut):
         shares = ops.where(used, ops.exp(ops.where(used, _MIDDLES - log_sum, 0.0)), 0.0)
         covariance = ops.sum(self.exponentials[2] * shares) - mean
         variance = ops.divide_no_nan(squares, examples) - ops.square(mean)
-        return _standard_error(variance - 2.0 * covariance + square - 1.0, examples)
+        variance = variance - 2.0 * covariance + square - 1.0
+        return _standard_error(ops.where(pairs > 0, variance, 0.0), examples)
 
     def limit(self):
         """Returns the logarithm of the number of product pairs, a scalar; 0 before any pair."""
