@@ -339,6 +339,20 @@ def test_a_saved_loss_is_the_same_loss(critic, bound, tmp_path):
     np.testing.assert_array_equal(loaded(features), model(features))
 
 
+def test_the_critic_of_an_earlier_file_takes_features_as_they_are_for_good(tmp_path):
+    inputs = [keras.Input(shape[1:]) for shape in VECTORS]
+    loss = JSDCritic(critic=ConcatCritic(width=WIDTH), name="critic")
+    model = keras.Model(inputs, loss(*inputs))
+    loss.critic.standardizes = False  # Its file then has no moments, like those of before.
+    features = _features(VECTORS)
+    expected = model(features)
+    for name in ("earlier.keras", "again.keras"):
+        model.save(tmp_path / name)
+        model = keras.saving.load_model(tmp_path / name)
+        assert not model.get_layer("critic").critic.standardizes
+        np.testing.assert_array_equal(model(features, training=True), expected)
+
+
 def test_a_bound_that_was_not_registered_is_refused_on_loading():
     def bound(joint, product):
         return joint[:, 0]

@@ -241,6 +241,11 @@ def test_config_round_trip():
     assert keras.saving.get_registered_object("keras_mikd>MutualInformation") is MutualInformation
 
 
+def test_sums_of_less_than_float64_are_refused():
+    with pytest.raises(ValueError, match="`dtype` to be 'float64'.*Received: dtype='float32'"):
+        MutualInformation(dtype="float32")
+
+
 def test_docstring_examples():
     import keras_mikd
 

@@ -16,10 +16,18 @@ class ReadOut(keras.metrics.Metric):
 
     Args:
         name: Name of the metric.
-        dtype: Precision of the sums; a standard error is the small difference of large ones.
+        dtype: Precision of the sums, `"float64"`.
+
+    Raises:
+        ValueError: If `dtype` is another one.
     """
 
     def __init__(self, name="mi_nats", dtype="float64"):
+        if dtype != "float64":
+            raise ValueError(
+                "Expected `dtype` to be 'float64', since sums of exponentials leave other ranges. "
+                f"Received: dtype={dtype!r}"
+            )
         super().__init__(name=name, dtype=dtype)
 
     def companions(self):
@@ -59,7 +67,7 @@ class MutualInformation(ReadOut):
 
     Args:
         name: Name of the metric.
-        dtype: Precision of the sums.
+        dtype: Precision of the sums, `"float64"`.
 
     Example:
         >>> metric = keras_mikd.MutualInformation()
@@ -146,7 +154,7 @@ class BoundInformation(ReadOut):
 
     Args:
         name: Name of the metric.
-        dtype: Precision of the sums.
+        dtype: Precision of the sums, `"float64"`.
     """
 
     def __init__(self, name="mi_nats", dtype="float64"):
