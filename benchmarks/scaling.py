@@ -188,14 +188,12 @@ def print_row(row):
 def put_in(method_weights, channels, batch_size, devices, negatives):
     """Bytes that a device puts into all-reduces and into all-gathers, on paper.
 
-    Negatives of other devices are features of the student: of one image if every image is compared
-    with the next one, of all of them, however many each is compared with. For a bound that couples
-    examples, the scores are sent as well. All of that is gathered, and the gradients of all that
-    was gathered are reduced.
+    Negatives of other devices are features of the student, of all images, however many each is
+    compared with. For a bound that couples examples, the scores are sent as well. All of that is
+    gathered, and the gradients of all that was gathered are reduced.
     """
     numbers = {
         None: 0,
-        "one": channels,
         "all": batch_size * channels,
         "scores": batch_size * (channels + devices * batch_size),
     }[negatives]
@@ -234,7 +232,6 @@ def on_paper():
     kinds = {
         "gradients of the student": (own, None),
         "critic, local negatives": (with_critic, None),
-        "critic, a global negative": (with_critic, "one"),
         "critic, global negatives": (with_critic, "all"),
         "the same, all scores sent": (with_critic, "scores"),
     }

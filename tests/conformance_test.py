@@ -227,6 +227,7 @@ def test_local_negatives_give_the_mean_of_the_updates_of_the_replicas(make, two_
         start, ends = distiller.get_weights(), []
         for part in parts:
             distiller.set_weights(start)
+            distiller.optimizer.iterations.assign(0)  # They draw what the first step does.
             distiller.fit(x[part], y[part], batch_size=8, shuffle=False, verbose=0)
             ends.append(_weights(distiller))
         return ends

@@ -146,6 +146,32 @@ def test_critics_learn_to_tell_pairs():
     assert history["jsd_stage1_mi_nats"][-1] > 0.1
 
 
+def _dark_images(examples=64):
+    """Every fourth image is black: features of zeros, which have no direction."""
+    x, y = cases.data(examples)
+    x[::4] = 0.0
+    return x, y
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mikd.MIMKDDistiller(cases.teacher(), cases.student(), xla_critics=False),
+        pytest.param(
+            lambda: mikd.MUSEDistiller(cases.student(), xla_critics=False), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["mimkd", "muse"],
+)
+def test_in_half_precision_nearly_all_updates_are_made(make):
+    """The loss scale starts too high for any network; it must not have to fall for long."""
+    keras.config.set_dtype_policy("mixed_float16")
+    distiller = make()
+    distiller.compile(keras.optimizers.SGD(0.05), cases.cross_entropy())
+    distiller.fit(*_dark_images(), batch_size=8, epochs=3, verbose=0)
+    assert int(distiller.optimizer.inner_optimizer.iterations) >= 24 - 5
+
+
 def test_networks_of_other_families_depths_and_widths():
     shape = (12, 12, 3)
     teacher = mikd.models.wide_resnet(depth=10, width=2, num_classes=5, input_shape=shape)

@@ -140,7 +140,7 @@ def devices_of_workers(tmp_path_factory):
 @pytest.mark.parametrize("name", TWO_DEVICES)
 def test_two_workers_of_two_devices_do_what_one_device_does(devices_of_workers, name):
     # TensorFlow deals the quarters of a batch out to the workers in turns: to the devices of the
-    # first go the first and the third. The next example of the batch, a negative, is another then.
+    # first go the first and the third. Negatives are drawn by the place of an example in the batch.
     quarters = np.arange(cluster_worker.EXAMPLES).reshape(-1, 4, cluster_worker.BATCH // 4)
     order = quarters[:, [0, 2, 1, 3]].ravel()
     x, y = cluster_worker.data()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from replicas_test import on_each
 
 from keras_mikd.critics.critic import Critic
-from keras_mikd.critics.negatives import Negatives, draw_scope
+from keras_mikd.critics.negatives import Negatives, Pool, _without_the_rest, draw_scope
 
 
 class NamesThePair(Critic):
@@ -103,6 +103,22 @@ def test_xla_draws_the_same():
     compiled = tf.function(draw, jit_compile=True)
     for step in (0, 5, 2_000_000):
         np.testing.assert_array_equal(compiled(tf.constant(step)), draw(tf.constant(step)))
+
+
+def test_students_that_are_not_scored_are_not_embedded():
+    """Of the batch of many replicas, a replica with few negatives needs a part."""
+    negatives = Negatives(2, "batch", gather=True)
+    own = tf.range(6, 9)
+    pool = Pool(_numbered(40), negatives._rows(own, 40, None))
+    smaller = _without_the_rest(pool)
+    assert smaller.student.shape[0] == 3 * (1 + 2)
+    teacher = _numbered(3, start=6)
+    for one, other in zip(
+        negatives.scores(NamesThePair(), teacher, smaller),
+        negatives.scores(NamesThePair(), teacher, pool),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 SAME_SIZES = [((3, 3), 1), ((3, 3), 2), ((2, 2), 9), ((1, 1), 1)]

@@ -25,7 +25,7 @@ def test_what_is_counted_is_what_is_on_paper(tmp_path):
         assert [row["method"] for row in rows] == names
     for row in one:
         assert row["CollectiveReduceV2"] == row["CollectiveGatherV2"] == row["copy"] == 0
-    kd, one_image, all_images, own_images = two
+    kd, maps_too, all_images, own_images = two
     assert kd["weights"] == STUDENT
     critic = own_images["weights"]
     assert kd["CollectiveReduceV2"] == 4 * STUDENT
@@ -35,9 +35,9 @@ def test_what_is_counted_is_what_is_on_paper(tmp_path):
     gathered = 4 * 8 * CHANNELS
     assert gathered <= all_images["CollectiveGatherV2"] < gathered + 100
     assert all_images["CollectiveReduceV2"] == 4 * critic + 2 * gathered
-    # The stages, the last one twice, and the pooled vector of one image of each replica.
+    # The stages, the last one twice, and the pooled vector of 16 images.
     maps = 8 * 8 * 8 + 4 * 4 * 16 + 2 * (2 * 2 * CHANNELS) + CHANNELS
-    assert one_image["CollectiveReduceV2"] == 4 * (one_image["weights"] + 2 * maps)
+    assert maps_too["CollectiveReduceV2"] == 4 * (maps_too["weights"] + 16 * maps)
     assert results["machine"]["cpus"] == os.cpu_count()
 
 
@@ -49,15 +49,14 @@ def test_on_paper(tmp_path, capsys):
     results = json.loads(output.read_text())
     assert results["measured"] == [] and results["settings"]["bandwidth"] == 1
     rows = {(row["devices"], row["method"]): row for row in results["on_paper"]}
-    assert {devices for devices, _ in rows} == {8, 256} and len(rows) == 10
+    assert {devices for devices, _ in rows} == {8, 256} and len(rows) == 8
     ring = rows[8, "gradients of the student"]
     assert ring["bytes"] == 2 * 7 / 8 * 4 * STUDENT
     assert ring["milliseconds"] == pytest.approx(ring["bytes"] / 1e6)
     local = rows[8, "critic, local negatives"]["bytes"]
-    # The vector of an image, those of 16, and their scores with all 128. Gathered, they go to 7
-    # others; their gradients, of all images, go twice around the ring.
+    # The vectors of 16 images, and their scores with all 128. Gathered, they go to 7 others; their
+    # gradients, of all images, go twice around the ring.
     for name, numbers in (
-        ("critic, a global negative", CHANNELS),
         ("critic, global negatives", 16 * CHANNELS),
         ("the same, all scores sent", 16 * (CHANNELS + 128)),
     ):

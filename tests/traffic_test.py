@@ -93,7 +93,7 @@ def test_global_negatives_are_sent_and_local_ones_are_not(sent, gather, bound):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", [1, 3])
-def test_of_a_number_of_negatives_only_so_many_examples_are_sent(sent, negatives):
+def test_a_number_of_negatives_is_drawn_from_all_examples_which_are_sent_once(sent, negatives):
     def build():
         loss = mikd.JSDCritic(critic=mikd.SeparableCritic(width=8), negatives=negatives)
         return cases.distiller_with(loss)
@@ -101,10 +101,10 @@ def test_of_a_number_of_negatives_only_so_many_examples_are_sent(sent, negatives
     model, first, _ = sent(build)
     *others, gradients = _reduced(first)
     assert gradients.bytes == 4 * sum(_sizes(model.trainable_variables))
-    channels = 5
-    assert max(row.bytes for row in first if row.kind == traffic.GATHER) == 4 * negatives * channels
+    channels, local = 5, BATCH // 2
+    assert max(row.bytes for row in first if row.kind == traffic.GATHER) == 4 * local * channels
     # The gradient of what both replicas sent.
-    assert [row.bytes for row in others] == [2 * 4 * negatives * channels]
+    assert [row.bytes for row in others] == [4 * BATCH * channels]
 
 
 @pytest.mark.slow

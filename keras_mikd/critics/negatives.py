@@ -91,7 +91,9 @@ class Negatives:
             own = own + replicas.first_index(student)
             student = replicas.gather(student)
             classes = None if classes is None else replicas.gather(classes)
-        return Pool(student, self._rows(own, ops.shape(student)[0], classes))
+        pool = Pool(student, self._rows(own, ops.shape(student)[0], classes))
+        few = self.number is not None and self.number + 1 < replicas.count()
+        return _without_the_rest(pool) if few and self._globally() else pool
 
     def comparison(self, critic, bound):
         """Returns a function that compares a teacher's feature with a pool of students.
@@ -165,6 +167,12 @@ def _random_order(size):
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         keys = ops.bitwise_xor(keys, ops.right_shift(keys, shift)) * factor
     return ops.argsort(ops.cast(ops.right_shift(keys, 1), "int32"))
+
+
+def _without_the_rest(pool):
+    """Returns a pool of the students that are scored alone, so that no others are embedded."""
+    rows = ops.reshape(ops.arange(ops.size(pool.rows)), ops.shape(pool.rows))
+    return Pool(ops.take(pool.student, ops.reshape(pool.rows, (-1,)), axis=0), rows)
 
 
 def _own_first(own, size):

@@ -16,10 +16,18 @@ class ReadOut(keras.metrics.Metric):
 
     Args:
         name: Name of the metric.
-        dtype: Precision of the sums; a standard error is the small difference of large ones.
+        dtype: Precision of the sums, `"float64"`.
+
+    Raises:
+        ValueError: If `dtype` is another one.
     """
 
     def __init__(self, name="mi_nats", dtype="float64"):
+        if dtype != "float64":
+            raise ValueError(
+                "Expected `dtype` to be 'float64', since sums of exponentials leave other ranges. "
+                f"Received: dtype={dtype!r}"
+            )
         super().__init__(name=name, dtype=dtype)
 
     def companions(self):
@@ -59,7 +67,7 @@ class MutualInformation(ReadOut):
 
     Args:
         name: Name of the metric.
-        dtype: Precision of the sums.
+        dtype: Precision of the sums, `"float64"`.
 
     Example:
         >>> metric = keras_mikd.MutualInformation()
@@ -115,7 +123,7 @@ class MutualInformation(ReadOut):
 
         That of a mean over examples, with the logarithm linearised.
         """
-        examples, _, joint, squares = ops.unstack(self.sums)
+        examples, pairs, joint, squares = ops.unstack(self.sums)
         mean, log_sum = ops.divide_no_nan(joint, examples), self._log_sum(0)
         # The product term of an example, relative to its mean, has this square and covariance.
         square = examples * ops.exp(self._log_sum(1) - 2.0 * log_sum)
@@ -123,7 +131,8 @@ class MutualInformation(ReadOut):
         shares = ops.where(used, ops.exp(ops.where(used, _MIDDLES - log_sum, 0.0)), 0.0)
         covariance = ops.sum(self.exponentials[2] * shares) - mean
         variance = ops.divide_no_nan(squares, examples) - ops.square(mean)
-        return _standard_error(variance - 2.0 * covariance + square - 1.0, examples)
+        variance = variance - 2.0 * covariance + square - 1.0
+        return _standard_error(ops.where(pairs > 0, variance, 0.0), examples)
 
     def limit(self):
         """Returns the logarithm of the number of product pairs, a scalar; 0 before any pair."""
@@ -145,7 +154,7 @@ class BoundInformation(ReadOut):
 
     Args:
         name: Name of the metric.
-        dtype: Precision of the sums.
+        dtype: Precision of the sums, `"float64"`.
     """
 
     def __init__(self, name="mi_nats", dtype="float64"):
