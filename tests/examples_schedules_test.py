@@ -39,6 +39,10 @@ def _trained(optimizer, penalty=0.0, steps=400):
     velocities = [tf.Variable(tf.zeros(v.shape)) for v in variables]
 
     @tf.function
+    def train():
+        for _ in tf.range(steps):
+            step()
+
     def step():
         with tf.GradientTape() as tape:
             loss = cases.cross_entropy()(y, model(x, training=True))
@@ -53,8 +57,7 @@ def _trained(optimizer, penalty=0.0, steps=400):
 
     if optimizer is not None:
         optimizer.build(variables)
-    for _ in range(steps):
-        step()
+    train()
     return {v.path: v.numpy() for v in variables}
 
 
@@ -71,6 +74,12 @@ def test_the_weight_decay_is_that_of_pytorch(script):
         if path.endswith(("kernel", "gamma")):
             assert norms[1][path] == pytest.approx(norm, rel=0.01)
     assert all(norms[2][path] > 1.5 * norms[0][path] for path in gammas)
+
+
+def test_flags_of_cifar_are_refused_with_the_digits(script):
+    for cifar in ({"validation_fraction": 0.0, "drop_remainder": True}, {"drop_remainder": False}):
+        with pytest.raises(SystemExit, match="with CIFAR only. Received: one of them with --data"):
+            script.load_data("digits", {}, {"validation_fraction": None, **cifar})
 
 
 def test_adam_decays_as_adamw(script):
