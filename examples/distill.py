@@ -5,9 +5,9 @@ labelled digits per class:
 
     python examples/distill.py --output_dir=runs/digits
 
-The weights of the losses are in `METHODS`. MIMKD is a reconstruction: its critics are not public.
-Writes to `<output_dir>`: `results.json`, `comparison.png`, TensorBoard logs, and `student.keras`,
-the student that is best on the validation split.
+`METHODS` has weights for the digits; experiments/offline.py trains as the CRD benchmark on CIFAR.
+MIMKD is a reconstruction: its critics are not public. Writes to `<output_dir>`: `results.json`,
+`comparison.png`, TensorBoard logs, and `student.keras`, the best on the validation split.
 """
 
 import json

@@ -62,6 +62,11 @@ flags.DEFINE_enum("strategy", "none", list(STRATEGIES), "Devices to train on.")
 
 def load_data(dataset, options, cifar):
     if dataset == "digits":
+        if cifar["validation_fraction"] is not None or not cifar["drop_remainder"]:
+            raise SystemExit(
+                "Expected the flags --validation_fraction and --nodrop_remainder with CIFAR only. "
+                "Received: one of them with --dataset=digits, which has a split of its own."
+            )
         return mikd.datasets.load_digits(augment=True, **options)
     given = {name: value for name, value in cifar.items() if value is not None}
     return getattr(mikd.datasets, f"load_{dataset}")(**options, **given)

@@ -31,7 +31,7 @@ def test_the_rate_falls_in_the_first_step_after_150_180_and_210_of_240_epochs(sc
 
 
 def _trained(optimizer, penalty=0.0, steps=400):
-    """Weights after steps of an optimizer, or of PyTorch's SGD written out."""
+    """Norms of kernels and of gammas after steps of an optimizer, or of PyTorch's SGD by hand."""
     model = cases.network((6, 8), normalize=True, seed=3)
     x, y = map(tf.constant, cases.data(16))
     variables = model.trainable_variables
@@ -39,6 +39,10 @@ def _trained(optimizer, penalty=0.0, steps=400):
     velocities = [tf.Variable(tf.zeros(v.shape)) for v in variables]
 
     @tf.function
+    def train():
+        for _ in tf.range(steps):
+            step()
+
     def step():
         with tf.GradientTape() as tape:
             loss = cases.cross_entropy()(y, model(x, training=True))
@@ -53,24 +57,41 @@ def _trained(optimizer, penalty=0.0, steps=400):
 
     if optimizer is not None:
         optimizer.build(variables)
-    for _ in range(steps):
+    train()
+    norms = [(v.name, np.linalg.norm(v)) for v in variables]
+    return [[norm for name, norm in norms if name == kind] for kind in ("kernel", "gamma")]
+
+
+def test_a_weight_without_a_gradient_decays_as_in_pytorch(script):
+    optimizer = script.new_optimizer("sgd", 0.05, 5e-3)
+    variable = keras.Variable(np.ones(1))
+    optimizer.build([variable])
+    step = tf.function(lambda: optimizer.apply([tf.zeros(1)]))
+    torch, velocity = 1.0, 0.0
+    for _ in range(400):
         step()
-    return {v.path: v.numpy() for v in variables}
+        velocity = 0.9 * velocity + 5e-3 * torch
+        torch -= 0.05 * velocity
+    assert torch < 0.4
+    np.testing.assert_allclose(variable, torch, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_the_weight_decay_is_that_of_pytorch(script):
     """Ten times that of the benchmark, so that 400 steps show it. An L2 penalty on the kernels,
     which leaves out the gammas of BatchNormalization, does not come near."""
-    torch = _trained(None)
+    kernels, gammas = _trained(None)
     decayed = _trained(script.new_optimizer("sgd", 0.05, 5e-3))
-    penalized = _trained(script.new_optimizer("sgd", 0.05, 0.0), penalty=2.5e-3)
-    gammas = [path for path in torch if path.endswith("gamma")]
-    assert len(gammas) == 2
-    norms = [{p: np.linalg.norm(w) for p, w in x.items()} for x in (torch, decayed, penalized)]
-    for path, norm in norms[0].items():
-        if path.endswith(("kernel", "gamma")):
-            assert norms[1][path] == pytest.approx(norm, rel=0.01)
-    assert all(norms[2][path] > 1.5 * norms[0][path] for path in gammas)
+    _, penalized = _trained(script.new_optimizer("sgd", 0.05, 0.0), penalty=2.5e-3)
+    assert (len(kernels), len(gammas)) == (3, 2)
+    np.testing.assert_allclose(decayed[0] + decayed[1], kernels + gammas, rtol=0.01)
+    assert np.divide(penalized, gammas).min() > 1.5
+
+
+def test_flags_of_cifar_are_refused_with_the_digits(script):
+    for cifar in ({"validation_fraction": 0.0, "drop_remainder": True}, {"drop_remainder": False}):
+        with pytest.raises(SystemExit, match="with CIFAR only. Received: one of them with --data"):
+            script.load_data("digits", {}, {"validation_fraction": None, **cifar})
 
 
 def test_adam_decays_as_adamw(script):

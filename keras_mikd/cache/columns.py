@@ -173,7 +173,10 @@ def _check_own(path):
 
 
 def _allocate(path):
-    """Takes the space of a file now: on a full disk, a write to a mapped file kills the process."""
+    """Takes the space of a file now: on a full disk, a write to a mapped file kills the process.
+
+    macOS and Windows have no call for it. There, a full disk shows when it is full.
+    """
     with path.open("r+b") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -212,7 +212,8 @@ def check_reached(losses, pairs, gradients):
         raise ValueError(
             "Expected a loss that trains at least one weight of the network. Received: a gradient "
             f"for none of its {len(weights)} trainable weights. Set `trainable = True` on layers "
-            "in front of the places that the losses read, or give `compile` a task loss."
+            "in front of the places that the losses read, let none of these stop the gradient, or "
+            "give `compile` a task loss."
         )
 
 
