@@ -96,6 +96,7 @@ def tune(settings, tuning, teacher, before, folder, weight):
         weight=weight,
         centroids=tuning["centroids"],
         log_likelihood_budget=tuning["log_likelihood_budget"] or None,
+        batch_norm="running",  # As released, and as in the results.
     )
     steps = settings.epochs * len(data.train)
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
