@@ -105,6 +105,7 @@ def tune(settings, tuning, teacher, before, folder, weight):
         centroids=tuning["centroids"],
         centroids_training=tuning["centroids_training"],
         log_likelihood_budget=tuning["log_likelihood_budget"] or None,
+        batch_norm="running",  # As released, and as in the results.
     )
     steps = settings.epochs * len(data.train)
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)

@@ -234,6 +234,119 @@ def test_centroids_in_training_mode_move_batch_normalization():
     assert mcmi.get_config()["centroids_training"] is True
 
 
+# BatchNormalization
+
+
+def _normalized(dropout=0.0):
+    """A classifier whose only statistics are those of its inputs."""
+    inputs = keras.Input((3,))
+    x = keras.layers.BatchNormalization(name="bn", momentum=0.99)(inputs)
+    x = keras.layers.Dropout(dropout)(x)
+    return keras.Model(inputs, keras.layers.Dense(2, name="dense")(x))
+
+
+def _of_unlike_batches(examples=20):
+    rng = np.random.default_rng(0)
+    x = rng.normal(3.0, 2.0, size=(examples, 3)) + np.arange(examples)[:, None]
+    return x.astype("float32"), np.arange(examples) % 2
+
+
+def _mean_statistics(x, sizes):
+    parts = np.split(np.float64(x), np.cumsum(sizes)[:-1])
+    mean = np.average([p.mean(0) for p in parts], axis=0, weights=sizes)
+    return mean, np.average([p.var(0) for p in parts], axis=0, weights=sizes)
+
+
+def _statistics(model):
+    layer = model.get_layer("bn")
+    return layer.moving_mean.numpy(), layer.moving_variance.numpy()
+
+
+def test_statistics_are_those_of_the_batches_before_the_validation():
+    mcmi = _compiled(mikd.MCMITeacher(_normalized(dropout=0.5)))
+    x, y = _of_unlike_batches()
+    history = _fit_on(mcmi, x, y, validation_data=(x, y))
+    for found, expected in zip(
+        _statistics(mcmi.teacher), _mean_statistics(x, [8, 8, 4]), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    report = mikd.measure_cmi(mcmi.teacher, (x, y), verbose=0)
+    assert history["val_log_likelihood"][-1] == pytest.approx(report.log_likelihood, rel=1e-5)
+    assert mcmi.teacher.get_layer("bn").momentum == 0.99
+
+
+def test_statistics_of_two_replicas_are_those_of_the_first_as_in_training(two_replicas):
+    """Keras keeps what BatchNormalization sees in the first replica; `synchronized` pools it."""
+    x, y = _of_unlike_batches(16)
+    with two_replicas.scope():
+        mcmi = _compiled(mikd.MCMITeacher(_normalized()), run_eagerly=False)
+    _fit_on(mcmi, x, y)
+    expected = _mean_statistics(np.concatenate([x[:4], x[8:12]]), [4, 4])
+    for found, each in zip(_statistics(mcmi.teacher), expected, strict=True):
+        np.testing.assert_allclose(found, each, rtol=1e-5)
+
+
+def _fit_on(mcmi, x, y, **kwargs):
+    return mcmi.fit(x, y, batch_size=8, shuffle=False, verbose=0, **kwargs).history
+
+
+def test_running_statistics_are_the_published_ones_and_those_of_older_files():
+    x, y = _of_unlike_batches()
+    running = _compiled(mikd.MCMITeacher(_normalized(), batch_norm="running"))
+    _fit_on(running, x, y)
+    expected = np.zeros(3)
+    for part in (x[:8], x[8:16], x[16:]):
+        expected = 0.99 * expected + 0.01 * part.mean(0)
+    np.testing.assert_allclose(_statistics(running.teacher)[0], expected, rtol=1e-4)
+    new = mikd.MCMITeacher(_normalized())
+    assert mikd.MCMITeacher.from_config(new.get_config()).batch_norm == "measured"
+    config = {k: v for k, v in new.get_config().items() if k != "batch_norm"}
+    assert mikd.MCMITeacher.from_config(config).batch_norm == "running"
+
+
+def test_frozen_normalization_stays_as_it_is():
+    teacher = cases.teacher(normalize=True)
+    mcmi = _compiled(_new(teacher, batch_norm="frozen"))
+    _fit(mcmi)
+    moved = {
+        before.path.split("/")[0]
+        for before, after in zip(teacher.weights, mcmi.teacher.weights, strict=True)
+        if np.any(before.numpy() != after.numpy())
+    }
+    assert moved == {"conv1", "conv2", "logits"}
+    assert teacher.get_layer("bn1").trainable
+    only = _normalized()
+    only.get_layer("dense").trainable = False
+    with pytest.raises(ValueError, match='beside those of BatchNormalization.*"measured"'):
+        mikd.MCMITeacher(only, batch_norm="frozen")
+
+
+def test_a_teacher_outlives_an_epoch_on_few_images():
+    """With the moving averages, whose statistics lag behind, accuracy falls by a fifth or more."""
+    keras.utils.set_random_seed(0)
+    digits = mikd.datasets.load_digits(batch_size=480)
+    x, y = next(iter(digits.train))
+    validation = next(iter(digits.validation))
+    inputs = h = keras.Input(digits.image_shape)
+    for width in (16, 32):
+        h = keras.layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(h)
+        h = keras.layers.ReLU()(keras.layers.BatchNormalization()(h))
+    h = keras.layers.GlobalAveragePooling2D()(h)
+    teacher = keras.Model(inputs, keras.layers.Dense(digits.num_classes)(h))
+    teacher.compile(keras.optimizers.Adam(1e-2), cases.cross_entropy())
+    teacher.fit(x, y, batch_size=32, epochs=20, verbose=0)
+    accuracy = {None: mikd.measure_cmi(teacher, validation, verbose=0).accuracy}
+    for batch_norm in ("running", "measured"):
+        mcmi = mikd.MCMITeacher(teacher, batch_norm=batch_norm)
+        mcmi.compile(keras.optimizers.SGD(0.0125, momentum=0.9))
+        history = mcmi.fit(
+            x, y, batch_size=32, shuffle=False, validation_data=validation, verbose=0
+        ).history
+        accuracy[batch_norm] = history["val_accuracy"][0]
+    assert accuracy["measured"] > accuracy[None] - 0.05
+    assert accuracy["running"] < accuracy["measured"] - 0.1
+
+
 # What is logged
 
 
@@ -404,6 +517,7 @@ def test_wrong_teachers_are_refused(make, message):
         ("weight", "0.25"),
         ("centroids", "refreshed"),
         ("momentum", 1.0),
+        ("batch_norm", "moving"),
         ("temperature", 0.0),
         ("separation_weight", -0.1),
         ("log_likelihood_budget", 0.0),

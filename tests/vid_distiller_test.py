@@ -4,6 +4,7 @@ import cases
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_mikd as mikd
 
@@ -178,3 +179,83 @@ def test_a_keras_cv_backbone(role):
 def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
     with pytest.raises(ValueError, match=f"Received: distillation_losses and {[*unused][0]}"):
         mikd.VIDDistiller(cases.teacher(), cases.student(), [mikd.SoftTargets()], **unused)
+
+
+def _channel_variances(teacher, place, x):
+    read = keras.Model(teacher.input, teacher.get_layer(place).output)
+    values = np.float64(read.predict(x, verbose=0))
+    return values.var(axis=tuple(range(values.ndim - 1)))
+
+
+def _auto(**kwargs):
+    return mikd.VIDDistiller(
+        cases.teacher(), cases.student(), logits_weight=1.0, initial_variance="auto", **kwargs
+    )
+
+
+def _heads(distiller):
+    return {loss.name: loss for loss in distiller.distillation_losses}
+
+
+@pytest.mark.parametrize("source", ["arrays", "dataset", "one batch"])
+def test_measured_variances_are_those_of_the_teacher_at_the_first_step(source):
+    x, y = cases.data(24)
+    distiller = _auto()
+    distiller.compile(keras.optimizers.SGD(0.0), cases.cross_entropy(), run_eagerly=True)
+    if source == "arrays":
+        logs = distiller.fit(x, y, batch_size=24, verbose=0).history
+    elif source == "dataset":
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+        logs = distiller.fit(data, shuffle=False, verbose=0).history
+    else:
+        distiller.train_on_batch(x, y)
+    for name, place in (("vid_stage2", "relu2"), ("vid_logits", "logits")):
+        expected = _channel_variances(distiller.teacher, place, x)
+        np.testing.assert_allclose(_heads(distiller)[name].variance(), expected, rtol=1e-4)
+    if source == "arrays":
+        teacher = distiller.teacher.predict(x, verbose=0)
+        pooled = keras.Model(distiller.student.input, distiller.student.get_layer("gap").output)
+        head = _heads(distiller)["vid_logits"].mean_layers[0]
+        mean = pooled.predict(x, verbose=0) @ head.kernel.numpy() + head.bias.numpy()
+        squares = (teacher - mean) ** 2 / expected + np.log(expected)
+        assert logs["vid_logits"][0] == pytest.approx(0.5 * squares.mean(), rel=1e-4)
+
+
+def test_a_loaded_file_keeps_its_measured_variance(tmp_path):
+    distiller = _auto()
+    distiller.compile(keras.optimizers.SGD(0.1), cases.cross_entropy(), run_eagerly=True)
+    distiller.fit(*cases.data(16), batch_size=8, verbose=0)
+    distiller.save(tmp_path / "vid.keras")
+    loaded = keras.saving.load_model(tmp_path / "vid.keras")
+    trained = {name: head.variance().numpy() for name, head in _heads(distiller).items()}
+    loaded.optimizer.learning_rate = 0.0
+    x, y = cases.data(16, seed=1)
+    loaded.fit(100 * x, y, batch_size=8, verbose=0)
+    for name, head in _heads(loaded).items():
+        assert head.initial_variance == "auto"
+        np.testing.assert_allclose(head.variance(), trained[name], rtol=1e-6)
+
+
+def test_two_replicas_measure_the_variances_of_one(two_replicas):
+    with two_replicas.scope():
+        distiller = _auto(xla_critics=False)
+        distiller.compile(keras.optimizers.SGD(0.0), cases.cross_entropy())
+    x, y = cases.data(16)
+    distiller.fit(x, y, batch_size=16, verbose=0)
+    expected = _channel_variances(distiller.teacher, "relu1", x)
+    np.testing.assert_allclose(_heads(distiller)["vid_stage1"].variance(), expected, rtol=1e-4)
+
+
+def test_a_generator_cannot_be_measured():
+    distiller = _auto()
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    x, y = cases.data(8)
+    with pytest.raises(ValueError, match="read again.*vid_stage1.*`initial_variance` to a number"):
+        distiller.fit(((x, y) for _ in range(2)), verbose=0)
+
+
+def test_a_constant_channel_gets_the_smallest_variance():
+    head = mikd.GaussianVIDHead(initial_variance="auto")
+    head.build((None, 2), (None, 3))
+    head.look_at(np.float32([[1.0, 0.0], [1.0, 2.0]]), np.zeros((2, 3), "float32"))
+    np.testing.assert_allclose(head.variance(), [1e-4, 1.0], rtol=1e-3)

@@ -138,6 +138,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
         }
         _, _, output = self._labelled(self.loss)[0]
         with self._told_terms(), data_checks.told(output, look), self._finalizing_each():
+            look.start(x)
             own = self._own_callbacks(x, y, **options)
             return super().fit(
                 x,
@@ -163,6 +164,11 @@ class BaseDistiller(checks.Settled, DistributedModel):
         if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has checked its own.
             self._networks.check_cache(x)
         return super().evaluate(x, *args, **kwargs)
+
+    def train_on_batch(self, x, *args, **kwargs):
+        """Takes one step, like `keras.Model.train_on_batch`."""
+        self._first_look(x, verbose=0, shuffle=True).start(x)
+        return super().train_on_batch(x, *args, **kwargs)
 
     def train_step(self, data):
         batch = take_apart(data)

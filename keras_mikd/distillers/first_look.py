@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mikd import checks
+from keras_mikd.cache.batches import Batch, take_apart
 from keras_mikd.distillers import task_losses
-from keras_mikd.features.feature_taps import output_at
+from keras_mikd.distribution import replicas
+from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT
 
 _ENOUGH = 32  # Examples, for a verdict about a teacher.
@@ -68,10 +70,7 @@ class FirstLook:
         if self._done:
             return
         self._done = True
-        x, y, teacher_features = keras.tree.map_structure(
-            lambda array: None if array is None else array[: self.examples],
-            (x, y, teacher_features),
-        )
+        x, y, teacher_features = _first((x, y, teacher_features), self.examples)
         features = self._run(keras.tree.map_structure(_as_fed, x), teacher_features)
         for name, tensors in features.items():
             for place, tensor in tensors.items():
@@ -82,6 +81,24 @@ class FirstLook:
             name = next(n for n, each in self._networks.models.items() if each is model)
             self._check_task(name, loss, output, features[name][OUTPUT])
         self._judge(features, y)
+
+    def start(self, data):
+        """Lets losses that wait for examples look at the first of `data`, as `fit` takes it.
+
+        Raises:
+            ValueError: If there are several hosts, or data that can be read only once.
+        """
+        terms = [term for term in self._networks.terms if term.loss.waits_for_examples]
+        if not terms:
+            return
+        batch = _first_examples(data, self.examples, [term.loss.name for term in terms])
+        x = keras.tree.map_structure(_as_fed, batch.x)
+        features = self._run(x, batch.teacher_features)
+        for term in terms:
+            term.loss.look_at(
+                pick(features[term.teacher], term.loss.teacher_layer),
+                pick(features[term.student], term.loss.student_layer),
+            )
 
     def _run(self, x, teacher_features):
         features = {}
@@ -176,6 +193,34 @@ class FirstLook:
             )
         elif self._verbose:
             print(f"{said}.", flush=True)
+
+
+def _first(arrays, count):
+    return keras.tree.map_structure(lambda each: None if each is None else each[:count], arrays)
+
+
+def _first_examples(data, count, names):
+    """Returns the `Batch` of the first examples, of as many batches as it takes."""
+    if hasattr(data, "__next__") or replicas.on_several_hosts():
+        raise ValueError(
+            f"Expected data on one host that can be read again, since {', '.join(names)} measures "
+            'its first variance on it. Received: a generator or several hosts, and "auto". Set '
+            "`initial_variance` to a number."
+        )
+    if isinstance(data, keras.utils.PyDataset):
+        data = map(data.__getitem__, range(len(data) if data.num_batches else 1))
+    elif not isinstance(data, tf.data.Dataset):
+        data = [(data,)]
+    parts, found = [], 0
+    for batch in map(take_apart, data):
+        parts.append(_first((batch.x, batch.teacher_features), count - found))
+        found += len(keras.tree.flatten(batch.x)[0])
+        if found >= count:
+            break
+    x, features = keras.tree.map_structure(
+        lambda *each: None if each[0] is None else tf.concat(each, 0), *parts
+    )
+    return Batch(x, None, None, features)
 
 
 def _misfit(name, found, loss, logits):

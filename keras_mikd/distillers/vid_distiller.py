@@ -22,8 +22,7 @@ class VIDDistiller(Distiller):
         logits_weight: Factor of the logits pair's loss, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
         variant: See `GaussianVIDHead`.
-        initial_variance: See `GaussianVIDHead`; for short runs, take about the variance of the
-            teacher's features.
+        initial_variance: See `GaussianVIDHead`; for short runs, take `"auto"`.
         reduction: See `GaussianVIDHead`.
         raw: Whether to read wide ResNets before the BatchNorm and ReLU that follow a stage, as the
             released codes do.

@@ -98,6 +98,14 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             f"shape (batch,). Received: {type(self).__name__} without a `call` of its own."
         )
 
+    @property
+    def waits_for_examples(self):
+        """Whether weights have yet to be measured on examples, by `look_at`."""
+        return False
+
+    def look_at(self, teacher, student):
+        """Measures weights on the first examples, before the first step; tensors as in `call`."""
+
     def number(self, position):
         """Numbers the default name of this loss, the `position`-th of that name in a distiller.
 

@@ -65,6 +65,9 @@ _VARIANTS = {
 }
 
 
+_SMALLEST = 1e-4  # First variance; channels can be constant.
+
+
 @keras.saving.register_keras_serializable("keras_mikd")
 class GaussianVIDHead(DistillationLoss):
     """Gaussian head of variational information distillation (VID).
@@ -88,7 +91,9 @@ class GaussianVIDHead(DistillationLoss):
             (amzn/xfer), `"repdistiller"` (HobbitLong/RepDistiller) or `"wgan"`
             (hushell/wgan_distil).
         hidden_channels: Width of the hidden convolutions instead of the variant's.
-        initial_variance: First variance of every channel instead of the variant's, at least 1e-4.
+        initial_variance: First variance of every channel instead of the variant's, at least 1e-4;
+            `"auto"`: each channel's own in the teacher, over the first 256 examples and their
+            locations. `fit` measures it once, before the first step; a loaded head keeps it.
         reduction: Over the elements of an example: `"mean"`, as in all three codes, or `"sum"`, as
             in the paper. A weight means something only together with its reduction.
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
@@ -114,7 +119,8 @@ class GaussianVIDHead(DistillationLoss):
         checks.one_of("variant", variant, list(_VARIANTS))
         checks.one_of("reduction", reduction, ("mean", "sum"))
         checks.integer("hidden_channels", hidden_channels, at_least=1, optional=True)
-        checks.number("initial_variance", initial_variance, at_least=1e-4, optional=True)
+        if initial_variance != "auto":
+            checks.number("initial_variance", initial_variance, at_least=_SMALLEST, optional=True)
         self.variant = variant
         self.hidden_channels = hidden_channels
         self.initial_variance = initial_variance
@@ -131,6 +137,10 @@ class GaussianVIDHead(DistillationLoss):
             initializer=keras.initializers.Constant(self._initial_alpha()),
             name="alpha",
         )
+        if self.initial_variance == "auto":
+            self.measured = self.add_weight(
+                shape=(), initializer="zeros", trainable=False, name="measured"
+            )
         self.gaussian_nats = GaussianInformation(
             teacher_shape[-1], name=f"{self.name}_gaussian_nats"
         )
@@ -140,6 +150,18 @@ class GaussianVIDHead(DistillationLoss):
         for layer in self.mean_layers:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
+
+    @property
+    def waits_for_examples(self):
+        return self.initial_variance == "auto" and not self.measured.numpy()
+
+    def look_at(self, teacher, student):
+        teacher = ops.cast(teacher, "float32")
+        teacher = pool_to(teacher, self.grid) if self.grid is not None else teacher
+        variance = ops.var(teacher, axis=tuple(range(len(teacher.shape) - 1)))
+        softplus = ops.maximum(variance, _SMALLEST) - self.epsilon
+        self.alpha.assign(softplus + ops.log(-ops.expm1(-softplus)))
+        self.measured.assign(1.0)
 
     def call(self, teacher, student, labels=None, training=None):
         if self.grid is not None:
@@ -182,7 +204,7 @@ class GaussianVIDHead(DistillationLoss):
         }
 
     def _initial_alpha(self):
-        if self.initial_variance is None:
+        if self.initial_variance in (None, "auto"):
             return _VARIANTS[self.variant].initial_alpha
         softplus = self.initial_variance - self.epsilon
         return softplus + math.log(-math.expm1(-softplus))

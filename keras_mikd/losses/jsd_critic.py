@@ -40,8 +40,7 @@ class JSDCritic(DistillationLoss):
         bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: one of
             `keras_mikd.bounds`, or your own (registered as serializable if the distiller is to be
             loaded).
-        critic: Score network, such as `ConcatCritic()`; `SeparableCritic()`, whose pairs cost little,
-            if `None`.
+        critic: Score network, such as `ConcatCritic()`; the cheap `SeparableCritic()` if `None`.
         negatives: Negatives for every positive, drawn at random from the batch, in training anew
             in every step: an int of at least 1, or `"all"` for every other
             example of the batch (one matrix product with a separable critic).

@@ -9,6 +9,7 @@ from keras_mikd.distillers import network_checks
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.features.probabilities import holds_probabilities
+from keras_mikd.mcmi.batch_statistics import normalizations
 
 
 def num_classes(teacher):
@@ -39,6 +40,17 @@ def num_classes(teacher):
             "set `trainable = True` on it, or on its last layers."
         )
     return shape[1]
+
+
+def freeze_normalizations(teacher):
+    """Lets BatchNormalization stay as it is, if something else is left to train."""
+    for layer in normalizations(teacher):
+        layer.trainable = False
+    if not teacher.trainable_variables:
+        raise ValueError(
+            "Expected weights to train beside those of BatchNormalization. Received: "
+            f'{teacher.name!r} without any, and batch_norm="frozen". Use batch_norm="measured".'
+        )
 
 
 def checked_loss(loss):

@@ -3,11 +3,12 @@
 import keras
 
 from keras_mikd.mcmi import mcmi_checks
+from keras_mikd.mcmi.batch_statistics import BatchStatistics, normalizations
 from keras_mikd.mcmi.cmi_report import new_meter
 
 
 class MCMIEpochs(keras.callbacks.Callback):
-    """Measures centroids when they are due and looks at every epoch's loss."""
+    """Measures centroids and statistics when they are due and looks at every epoch's loss."""
 
     def __init__(self, mcmi, data, options):
         super().__init__()
@@ -16,6 +17,8 @@ class MCMIEpochs(keras.callbacks.Callback):
         self._options = options
         self._meter = None  # One for all epochs, whose graph is traced once.
         self._fresh = False
+        self._statistics = None  # Likewise.
+        self._stale = False
 
     def start(self):
         """Measures the centroids, if they were not measured before."""
@@ -27,6 +30,23 @@ class MCMIEpochs(keras.callbacks.Callback):
         if self._mcmi.centroids == "epoch" and not self._fresh:
             self._fit_centroids()
         self._fresh = False
+        self._stale = self._mcmi.batch_norm == "measured" and bool(
+            normalizations(self._mcmi.teacher)
+        )
+
+    def on_test_begin(self, logs=None):
+        self._measure_statistics()  # Before the validation, which comes before the epoch's end.
+
+    def _measure_statistics(self):
+        if not self._stale:
+            return
+        self._stale = False
+        if self._statistics is None:
+            with self._mcmi.distribute_strategy.scope():
+                self._statistics = BatchStatistics(self._mcmi.teacher)
+                eagerly = self._mcmi.run_eagerly
+                self._statistics.compile(run_eagerly=eagerly, jit_compile=False)
+        self._statistics.evaluate(*self._data, **{**self._options, "verbose": 0})
 
     def _fit_centroids(self):
         regularizer = self._mcmi.regularizer
@@ -43,3 +63,4 @@ class MCMIEpochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         mcmi_checks.check_history(logs or {})
+        self._measure_statistics()

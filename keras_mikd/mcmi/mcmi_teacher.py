@@ -51,6 +51,10 @@ class MCMITeacher(BaseDistiller):
         log_likelihood_budget: Nats of an example's log-likelihood at which the divergence stops
             acting on it, above 0; `None` for the published objective. 0.3 leaves the label a
             probability of about 0.74. It does not limit a negative weight.
+        batch_norm: Statistics of BatchNormalization: `"measured"`: in `fit`, their mean over the
+            data, by a pass after each epoch; `"running"`: the moving averages, as released, which
+            lag behind for some hundred steps; `"frozen"`: those of the teacher, with their scales
+            and shifts, which takes a far lower rate.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
@@ -84,6 +88,7 @@ class MCMITeacher(BaseDistiller):
         temperature=1.0,
         separation_weight=0.0,
         log_likelihood_budget=0.3,
+        batch_norm="measured",
         **kwargs,
     ):
         num_classes = mcmi_checks.num_classes(teacher)
@@ -98,7 +103,10 @@ class MCMITeacher(BaseDistiller):
         self.log_likelihood_budget = checks.number(
             "log_likelihood_budget", log_likelihood_budget, above=0, optional=True
         )
+        self.batch_norm = checks.one_of("batch_norm", batch_norm, ("measured", "running", "frozen"))
         self.teacher = copied(teacher)
+        if self.batch_norm == "frozen":
+            mcmi_checks.freeze_normalizations(self.teacher)
         self.regularizer = CMIRegularizer(num_classes, temperature=temperature)
         self._cmi = ConditionalMutualInformation(num_classes, temperature=temperature)
         names = ["log_likelihood", "stale_cmi", "effective_weight"]
@@ -111,7 +119,7 @@ class MCMITeacher(BaseDistiller):
     arguments_of_step = (
         *BaseDistiller.arguments_of_step,
         *("weight", "centroids", "momentum", "separation_weight", "log_likelihood_budget"),
-        *("teacher", "regularizer"),
+        *("teacher", "regularizer", "batch_norm"),
     )
 
     def compile(self, optimizer="sgd", loss=None, *, metrics=("accuracy",), **kwargs):
@@ -235,7 +243,12 @@ class MCMITeacher(BaseDistiller):
             "temperature": self.regularizer.temperature,
             "separation_weight": self.separation_weight,
             "log_likelihood_budget": self.log_likelihood_budget,
+            "batch_norm": self.batch_norm,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config({"batch_norm": "running", **config})  # As before it existed.
 
     def export(self, filepath, *args, **kwargs):
         """Exports the tuned teacher, like `keras.Model.export`."""
