@@ -9,10 +9,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, keras_internals
+from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
 from keras_mikd.distillers import data_checks, loss_checks, network_checks
-from keras_mikd.distribution import replicas
+from keras_mikd.distribution import exact_resume, replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
@@ -114,6 +115,8 @@ class BaseDistiller(DistributedModel):
             "validation_split": validation_split,
         }
         _, _, output = self._labelled(self.loss)[0]
+        callbacks = _listed(callbacks)
+        exact_resume.check(callbacks, x, shuffle)
         with data_checks.told_labels(output), self._finalizing_each():
             own = self._own_callbacks(x, y, **options)
             return super().fit(
@@ -122,7 +125,7 @@ class BaseDistiller(DistributedModel):
                 batch_size,
                 epochs,
                 verbose,
-                [*own, *_listed(callbacks)] if own else callbacks,
+                exact_resume.put_last([*own, *callbacks]),
                 validation_split,
                 validation_data,
                 shuffle,
@@ -244,6 +247,20 @@ class BaseDistiller(DistributedModel):
         return data_checks.checked_data(
             argument, data, models=self._networks.models, loss=loss, output=output
         )
+
+    def run_variables(self):
+        optimizers = [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
+        return [*super().run_variables(), *(v for each in optimizers for v in each.variables)]
+
+    def run_identity(self):
+        networks, kept = self._networks, {}
+        for name in networks.fixed:
+            kept[name] = fingerprints.of_model(networks.models[name])
+        for term in networks.terms:
+            kept[term.loss.name] = _numbers(term.loss.get_config())
+        for number, (optimizer, _) in enumerate(self._optimizers()):
+            kept[f"optimizer {number + 1}"] = [type(optimizer).__name__, _numbers(optimizer.get_config())]
+        return {**super().run_identity(), **kept}
 
     def _own_callbacks(self, x, y, **options):
         """Returns callbacks that `fit` runs before those of the caller."""
@@ -379,6 +396,11 @@ def _of_examples(weights, values):
 
 def _batch_size(x):
     return ops.shape(keras.tree.flatten(x)[0])[0]
+
+
+def _numbers(config):
+    """Returns what a file can hold of a configuration, without names, which may be automatic."""
+    return {name: v for name, v in config.items() if isinstance(v, (bool, int, float))}
 
 
 def _listed(callbacks):
