@@ -153,8 +153,8 @@ class ModelBuiltFromSpecs(keras.Model):
     `distributed_model_test.py` and `multi_worker_test.py` fail.
 
     The data of the `fit` that is running can be read without training, by `read_epoch` and
-    `skip_batches`. The iterator over epochs, its `_enumerate_iterator` and `_get_metrics_result_or_logs`
-    are Keras'. Where they change, `exact_resume_test.py` fails.
+    `skip_batches`. The iterator over epochs, its `_enumerate_iterator` and the trainer's
+    `_get_metrics_result_or_logs` are Keras'. Where they change, `exact_resume_test.py` fails.
     """
 
     _epochs = None

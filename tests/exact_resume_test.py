@@ -1,3 +1,7 @@
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -6,15 +10,14 @@ import tensorflow as tf
 
 import keras_mikd as mikd
 
-KINDS = ["plain", "dropout", "arrays", "mcmi", "mutual", "cached"]
-
 
 class _Interrupt(keras.callbacks.Callback):
     """Interrupts training at the beginning of a batch."""
 
     def __init__(self, epoch, batch):
         super().__init__()
-        self._at = epoch, batch
+        self._at = (epoch, batch)
+        self._now = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._now = epoch
@@ -24,20 +27,202 @@ class _Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def _interrupted(kind, folder, *moments):
+def _interrupted(kind, folder, moments, **options):
     for moment in moments:
         with pytest.raises(KeyboardInterrupt):
-            resumed_run.run(kind, folder, [_Interrupt(*moment)])
-    return resumed_run.run(kind, folder)
+            resumed_run.fit(kind, folder, [_Interrupt(*moment)], **options)
+    return resumed_run.fit(kind, folder, **options)
 
 
-@pytest.mark.parametrize("saved", ["epochs", "steps"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_goes_on_ends_with_the_weights_and_history_of_an_undisturbed_one(
-    kind, saved, tmp_path, deterministic_ops
-):
-    whole = resumed_run.run(kind, tmp_path / "whole")
-    other = _interrupted(f"{kind} {saved}", tmp_path / "other", (0, 3), (1, 5), (3, 0))
+def _assert_same(whole, other):
     assert whole.keys() == other.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+STEPS = {"save_freq": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "moments"),
+    [
+        ("dropout", STEPS, [(1, 5)]),
+        ("mcmi", {}, [(2, 3)]),
+        *(
+            pytest.param(kind, options, [(0, 3), (1, 5), (3, 0)], marks=pytest.mark.slow)
+            for kind in resumed_run.FITS
+            for options in ({}, STEPS)
+        ),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_variables_and_history_of_an_undisturbed_one(
+    kind, options, moments, tmp_path, deterministic_ops
+):
+    whole = resumed_run.fit(kind, tmp_path / "whole")
+    _assert_same(whole, _interrupted(kind, tmp_path / "other", moments, **options))
+
+
+def _killed(folder, *arguments):
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, here / "kill_runs.py", f"--folder={folder}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_process_that_is_killed_goes_on(tmp_path):
+    shown = _killed(tmp_path, "--kills=2", "--runs", "dropout, by steps")
+    assert "2 kills of 1 runs, 0 with a fault" in shown
+    assert shown == _killed(tmp_path, "--kills=2", "--runs", "dropout, by steps")  # Nothing anew.
+
+
+@pytest.mark.slow
+def test_forty_kills(tmp_path):
+    assert "40 kills of 20 runs, 0 with a fault" in _killed(tmp_path, "--kills=40")
+
+
+def _model():
+    """A distiller that is quick to train."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    distiller = mikd.SelfDistiller(model, [])
+    distiller.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    return distiller
+
+
+def _data(number=6):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(number, 3)), rng.normal(size=(number, 2))
+
+
+def _fit(folder, callbacks=(), *, data=None, model=None, **options):
+    """Trains on arrays of three batches in their order."""
+    options = {"epochs": 3, "batch_size": 2, "shuffle": False, "verbose": 0, **options}
+    resume = mikd.ExactResume(folder, verbose=False)
+    model = model or _model()
+    data = _data() if data is None else data
+    return model, model.fit(*data, callbacks=[resume, *callbacks], **options)
+
+
+def test_a_run_that_has_ended_returns_at_once_and_more_epochs_go_on_from_it(tmp_path):
+    first, ended = _fit(tmp_path)
+    again, history = _fit(tmp_path)
+    assert history.history == ended.history
+    assert history.epoch == [0, 1, 2]
+    np.testing.assert_array_equal(again.get_weights()[0], first.get_weights()[0])
+    assert mikd.ExactResume(tmp_path).epoch == 3
+    more, history = _fit(tmp_path, epochs=5)
+    whole, longer = _fit(tmp_path / "whole", epochs=5)
+    assert history.history == longer.history
+    np.testing.assert_array_equal(more.get_weights()[0], whole.get_weights()[0])
+
+
+def test_a_stopped_run_stays_stopped_and_other_fits_of_the_model_begin_at_0(tmp_path):
+    def stopping():
+        return keras.callbacks.EarlyStopping("loss", min_delta=9.0, restore_best_weights=True)
+
+    _, stopped = _fit(tmp_path, [stopping()], epochs=6)
+    assert stopped.epoch == [0, 1]
+    model, history = _fit(tmp_path, [stopping()], epochs=6)
+    assert history.history == stopped.history
+    assert model.fit(*_data(), epochs=2, verbose=0).epoch == [0, 1]
+
+
+def test_what_callbacks_have_counted_goes_on_and_their_arguments_are_the_new_ones(tmp_path):
+    def best():
+        return keras.callbacks.EarlyStopping("loss", patience=3, mode="max")
+
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path, [best(), _Interrupt(2, 0)], epochs=9)
+    second = best()
+    second.patience = 5
+    _, history = _fit(tmp_path, [second], epochs=9)
+    assert history.epoch == list(range(6))
+    assert second.best == history.history["loss"][0]
+
+
+def test_a_data_set_of_unknown_length_goes_on_after_its_last_batch(tmp_path):
+    def data():
+        return (tf.data.Dataset.from_tensor_slices(_data()).batch(2).filter(lambda x, y: True),)
+
+    with pytest.warns(UserWarning, match="ran out of data"):
+        _, whole = _fit(tmp_path / "whole", data=data(), batch_size=None)
+
+    class Stop(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            raise KeyboardInterrupt
+
+    def fit(callbacks):
+        resume = mikd.ExactResume(tmp_path / "other", save_freq=1, verbose=False)
+        return _model().fit(
+            *data(),
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            validation_data=_data(2),
+            callbacks=[resume, *callbacks],
+        )
+
+    with pytest.warns(UserWarning, match="ran out of data"):
+        with pytest.raises(KeyboardInterrupt):
+            fit([Stop()])
+        history = fit([])
+    assert {k: v for k, v in history.history.items() if "val" not in k} == whole.history
+
+
+def test_an_order_that_a_new_start_cannot_repeat_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.compat.v1, "get_seed", lambda seed: (87654321, seed))
+    with pytest.raises(ValueError, match="same order.*Received: shuffle=True without a seed"):
+        _fit(tmp_path, shuffle=True)
+    _fit(tmp_path, shuffle=False)
+
+
+def test_a_data_set_without_a_seed_is_found(tmp_path):
+    unseeded = subprocess.run(
+        [sys.executable, "-c", _UNSEEDED], capture_output=True, text=True, check=True
+    )
+    assert unseeded.stdout.split() == ["ShuffleDataset", "RandomDataset", "None", "None", "seeded"]
+
+
+_UNSEEDED = """
+import tensorflow as tf
+from keras_mikd.distribution import data_order
+from keras_mikd.keras_internals import unseeded_draws
+numbers = tf.data.Dataset.range(4)
+print(unseeded_draws(numbers.shuffle(4).batch(2).prefetch(1)))
+print(unseeded_draws(tf.data.Dataset.zip((numbers, tf.data.Dataset.random())).map(lambda *x: x)))
+print(unseeded_draws(numbers.shuffle(4, seed=0)), unseeded_draws(numbers))
+assert not data_order._has_global_seed()
+tf.random.set_seed(1)
+assert data_order._has_global_seed() and unseeded_draws(numbers.shuffle(4)) is None
+print("seeded")
+"""
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path):
+    _fit(tmp_path)
+    with pytest.raises(ValueError, match="which has steps=3. Received: steps=2. Name another"):
+        _fit(tmp_path, batch_size=3)
+    slower = _model()
+    slower.compile(keras.optimizers.SGD(0.05), "mse")
+    with pytest.raises(ValueError, match=r"'learning_rate': 0.1.*Received:.*0.05"):
+        _fit(tmp_path, model=slower)
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path):
+    _fit(tmp_path)
+    path = tmp_path / "state.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    for damaged in (content, content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="state.npz', which is damaged"):
+            _fit(tmp_path)
+
+
+def test_two_are_refused_and_so_is_a_frequency_of_0(tmp_path):
+    with pytest.raises(ValueError, match="Expected one ExactResume in `callbacks`. Received: 2"):
+        _fit(tmp_path, [mikd.ExactResume(tmp_path)])
+    with pytest.raises(ValueError, match="`save_freq` to be an int of at least 1"):
+        mikd.ExactResume(tmp_path, save_freq=0)

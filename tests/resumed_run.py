@@ -1,11 +1,8 @@
-"""A run that tests kill: `python resumed_run.py <kind> <folder>` writes its weights at its end.
+"""Runs that tests kill and start again: `RUNS[name](folder)` returns arrays by name at its end."""
 
-Started again with the same arguments, it goes on.
-"""
-
+import functools
 import os
 import pathlib
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -20,9 +17,9 @@ EPOCHS, BATCH, CLASSES = 4, 8, 3
 L = keras.layers
 
 
-def network(width, dropout=False):
+def network(width, dropout=False, augment=False):
     inputs = keras.Input((8, 8, 1))
-    x = L.RandomFlip(seed=1)(inputs) if dropout else inputs
+    x = L.RandomFlip()(inputs) if augment else inputs
     x = L.Conv2D(width, 3, activation="relu", name="conv")(x)
     x = L.BatchNormalization()(x)
     x = L.Dropout(0.3)(x) if dropout else x
@@ -38,76 +35,94 @@ def shuffled():
     return tf.data.Dataset.from_tensor_slices(data()).shuffle(48).batch(BATCH).prefetch(1)
 
 
-def distilled(dropout=False, **kwargs):
-    losses = [
-        mikd.SoftTargets(),
-        mikd.JSDCritic(teacher_layer="conv", student_layer="conv", **kwargs),
-    ]
+def distilled(dropout, *others):
+    losses = [mikd.SoftTargets(), *others]
     return mikd.Distiller(network(6), network(4, dropout), losses)
 
 
-def mutual():
-    critic = mikd.JSDCritic(teacher_layer="conv", student_layer="conv")
-    return mikd.MutualDistiller([network(4, True), network(6)], [critic])
+def critic():
+    return mikd.JSDCritic(teacher_layer="conv", student_layer="conv")
+
+
+def cache(folder, teacher, number=48, size=BATCH):
+    def flipped(image, seed):
+        return tf.image.stateless_random_flip_left_right(image, seed)
+
+    return mikd.TeacherCache(
+        teacher,
+        *data(number),
+        augment=flipped,
+        views=2,
+        directory=pathlib.Path(folder) / "cache",
+        batch_size=size,
+    )
 
 
 def cached(folder):
     teacher = network(6)
-    student = network(4, True)
-    losses = [mikd.SoftTargets()]
-    cache = mikd.TeacherCache(
-        teacher,
-        *data(),
-        augment=lambda image, seed: tf.image.stateless_random_flip_left_right(image, seed),
-        views=2,
-        directory=folder / "cache",
-        batch_size=BATCH,
-    )
-    return mikd.Distiller(teacher, student, losses), cache.build(verbose=0).batches(BATCH)
+    distiller = mikd.Distiller(teacher, network(4, True), [mikd.SoftTargets()])
+    return distiller, cache(folder, teacher).build(verbose=0).batches(BATCH)
 
 
-def run(kind, folder, callbacks=(), epochs=EPOCHS):
-    """Returns the history and the weights of a run of a kind."""
-    folder = pathlib.Path(folder)
+FITS = {
+    "plain": lambda folder: (distilled(False, critic()), shuffled()),
+    "dropout": lambda folder: (distilled(True), shuffled()),
+    "arrays": lambda folder: (distilled(True), *data()),
+    "mcmi": lambda folder: (
+        mikd.MCMITeacher(network(6, True, True), centroids="epoch"),
+        shuffled(),
+    ),
+    "mutual": lambda folder: (
+        mikd.MutualDistiller([network(4, True), network(6)], [critic()]),
+        shuffled(),
+    ),
+    "cached": cached,
+}
+
+
+def fit(kind, folder, callbacks=(), **options):
+    """Returns the variables and the history of a run of a kind, as arrays by name."""
     keras.utils.set_random_seed(0)
-    steps = {"save_freq": 2} if kind.endswith("steps") else {}
-    x, y = shuffled(), None
-    if kind.startswith("dropout"):
-        model = distilled(dropout=True)
-    elif kind.startswith("arrays"):
-        model, (x, y) = distilled(dropout=True), data()
-    elif kind.startswith("mcmi"):
-        model = mikd.MCMITeacher(network(6, True), centroids="epoch")
-    elif kind.startswith("mutual"):
-        model = mutual()
-    elif kind.startswith("cached"):
-        model, x = cached(folder)
-    else:
-        model = distilled()
-    own = {} if kind.startswith("mcmi") else {
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    }
+    model, *data_of_fit = FITS[kind](folder)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    own = {} if kind == "mcmi" else {"loss": loss}
     model.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"], **own)
     others = [keras.callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=0.3, factor=0.7)]
-    if kind.startswith("mcmi"):
-        others.append(mikd.LogLikelihoodGuard(-50.0))
-    resume = mikd.ExactResume(folder / "resume", verbose=False, **steps)
+    others += [mikd.LogLikelihoodGuard(-50.0)] if kind == "mcmi" else []
+    resume = mikd.ExactResume(pathlib.Path(folder) / "resume", verbose=False, **options)
+    arrays = len(data_of_fit) == 2
     history = model.fit(
-        x,
-        y,
-        batch_size=BATCH if y is not None else None,
-        epochs=epochs,
+        *data_of_fit,
+        batch_size=BATCH if arrays else None,
+        epochs=EPOCHS,
         verbose=0,
-        shuffle=y is not None,
+        shuffle=arrays,
         validation_data=tf.data.Dataset.from_tensor_slices(data(16)).batch(BATCH),
         callbacks=[resume, *others, *callbacks],
     )
-    weights = {f"w{i}": v.numpy() for i, v in enumerate(model.run_variables())}
-    logs = {f"log_{name}": np.array(values) for name, values in history.history.items()}
-    return {**weights, **logs}
+    variables = {f"variable {i}": v.numpy() for i, v in enumerate(model.run_variables())}
+    return variables | {name: np.array(values) for name, values in history.history.items()}
 
 
-if __name__ == "__main__":
-    kind, folder = sys.argv[1:]
-    tf.config.experimental.enable_op_determinism()
-    np.savez(pathlib.Path(folder) / "ended.npz", **run(kind, folder))
+def build(folder):
+    """Returns what a cache of many batches holds."""
+    keras.utils.set_random_seed(0)
+    built = cache(folder, network(6), number=512, size=4).build(verbose=0)
+    batches = list(built.batches(512, shuffle=False).as_numpy_iterator())
+    return {f"part {i}": part for i, part in enumerate(keras.tree.flatten(batches))}
+
+
+def export(folder):
+    """Returns the bytes of an exported student."""
+    keras.utils.set_random_seed(0)
+    path = pathlib.Path(folder) / "student.tflite"
+    mikd.export_tflite(network(6), path, overwrite=True)
+    return {"bytes": np.frombuffer(path.read_bytes(), "uint8")}
+
+
+RUNS = {
+    **{f"{kind}, by epoch": functools.partial(fit, kind) for kind in FITS},
+    **{f"{kind}, by steps": functools.partial(fit, kind, save_freq=2) for kind in FITS},
+    "cache": build,
+    "export": export,
+}

@@ -15,6 +15,7 @@ from keras_mikd.critics.critic import xla_scope
 from keras_mikd.distillers import data_checks, loss_checks, network_checks
 from keras_mikd.distribution import exact_resume, replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
+from keras_mikd.distribution.worker_callbacks import listed
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
 
@@ -44,6 +45,7 @@ class BaseDistiller(DistributedModel):
         self.critic_optimizer = None
         self._networks = networks
         networks.build_losses()
+        self.autocast = False  # The networks cast for themselves, as they do alone.
         self._task_tracker = keras.metrics.Mean(name="task_loss")
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
         readouts = [metric.name for loss in losses for metric in loss.metrics]
@@ -115,7 +117,7 @@ class BaseDistiller(DistributedModel):
             "validation_split": validation_split,
         }
         _, _, output = self._labelled(self.loss)[0]
-        callbacks = _listed(callbacks)
+        callbacks = listed(callbacks)
         exact_resume.check(callbacks, x, shuffle)
         with data_checks.told_labels(output), self._finalizing_each():
             own = self._own_callbacks(x, y, **options)
@@ -248,9 +250,8 @@ class BaseDistiller(DistributedModel):
             argument, data, models=self._networks.models, loss=loss, output=output
         )
 
-    def run_variables(self):
-        optimizers = [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
-        return [*super().run_variables(), *(v for each in optimizers for v in each.variables)]
+    def all_optimizers(self):
+        return [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
 
     def run_identity(self):
         networks, kept = self._networks, {}
@@ -258,8 +259,9 @@ class BaseDistiller(DistributedModel):
             kept[name] = fingerprints.of_model(networks.models[name])
         for term in networks.terms:
             kept[term.loss.name] = _numbers(term.loss.get_config())
-        for number, (optimizer, _) in enumerate(self._optimizers()):
-            kept[f"optimizer {number + 1}"] = [type(optimizer).__name__, _numbers(optimizer.get_config())]
+        for number, optimizer in enumerate(self.all_optimizers(), start=1):
+            kind = type(optimizer).__name__
+            kept[f"optimizer {number}"] = [kind, _numbers(optimizer.get_config())]
         return {**super().run_identity(), **kept}
 
     def _own_callbacks(self, x, y, **options):
@@ -401,10 +403,3 @@ def _batch_size(x):
 def _numbers(config):
     """Returns what a file can hold of a configuration, without names, which may be automatic."""
     return {name: v for name, v in config.items() if isinstance(v, (bool, int, float))}
-
-
-def _listed(callbacks):
-    """Returns the callbacks of `fit` as a list."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return callbacks.callbacks
-    return [] if callbacks is None else keras.tree.flatten(callbacks)

@@ -6,7 +6,7 @@ import keras
 
 from keras_mikd.features.layer_graph import ends, has_graph
 from keras_mikd.features.probabilities import holds_probabilities
-from keras_mikd.keras_internals import operation_of, strategy_made_under
+from keras_mikd.keras_internals import layers_of, operation_of, strategy_made_under
 
 _CROSS_ENTROPIES = (
     keras.losses.SparseCategoricalCrossentropy,
@@ -44,6 +44,25 @@ def _check_pair(named, other):
             f"shape {inputs[0]}, {second} inputs of shape {inputs[1]}. Put a resizing or rescaling "
             "layer in front of one of them, in a functional model."
         )
+
+
+def policy(models):
+    """Returns the dtype policy for a model that trains others; it decides about loss scaling.
+
+    That of the layers counts: a model out of a file has theirs as saved, and for itself the policy
+    of the process that loads it.
+    """
+    layers = [layer for model in models for layer in layers_of(model)]
+    inner = [layer.dtype_policy for layer in layers if layer.weights and not _holds_layers(layer)]
+    halves = [policy for policy in inner if policy.compute_dtype == "float16"]
+    own = models[0].dtype_policy
+    if halves or own.compute_dtype != "float16":
+        return halves[0] if halves else own
+    return inner[0] if inner else own
+
+
+def _holds_layers(layer):
+    return len(list(layers_of(layer))) > 1
 
 
 def check_scope(models, distiller):

@@ -1,18 +1,16 @@
 """What `fit` needs to run on several hosts, which Keras 3 itself does not do."""
 
 import contextlib
-import os
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.atomic_files import written_whole
-from keras_mikd.distribution import replicas
-from keras_mikd.distribution.worker_callbacks import without_writers
+from keras_mikd.distribution import replicas, weight_files
+from keras_mikd.distribution.worker_callbacks import listed, without_writers
 from keras_mikd.keras_internals import ModelBuiltFromSpecs, begin_at, global_seed
 
-_SEED = "seed_state_"
+_SEED, _OPTIMIZERS = "seed_state_", "optimizer_names"
 
 
 class DistributedModel(ModelBuiltFromSpecs):
@@ -46,6 +44,7 @@ class DistributedModel(ModelBuiltFromSpecs):
         with self.distribute_strategy.scope():
             chief = replicas.is_chief()
             _check_batch(x, batch_size)
+        weight_files.check_checkpoints(listed(callbacks))
         if not chief:
             callbacks = without_writers(callbacks)
         try:
@@ -80,46 +79,56 @@ class DistributedModel(ModelBuiltFromSpecs):
         """Saves like `keras.Model.save`; a `.keras` file is written whole or not at all.
 
         Raises:
-            ValueError: If the file is an `.h5`, which holds neither teachers nor all optimizers.
+            ValueError: If the path ends in `.h5`: such a file leaves out teachers and optimizers.
         """
-        if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(
-                "Expected a path that ends in '.keras'. Received: "
-                f"filepath={str(filepath)!r}. An .h5 file of a model holds neither its teacher nor "
-                "all its optimizers. save_weights writes a '.weights.h5' file without the teacher."
-            )
-        with _whole(filepath, overwrite, ".keras") as path:
+        weight_files.check_suffix(filepath)
+        with weight_files.whole(filepath, overwrite, ".keras") as path:
             return super().save(path, overwrite, zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Saves like `keras.Model.save_weights`; a single file is written whole or not at all."""
         suffix = ".weights.h5" if max_shard_size is None else None
-        with _whole(filepath, overwrite, suffix) as path:
+        with weight_files.whole(filepath, overwrite, suffix) as path:
             return super().save_weights(path, overwrite, max_shard_size)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Loads like `keras.Model.load_weights`; a file that does not fit changes nothing.
+
+        Raises:
+            ValueError: If the file is of other networks, losses or optimizers, or holds numbers
+                that are not finite.
+        """
+        if skip_mismatch:
+            return super().load_weights(filepath, skip_mismatch, **kwargs)
+        with weight_files.loaded_whole(filepath, self.run_variables()):
+            return super().load_weights(filepath, **kwargs)
 
     def save_own_variables(self, store):
         """Saves with the weights what Dropout and augmentation layers draw from."""
         super().save_own_variables(store)
         for number, seed in enumerate(self._seeds()):
             store[f"{_SEED}{number}"] = ops.convert_to_numpy(seed)
+        store[_OPTIMIZERS] = weight_files.optimizer_names(self.all_optimizers())
 
     def load_own_variables(self, store):
-        seeds = self._seeds()
         own = {name: store[name] for name in store.keys()}
-        states = {name: own.pop(name) for name in list(own) if name.startswith(_SEED)}
+        states = [own.pop(name) for name in sorted(own, key=_number) if name.startswith(_SEED)]
+        names = own.pop(_OPTIMIZERS, None)
+        if names is not None:  # Files of earlier versions have neither.
+            weight_files.check_optimizer_names(names, self.all_optimizers())
         super().load_own_variables(own)
-        if states and len(states) != len(seeds):
-            raise ValueError(
-                f"Expected the states of {len(seeds)} random layers, such as Dropout. Received: a "
-                f"file with {len(states)}, which is of other networks."
-            )
-        if states:  # Files of earlier versions have none.
-            for number, seed in enumerate(seeds):
-                seed.assign(states[f"{_SEED}{number}"])
+        seeds = self._seeds() if names is not None else []
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+
+    def all_optimizers(self):
+        """All optimizers, those of critics or peers too; none before `compile`."""
+        return [self.optimizer] if self.optimizer is not None else []
 
     def run_variables(self):
         """Returns all variables that a step reads or changes, but those of metrics."""
-        return [*self.variables, global_seed()]
+        kept = [variable for each in self.all_optimizers() for variable in each.variables]
+        return [*self.variables, *kept, global_seed()]
 
     def run_identity(self):
         """Returns what has to be the same where a run goes on, `{name: number or text}`."""
@@ -146,25 +155,15 @@ class DistributedModel(ModelBuiltFromSpecs):
             ) from error
 
 
-@contextlib.contextmanager
-def _whole(filepath, overwrite, suffix):
-    """Gives the path to write a file to; other targets, and questions to the user, are Keras'."""
-    known = isinstance(filepath, (str, os.PathLike)) and suffix is not None
-    path = os.fspath(filepath) if known else None
-    if not known or "://" in path or not path.endswith(suffix):
-        yield filepath
-    elif os.path.isdir(path) or (os.path.exists(path) and not overwrite):
-        yield filepath
-    else:
-        with written_whole(path) as unfinished:
-            yield unfinished
-
-
 def as_logs(values):
     """Adds to the logs of a step the axis that Keras takes the mean over on several hosts."""
     if not replicas.on_several_hosts():
         return values
     return {name: ops.expand_dims(value, 0) for name, value in values.items()}
+
+
+def _number(name):
+    return int(name.removeprefix(_SEED)) if name.startswith(_SEED) else -1
 
 
 def _check_batch(x, batch_size):

@@ -80,22 +80,25 @@ class ExactResume(keras.callbacks.Callback):
         self._began = True
         if self._state is None:
             self._first_epoch = epoch
-            self._save(epoch, 0)
-        elif self._state["batch"]:
-            # Keras has reset the metrics, and other callbacks have begun the epoch once more.
+            self._save(epoch, 0, begun=True)
+        elif self._state["begun"]:
+            # Not before: Keras resets the metrics, and the other callbacks begin this epoch anew.
             self._restore(self._state)
+            metrics = self.model.metrics_variables if self._state["batch"] else []
+            _assign(metrics, self._state["metrics"], self.path)
         self._saved_batch = self._state["batch"] if self._state else 0
         self._show_history()
         self._state = None
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.save_freq != "epoch" and batch + 1 - self._saved_batch >= self.save_freq:
-            self._save(self._epoch, batch + 1)
+        due = self.save_freq != "epoch" and batch + 1 - self._saved_batch >= self.save_freq
+        if due and not self.model.stop_training:  # Then the end of the epoch comes next.
+            self._save(self._epoch, batch + 1, begun=True)
             self._saved_batch = batch + 1
 
     def on_epoch_end(self, epoch, logs=None):
         self._history.append([epoch, dict(logs or {})])
-        self._save(epoch + 1, 0)
+        self._save(epoch + 1, 0, begun=False)
 
     def on_train_end(self, logs=None):
         if not self._began:  # Nothing was left to train.
@@ -108,9 +111,9 @@ class ExactResume(keras.callbacks.Callback):
         if self.verbose:
             batch = f", batch {state['batch'] + 1}" if state["batch"] else ""
             print(f"ExactResume: goes on with epoch {state['epoch'] + 1}{batch} ({self.path}).")
-        if epoch < self.params["epochs"]:
-            self._read_data(state)
-        self._restore(state)
+        self._read_data(state)
+        if not state["begun"] or epoch >= self.params["epochs"]:
+            self._restore(state)
         keras_internals.begin_at(self.model, epoch)
 
     def _read_data(self, state):
@@ -123,7 +126,8 @@ class ExactResume(keras.callbacks.Callback):
         if state["batch"]:
             self.model.skip_batches(state["batch"])
 
-    def _save(self, epoch, batch):
+    def _save(self, epoch, batch, begun):
+        """Keeps the state before a batch, `begun` if the callbacks have begun its epoch."""
         # Every host reads its variables, since that of a metric sums over all of them.
         variables, metrics = self._values(batch)
         if not self._writes:
@@ -133,6 +137,7 @@ class ExactResume(keras.callbacks.Callback):
             "first_epoch": self._first_epoch,
             "epoch": epoch,
             "batch": batch,
+            "begun": begun,
             "stopped": self.model.stop_training,
             "history": self._history,
             "callbacks": self._changed_attributes(),
@@ -143,14 +148,12 @@ class ExactResume(keras.callbacks.Callback):
 
     def _values(self, batch):
         variables = [keras.ops.convert_to_numpy(v) for v in self.model.run_variables()]
-        # Between epochs they count nothing, and before the first step they may not exist.
+        # Before the first batch of an epoch they count nothing, and may not exist.
         metrics = self.model.metrics_variables if batch else []
         return variables, [keras.ops.convert_to_numpy(v) for v in metrics]
 
     def _restore(self, state):
         _assign(self.model.run_variables(), state["variables"], self.path)
-        if state["batch"]:
-            _assign(self.model.metrics_variables, state["metrics"], self.path)
         saved = list(state["callbacks"])
         for each in self._others:
             kinds = [kind for kind, _ in saved]

@@ -34,7 +34,7 @@ def read(path, *, arrays=True):
         ValueError: If the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             structure = json.loads(content[_STRUCTURE].tobytes())
             return _unpacked(structure, content if arrays else None)
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
@@ -74,7 +74,7 @@ def _described(value, arrays):
 
 
 def _named(module, name):
-    """Returns what a module that is imported has under a name, or a new object if it has nothing."""
+    """Returns what an imported module has under a name; a new object if that is nothing."""
     return getattr(sys.modules.get(module), name or "", object())
 
 
