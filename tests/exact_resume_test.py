@@ -171,6 +171,21 @@ def test_a_data_set_of_unknown_length_goes_on_after_its_last_batch(tmp_path):
     assert {k: v for k, v in history.history.items() if "val" not in k} == whole.history
 
 
+def test_data_that_begins_with_the_epoch_is_not_read_again(tmp_path):
+    def fit(folder, callbacks=()):
+        resume = mikd.ExactResume(folder, replay_data=False, save_freq=1, verbose=False)
+        epochs = [np.random.default_rng(epoch).normal(size=(6, 5)) for epoch in range(3)]
+        data = tf.data.Dataset.from_tensor_slices(np.concatenate(epochs[resume.epoch :]))
+        data = data.map(lambda row: (row[:3], row[3:])).batch(2)
+        options = {"epochs": 3, "steps_per_epoch": 3, "shuffle": False, "verbose": 0}
+        return _model().fit(data, callbacks=[resume, *callbacks], **options).history
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "other", [_Interrupt(1, 2)])
+    assert mikd.ExactResume(tmp_path / "other").epoch == 1
+    assert fit(tmp_path / "other") == fit(tmp_path / "whole")
+
+
 def test_an_order_that_a_new_start_cannot_repeat_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.compat.v1, "get_seed", lambda seed: (87654321, seed))
     with pytest.raises(ValueError, match="same order.*Received: shuffle=True without a seed"):

@@ -19,8 +19,8 @@ class Distiller(BaseDistiller):
 
     Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
     network once; the teacher runs in inference mode, gets no gradient and stays as it was. A
-    `.keras` file holds everything that further training needs. Weight files (`save_weights`,
-    `BackupAndRestore`) leave the teacher out. Logs show every loss under its name, and `task_loss`
+    `.keras` file holds everything that further training needs; weight files leave the teacher out.
+    `ExactResume` lets a killed `fit` go on. Logs show every loss under its name, and `task_loss`
     and the total, `loss`.
 
     Args:

@@ -74,7 +74,9 @@ class MutualDistiller(BaseDistiller):
         self.peers = list(peers)
         self.features = features
         self.peer_optimizers = []
-        self._loss_configs = [keras.saving.serialize_keras_object(loss) for loss in losses]
+        self._loss_configs = [
+            _unshared(keras.saving.serialize_keras_object(loss)) for loss in losses
+        ]
         networks = Networks(
             models, _terms(losses, models), features=dict(zip(models, features, strict=True))
         )
