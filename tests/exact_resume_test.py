@@ -46,7 +46,6 @@ STEPS = {"save_freq": 2}
 @pytest.mark.parametrize(
     ("kind", "options", "moments"),
     [
-        ("dropout", STEPS, [(1, 5)]),
         ("mcmi", {}, [(2, 3)]),
         *(
             pytest.param(kind, options, [(0, 3), (1, 5), (3, 0)], marks=pytest.mark.slow)
@@ -105,8 +104,137 @@ def _fit(folder, callbacks=(), *, data=None, model=None, **options):
     return model, model.fit(*data, callbacks=[resume, *callbacks], **options)
 
 
+class _Shuffled(keras.utils.PyDataset):
+    """Batches in a new order in every epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self._rng, self._order = np.random.default_rng(3), np.arange(6)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = self._order[2 * index : 2 * index + 2]
+        return tuple(part[rows] for part in _data())
+
+    def on_epoch_end(self):
+        self._rng.shuffle(self._order)
+
+
+def _generated():
+    for rng in map(np.random.default_rng, range(9)):
+        yield rng.normal(size=(2, 3)), rng.normal(size=(2, 2))
+
+
+def _slices():
+    return tf.data.Dataset.from_tensor_slices(_data())
+
+
+def _noisy(x, y):
+    return x + tf.random.uniform((3,), dtype=tf.float64), y
+
+
+SOURCES = {
+    "a PyDataset": lambda: {"x": _Shuffled(), "shuffle": False},
+    "a generator": lambda: {"x": _generated(), "steps_per_epoch": 3, "shuffle": False},
+    "endless data": lambda: {
+        "x": _slices().shuffle(6).repeat().batch(2),
+        "steps_per_epoch": 3,
+        "shuffle": False,
+    },
+    "epochs that end inside the data": lambda: {
+        "x": _slices().shuffle(6).repeat(9).batch(2),
+        "steps_per_epoch": 4,
+        "shuffle": False,
+    },
+    "noise": lambda: {"x": _slices().map(_noisy).batch(2), "shuffle": False},
+    "a shuffle in front of a cache": lambda: {
+        "x": _slices().shuffle(6).cache().batch(2),
+        "shuffle": False,
+    },
+    "weights and a split": lambda: {
+        **dict(zip("xy", _data(12), strict=True)),
+        "batch_size": 2,
+        "sample_weight": np.arange(12.0),
+        "validation_split": 0.5,
+    },
+    "a later first epoch": lambda: {"x": _slices().shuffle(6).batch(2), "initial_epoch": 1},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_data_of_every_kind_is_read_as_far_as_it_was(source, tmp_path):
+    def fit(folder, *interruptions):
+        model = _model()
+        options = {"epochs": 3, "verbose": 0, "shuffle": source.startswith("weights")}
+        resume = mikd.ExactResume(tmp_path / folder, save_freq=1, verbose=False)
+        callbacks = [keras.callbacks.LearningRateScheduler(lambda e: 0.1 / (e + 1)), resume]
+        history = model.fit(**options | SOURCES[source](), callbacks=[*callbacks, *interruptions])
+        return {str(i): v.numpy() for i, v in enumerate(model.run_variables())}, history.history
+
+    whole, logs = fit("whole")
+    for moment in ((1, 1), (2, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            fit("other", _Interrupt(*moment))
+    other, resumed = fit("other")
+    _assert_same(whole, other)
+    assert resumed == logs
+
+
+def test_several_steps_in_one_execution_and_a_log_go_on(tmp_path):
+    def fit(folder, *callbacks):
+        model = _model()
+        model.compile("adam", "mse", steps_per_execution=2)
+        log = keras.callbacks.CSVLogger(tmp_path / f"{folder}.csv")  # Without append=True.
+        try:
+            return _fit(tmp_path / folder, [log, *callbacks], data=_data(14), model=model)
+        finally:
+            log.csv_file.close()
+
+    whole, logs = fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("other", _Interrupt(2, 4))
+    other, resumed = fit("other")
+    assert resumed.history == logs.history
+    _assert_same(*({str(i): v.numpy() for i, v in enumerate(m.weights)} for m in (whole, other)))
+    rows = [(tmp_path / f"{name}.csv").read_text() for name in ("whole", "other")]
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) == 1 + 3
+
+
+@pytest.mark.slow
+def test_replicas_go_on_in_the_middle_of_an_epoch(two_replicas, tmp_path, deterministic_ops):
+    def fit(folder, *callbacks):
+        keras.utils.set_random_seed(0)
+        with two_replicas.scope():
+            distiller = resumed_run.distilled(True)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            distiller.compile("adam", loss, metrics=["accuracy"])
+        resume = mikd.ExactResume(tmp_path / folder, save_freq=1, verbose=False)
+        history = distiller.fit(
+            resumed_run.shuffled(),
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[resume, *callbacks],
+        )
+        return {str(i): v.numpy() for i, v in enumerate(distiller.run_variables())}, history.history
+
+    whole, logs = fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("other", _Interrupt(1, 2))
+    other, resumed = fit("other")
+    for name, value in whole.items():
+        np.testing.assert_allclose(value, other[name], rtol=0, atol=1e-6, err_msg=name)
+    for name, values in logs.items():
+        np.testing.assert_allclose(values, resumed[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_a_run_that_has_ended_returns_at_once_and_more_epochs_go_on_from_it(tmp_path):
     first, ended = _fit(tmp_path)
+    without = _model().fit(*_data(), epochs=3, batch_size=2, shuffle=False, verbose=0)
+    assert ended.history == without.history
     again, history = _fit(tmp_path)
     assert history.history == ended.history
     assert history.epoch == [0, 1, 2]
@@ -116,6 +244,22 @@ def test_a_run_that_has_ended_returns_at_once_and_more_epochs_go_on_from_it(tmp_
     whole, longer = _fit(tmp_path / "whole", epochs=5)
     assert history.history == longer.history
     np.testing.assert_array_equal(more.get_weights()[0], whole.get_weights()[0])
+
+
+def test_a_second_fit_on_the_same_data_goes_on_too(tmp_path):
+    def script(folder, *interruptions):
+        data = (_slices().shuffle(6).batch(2),)
+        model = _model()
+        for phase, callbacks in enumerate(((), interruptions)):
+            options = {"data": data, "model": model, "batch_size": None}
+            _fit(tmp_path / f"{folder}{phase}", callbacks, **options)
+        return model.get_weights()
+
+    whole = script("whole")
+    with pytest.raises(KeyboardInterrupt):
+        script("other", _Interrupt(1, 2))
+    for a, b in zip(whole, script("other"), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_stopped_run_stays_stopped_and_other_fits_of_the_model_begin_at_0(tmp_path):
@@ -140,6 +284,34 @@ def test_what_callbacks_have_counted_goes_on_and_their_arguments_are_the_new_one
     _, history = _fit(tmp_path, [second], epochs=9)
     assert history.epoch == list(range(6))
     assert second.best == history.history["loss"][0]
+
+
+def test_a_guard_gives_back_the_weights_of_an_epoch_before_the_kill(tmp_path):
+    class Told(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            told = {"val_log_likelihood": [-0.1, -0.2, -0.2, -0.9], "val_cmi": [3.0, 2.0, 1.0, 0.0]}
+            logs.update({name: values[epoch] for name, values in told.items()})
+
+    def fit(folder, *callbacks):
+        guard = mikd.LogLikelihoodGuard(-0.5, verbose=False)
+        model, _ = _fit(tmp_path / folder, [Told(), guard, *callbacks], epochs=9)
+        return guard, model.get_weights()
+
+    guard, weights = fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("other", _Interrupt(2, 1))
+    resumed, others = fit("other")
+    assert (resumed.best_epoch, resumed.stopped_epoch) == (0, 3)
+    assert (guard.best_epoch, guard.stopped_epoch) == (0, 3)
+    for a, b in zip(weights, others, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_plain_model_is_refused(tmp_path):
+    model = _model().student
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="Expected a distiller.*SelfDistiller"):
+        model.fit(*_data(), callbacks=[mikd.ExactResume(tmp_path)], verbose=0)
 
 
 def test_a_data_set_of_unknown_length_goes_on_after_its_last_batch(tmp_path):

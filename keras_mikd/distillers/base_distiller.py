@@ -117,17 +117,18 @@ class BaseDistiller(DistributedModel):
             "validation_split": validation_split,
         }
         _, _, output = self._labelled(self.loss)[0]
-        callbacks = listed(callbacks)
-        exact_resume.check(callbacks, x, shuffle)
+        given = listed(callbacks)
+        exact_resume.check(given, x, shuffle)
         with data_checks.told_labels(output), self._finalizing_each():
             own = self._own_callbacks(x, y, **options)
+            ordered = exact_resume.put_last([*own, *given])
             return super().fit(
                 x,
                 y,
                 batch_size,
                 epochs,
                 verbose,
-                exact_resume.put_last([*own, *callbacks]),
+                callbacks if ordered == given else ordered,
                 validation_split,
                 validation_data,
                 shuffle,

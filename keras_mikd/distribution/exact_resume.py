@@ -3,6 +3,7 @@
 import pathlib
 
 import keras
+import numpy as np
 
 from keras_mikd import checks, keras_internals
 from keras_mikd.distribution import data_order, replicas, run_state
@@ -58,8 +59,16 @@ class ExactResume(keras.callbacks.Callback):
     def keep(self, callbacks):
         """Keeps the state of other callbacks, which come before this one."""
         self._others = callbacks
+        for each in callbacks if self.path.exists() else []:
+            if isinstance(each, keras.callbacks.CSVLogger):
+                each.append = True  # It would write over the epochs before the kill.
 
     def set_model(self, model):
+        if not hasattr(model, "run_variables"):
+            raise ValueError(
+                "Expected a distiller or an MCMITeacher, whose `fit` can go on within an epoch. "
+                f"Received: {model!r}. A network alone trains as keras_mikd.SelfDistiller(model, [])."
+            )
         super().set_model(model)
         with model.distribute_strategy.scope():
             self._writes = replicas.is_chief()
@@ -97,7 +106,8 @@ class ExactResume(keras.callbacks.Callback):
             self._saved_batch = batch + 1
 
     def on_epoch_end(self, epoch, logs=None):
-        self._history.append([epoch, dict(logs or {})])
+        kept = {k: v if isinstance(v, float) else np.asarray(v) for k, v in (logs or {}).items()}
+        self._history.append([epoch, kept])
         self._save(epoch + 1, 0, begun=False)
 
     def on_train_end(self, logs=None):
