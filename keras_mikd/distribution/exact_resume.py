@@ -67,7 +67,7 @@ class ExactResume(keras.callbacks.Callback):
         if not hasattr(model, "run_variables"):
             raise ValueError(
                 "Expected a distiller or an MCMITeacher, whose `fit` can go on within an epoch. "
-                f"Received: {model!r}. A network alone trains as keras_mikd.SelfDistiller(model, [])."
+                f"Received: {model!r}. A network alone trains as SelfDistiller(model, [])."
             )
         super().set_model(model)
         with model.distribute_strategy.scope():
