@@ -4,8 +4,11 @@ Seen in Keras 3.15. A name that is gone shows as an AttributeError out of this f
 in `keras_internals_test.py`.
 """
 
+import weakref
+
 import keras
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
 
 
 def layers_of(model, *, include_self=True):
@@ -112,6 +115,35 @@ class Restore(keras.callbacks.BackupAndRestore):
         pass
 
 
+def global_seed():
+    """Returns the variable with the state of what `keras.random` draws without a seed of its own.
+
+    `keras.src.random.seed_generator`. Without it, such draws go on from another state after a
+    restart.
+    """
+    return global_seed_generator().state
+
+
+def begin_at(model, epoch):
+    """Makes the `fit` that is running begin at an epoch; with `None`, the next ones as they say.
+
+    `Trainer._initial_epoch`, which `BackupAndRestore` sets too.
+    """
+    model._initial_epoch = epoch
+
+
+def unseeded_draws(dataset):
+    """Returns the kind of data set that draws without a seed in a pipeline, or `None`.
+
+    `_inputs`, `_seed` and `_seed2` are TensorFlow's; two zeros stand for no seed. Without them,
+    nothing is found, and `exact_resume_test.py` fails.
+    """
+    seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
+    if None not in seeds and not any(int(seed) for seed in seeds):
+        return type(dataset).__name__.strip("_")
+    return next(filter(None, map(unseeded_draws, dataset._inputs())), None)
+
+
 class ModelBuiltFromSpecs(keras.Model):
     """A model that `fit` builds from the shapes of its batches, and not from one that it reads.
 
@@ -119,18 +151,75 @@ class ModelBuiltFromSpecs(keras.Model):
     on, and on several hosts Keras averages the batch over them and fails. `_maybe_symbolic_build`,
     `_symbolic_build` and the iterator's `_distributed_dataset` are Keras'. Where they change,
     `distributed_model_test.py` and `multi_worker_test.py` fail.
+
+    The data of the `fit` that is running can be read without training, by `read_epoch` and
+    `skip_batches`. The iterator over epochs, its `_enumerate_iterator` and the trainer's
+    `_get_metrics_result_or_logs` are Keras'. Where they change, `exact_resume_test.py` fails.
     """
+
+    _epochs = None
 
     def batch_to_build_from(self, specs):
         """Returns `(x, y, sample_weight)` of the specs of a batch."""
         return specs
 
+    def read_epoch(self):
+        """Reads the next epoch of the data, as `fit` does, and drops it."""
+        epochs = self._epochs()
+        with epochs.catch_stop_iteration():
+            for _, _, batches in epochs:
+                _drop(batches, epochs.steps_per_execution)
+
+    def skip_batches(self, number):
+        """Makes the next epoch begin at batch `number`, after those before it were read.
+
+        Builds the metrics, so that what they had counted can be restored.
+        """
+        epochs = self._epochs()
+        self._build_from(epochs)
+        whole = epochs._enumerate_iterator
+
+        def rest():
+            del epochs._enumerate_iterator
+            for first, last, batches in whole():
+                if first >= number:
+                    yield first, last, batches
+                else:
+                    _drop_all(batches, epochs.steps_per_execution)
+
+        epochs._enumerate_iterator = rest
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        self._epochs = iterator and weakref.ref(iterator)
         if self._distribute_strategy is None or iterator is None:
             return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-        specs = tf.nest.map_structure(_of_one_replica, iterator._distributed_dataset.element_spec)
+        self._build_from(iterator)
+
+    def _build_from(self, epochs):
+        specs = tf.nest.map_structure(_of_one_replica, epochs._distributed_dataset.element_spec)
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=self.batch_to_build_from(specs))
+
+    def _get_metrics_result_or_logs(self, logs):
+        # An epoch of which no batch was left after `skip_batches` has no logs of a last step.
+        return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+
+
+def _drop(batches, steps):
+    """Reads up to `steps` batches; raises `StopIteration` if there is none, as a step does."""
+    next(batches)
+    for _ in range(steps - 1):
+        next(batches, None)
+
+
+def _drop_all(batches, steps):
+    try:
+        _drop(batches, steps)
+    except StopIteration:
+        raise ValueError(
+            "Expected the data that the run began with, to go on in the middle of an epoch. "
+            "Received: data with fewer batches. Remove the folder of ExactResume to begin anew."
+        ) from None
 
 
 def _of_one_replica(spec):

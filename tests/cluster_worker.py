@@ -112,7 +112,7 @@ def run_with_backups(folder, scope, kill):
     with scope:
         model = _compiled(RUNS["kd"](), "kd")
     callbacks = [
-        keras.callbacks.BackupAndRestore(f"{folder}/backup"),
+        mikd.ExactResume(f"{folder}/backup", save_freq=1, verbose=False),
         keras.callbacks.ModelCheckpoint(f"{folder}/checkpoint.weights.h5", save_weights_only=True),
         keras.callbacks.CSVLogger(f"{folder}/log.csv", append=True),
         keras.callbacks.TensorBoard(f"{folder}/logs", write_graph=False),

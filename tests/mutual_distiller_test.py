@@ -234,6 +234,29 @@ def test_optimizers_of_their_own_are_saved_with_their_slots(tmp_path, determinis
     _assert_close(_values(*straight.peers), _values(*resumed.peers), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("place", ["stage1", "stage2"])  # Widths of 3 and 4, and twice 5.
+def test_every_pair_of_peers_has_its_own_critic_out_of_a_file_too(
+    place, tmp_path, deterministic_ops
+):
+    critic = mikd.JSDCritic(teacher_layer=place, student_layer=place, grid=1, name="jsd")
+    straight = _compiled(_dml(None, critic), "adam")
+    _fit(straight)
+    saved = straight
+    for generation in range(2):
+        saved.save(tmp_path / f"{generation}.keras")
+        saved = keras.saving.load_model(tmp_path / f"{generation}.keras")
+    critics = [x.critic for x in saved.distillation_losses if x.name.startswith("jsd")]
+    assert len({id(each) for each in critics}) == 2
+    _fit(straight)
+    _fit(_compiled_as(saved))
+    _assert_close(_values(straight), _values(saved), rtol=0, atol=0)
+
+
+def _compiled_as(loaded):
+    loaded.run_eagerly = True
+    return loaded
+
+
 def test_a_float16_peer_among_others_is_scaled():
     first, second = _peers()
     keras.config.set_dtype_policy("mixed_float16")

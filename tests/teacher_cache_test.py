@@ -469,3 +469,33 @@ def test_a_cache_that_nobody_holds_is_freed(augment):
     del data
     gc.collect()
     assert [each() for each in held] == [None] * 3
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_an_epoch_has_an_order_of_its_own_number(with_teacher):
+    """However many iterators Keras makes: only those that are read count."""
+    cache = _cache(views=3, augment=_flip).build(verbose=0)
+
+    def epochs(first, number):
+        batches = cache.batches(4, seed=7, with_teacher=with_teacher, first_epoch=first)
+        assert batches.cardinality() == 4
+        read = []
+        for _ in range(number):
+            iter(batches)
+            read.append([batch[1].numpy().tolist() for batch in batches])
+        return read
+
+    whole = epochs(0, 4)
+    assert whole[2:] == epochs(2, 2)
+    assert len({str(epoch) for epoch in whole}) == 4
+    everything = sorted(label for batch in epochs(0, 1)[0] for label in batch)
+    assert all(sorted(sum(epoch, [])) == everything for epoch in whole)
+    with pytest.raises(ValueError, match="`first_epoch` to be an int of at least 0"):
+        cache.batches(4, first_epoch=-1)
+
+
+def test_all_views_come_up_and_no_example_twice():
+    cache = _cache(views=2)
+    (rows,) = cache._views.orders(0, 0).batch(cases.data()[0].shape[0])
+    assert sorted(rows.numpy() % 16) == list(range(16))
+    assert set(rows.numpy() // 16) == {0, 1}

@@ -153,7 +153,7 @@ class TeacherCache:
             progress.update(last)
         return self
 
-    def batches(self, batch_size, *, seed=0, shuffle=True, with_teacher=True):
+    def batches(self, batch_size, *, seed=0, shuffle=True, with_teacher=True, first_epoch=0):
         """Returns batches for `Distiller.fit`.
 
         Args:
@@ -163,6 +163,8 @@ class TeacherCache:
                 in their order, in their first view.
             with_teacher: Whether batches carry the teacher's tensors; otherwise the distiller runs
                 its teacher on the same batches.
+            first_epoch: Epoch that is read first. The order of an epoch follows from `seed` and
+                its number, so a run can go on with `first_epoch=resume.epoch`, see `ExactResume`.
 
         Returns:
             `tf.data.Dataset` of one epoch, with static shapes: batches
@@ -179,11 +181,10 @@ class TeacherCache:
                 f"{self._views.rows} rows."
             )
         checks.integer("batch_size", batch_size, at_least=1, at_most=examples)
+        checks.integer("first_epoch", first_epoch, at_least=0)
         rows = tf.data.Dataset.range(examples)
         if shuffle:
-            draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-            rows = tf.data.Dataset.zip((rows.shuffle(examples, seed=seed), draws))
-            rows = rows.map(lambda row, draw: row + draw % self.views * examples)
+            rows = self._views.orders(seed, first_epoch)
         rows = rows.batch(batch_size, drop_remainder=True)
         options = tf.data.Options()
         # There are no files to distribute among workers; saying so avoids a warning.

@@ -1,5 +1,8 @@
 """Augmented views of examples, each from a seed of its own, so that it can be made again."""
 
+import itertools
+
+import numpy as np
 import tensorflow as tf
 
 MIXES = ("mixup", "cutmix")
@@ -31,6 +34,24 @@ class Views:
         if self.mix is not None:
             label = tf.TensorSpec((self.num_classes,), tf.float32)
         return tf.map_fn(self._row, rows, fn_output_signature=(image, label))
+
+    def orders(self, seed, first_epoch):
+        """Returns a data set of rows: each time, all examples in a new order, in a view each.
+
+        The order and the views follow from the seed and the number of the epoch. It counts the
+        times that a row was read: Keras makes iterators that it does not read.
+        """
+        epochs = itertools.count(first_epoch)
+
+        def order(_):
+            epoch = tf.numpy_function(lambda: np.int64(next(epochs)), [], tf.int64)
+            epoch = tf.ensure_shape(epoch, ())
+            keys = _draws(self.examples, [seed, epoch, 0])
+            views = _draws(self.examples, [seed, epoch, 1]) % (self.rows // self.examples)
+            return tf.cast(tf.argsort(keys, stable=True), tf.int64) + views * self.examples
+
+        one = tf.data.Dataset.range(1).map(order).unbatch()
+        return one.apply(tf.data.experimental.assert_cardinality(self.examples))
 
     def _row(self, row):
         image, label = self._augmented(row, 0)
@@ -64,6 +85,13 @@ class Views:
 
     def _seed(self, row, purpose):
         return tf.stack([tf.constant(self.seed * 4 + purpose, tf.int32), tf.cast(row, tf.int32)])
+
+
+def _draws(number, seeds):
+    """Returns int64 numbers of at least 0 that follow from three seeds."""
+    first = tf.stack([tf.cast(each, tf.int64) for each in seeds[:2]])
+    mixed = tf.random.experimental.stateless_fold_in(first, seeds[2])
+    return tf.random.stateless_uniform((number,), mixed, maxval=tf.int64.max, dtype=tf.int64)
 
 
 def _box(shape, side, centre):

@@ -9,14 +9,16 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, keras_internals
+from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
 from keras_mikd.distillers import costs, data_checks, loss_checks, network_checks
 from keras_mikd.distillers.callbacks import ReadOutsCame, TotalsLogger
 from keras_mikd.distillers.first_look import FirstLook
-from keras_mikd.distribution import replicas
+from keras_mikd.distribution import exact_resume, replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
+from keras_mikd.distribution.worker_callbacks import listed
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
 from keras_mikd.losses.distillation_loss import checked_weight, factor_at, serialized_weight
@@ -55,6 +57,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
         self.critic_optimizer = None
         self._networks = networks
         networks.build_losses()
+        self.autocast = False  # The networks cast for themselves, as they do alone.
         self._task_tracker = keras.metrics.Mean(name="task_loss")
         self._term_trackers = {loss.name: keras.metrics.Mean(name=loss.name) for loss in losses}
         readouts = [metric.name for loss in losses for metric in loss.metrics]
@@ -137,16 +140,19 @@ class BaseDistiller(checks.Settled, DistributedModel):
             "validation_split": validation_split,
         }
         _, _, output = self._labelled(self.loss)[0]
+        given = listed(callbacks)
+        exact_resume.check(given, x, shuffle)
         with self._told_terms(), data_checks.told(output, look), self._finalizing_each():
             look.start(x)
             own = self._own_callbacks(x, y, **options)
+            ordered = exact_resume.put_last(_with_own(given, [*own, ReadOutsCame()]))
             return super().fit(
                 x,
                 y,
                 batch_size,
                 epochs,
                 verbose,
-                _with_own(callbacks, [*own, ReadOutsCame()]),
+                ordered,
                 validation_split,
                 validation_data,
                 shuffle,
@@ -301,6 +307,20 @@ class BaseDistiller(checks.Settled, DistributedModel):
         return data_checks.checked_data(
             argument, data, models=self._networks.models, loss=loss, output=output, look=look
         )
+
+    def all_optimizers(self):
+        return [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
+
+    def run_identity(self):
+        networks, kept = self._networks, {}
+        for name in networks.fixed:
+            kept[name] = fingerprints.of_model(networks.models[name])
+        for term in networks.terms:
+            kept[term.loss.name] = _numbers(term.loss.get_config())
+        for number, optimizer in enumerate(self.all_optimizers(), start=1):
+            kind = type(optimizer).__name__
+            kept[f"optimizer {number}"] = [kind, _numbers(optimizer.get_config())]
+        return {**super().run_identity(), **kept}
 
     def _own_callbacks(self, x, y, **options):
         """Returns callbacks that `fit` runs before those of the caller."""
@@ -479,13 +499,12 @@ def _batch_size(x):
     return ops.shape(keras.tree.flatten(x)[0])[0]
 
 
-def _with_own(callbacks, own):
+def _with_own(given, own):
     """Returns callbacks of `fit` with those of a distiller first, and its progress bar last."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
-    callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-    return [*own, *callbacks, *([] if _has_progress_bar(callbacks) else [TotalsLogger()])]
+    shown = any(isinstance(each, keras.callbacks.ProgbarLogger) for each in given)
+    return [*own, *given, *([] if shown else [TotalsLogger()])]
 
 
-def _has_progress_bar(callbacks):
-    return any(isinstance(each, keras.callbacks.ProgbarLogger) for each in callbacks)
+def _numbers(config):
+    """Returns what a file can hold of a configuration, without names, which may be automatic."""
+    return {name: v for name, v in config.items() if isinstance(v, (bool, int, float))}

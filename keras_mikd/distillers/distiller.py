@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from keras_mikd.cache import fingerprints
 from keras_mikd.distillers import loss_checks, network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
@@ -18,8 +19,8 @@ class Distiller(BaseDistiller):
 
     Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
     network once; the teacher runs in inference mode, gets no gradient and stays as it was. A
-    `.keras` file holds everything that further training needs. Weight files (`save_weights`,
-    `BackupAndRestore`) leave the teacher out. Logs show every loss under its name, and `task_loss`
+    `.keras` file holds everything that further training needs; weight files leave the teacher out.
+    `ExactResume` lets a killed `fit` go on. Logs show every loss under its name, and `task_loss`
     and the total, `loss`.
 
     Args:
@@ -64,7 +65,7 @@ class Distiller(BaseDistiller):
         losses = loss_checks.checked_losses(distillation_losses)
         models = {"teacher": teacher, "student": student}
         network_checks.check_networks(models)
-        super().__init__(**{"dtype": student.dtype_policy, **kwargs})
+        super().__init__(**{"dtype": network_checks.policy([student]), **kwargs})
         self.student = student
         self.teacher_features = teacher_features
         self.student_features = student_features
@@ -76,6 +77,7 @@ class Distiller(BaseDistiller):
         )
         self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
         self._teacher_hidden = False
+        self._unset_teacher = None
 
     @property
     def teacher(self):
@@ -108,6 +110,44 @@ class Distiller(BaseDistiller):
         """Loads what `save_weights` saved."""
         with self._without_teacher():
             return super().load_weights(filepath, *args, **kwargs)
+
+    def make_train_function(self, force=False):
+        self._check_teacher()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        self._check_teacher()
+        return super().make_test_function(force)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        if not self._teacher_hidden:  # A `.keras` file, in which the teacher's weights come next.
+            self._unset_teacher = None
+
+    @classmethod
+    def from_config(cls, config):
+        distiller = super().from_config(config)
+        distiller.doubt_teacher()
+        return distiller
+
+    def doubt_teacher(self):
+        """Keeps in mind that nobody has given the teacher weights yet; a file or the user may."""
+        if self.teacher.weights:
+            self._unset_teacher = fingerprints.of_model(self.teacher)
+
+    def _check_teacher(self):
+        """Refuses a teacher that has the weights with which a configuration was made a model."""
+        if self._unset_teacher is None:
+            return
+        if self._unset_teacher == fingerprints.of_model(self.teacher):
+            raise ValueError(
+                "Expected a teacher with trained weights. Received: a distiller out of a "
+                "configuration (clone_model, model_from_json, an .h5 file), whose teacher has the "
+                "weights that it was initialised with, since configurations and weight files hold "
+                "none for it. Load a '.keras' file, call distiller.teacher.load_weights, or make a "
+                "new distiller with a trained teacher."
+            )
+        self._unset_teacher = None
 
     @contextlib.contextmanager
     def _without_teacher(self):

@@ -70,14 +70,13 @@ class MutualDistiller(BaseDistiller):
                 "Expected one entry of `features` for every peer. "
                 f"Received: {len(features)} for {len(models)} peers"
             )
-        policies = [peer.dtype_policy for peer in peers]
-        halves = [policy for policy in policies if policy.compute_dtype == "float16"]
-        # The policy decides about loss scaling, which any float16 peer needs.
-        super().__init__(**{"dtype": (halves or policies)[0], **kwargs})
+        super().__init__(**{"dtype": network_checks.policy(peers), **kwargs})
         self.peers = list(peers)
         self.features = features
         self.peer_optimizers = []
-        self._loss_configs = [keras.saving.serialize_keras_object(loss) for loss in losses]
+        self._loss_configs = [
+            _unshared(keras.saving.serialize_keras_object(loss)) for loss in losses
+        ]
         networks = Networks(
             models, _terms(losses, models), features=dict(zip(models, features, strict=True))
         )
@@ -224,10 +223,24 @@ def _terms(losses, names):
     terms = []
     for teacher, student in itertools.permutations(names, 2):
         for loss in losses:
-            config = {**loss.get_config(), "name": f"{loss.name}_{teacher}_to_{student}"}
+            config = _unshared(loss.get_config())
+            config["name"] = f"{loss.name}_{teacher}_to_{student}"
             copy = type(loss).from_config(config)
             terms.append(Term(copy, teacher, student, factor=1.0 / (len(names) - 1)))
     return terms
+
+
+def _unshared(config):
+    """Returns a configuration without marks of shared objects.
+
+    While Keras loads a file, it makes one object of those with the same mark, such as one critic
+    for all pairs of peers.
+    """
+    if isinstance(config, dict):
+        return {k: _unshared(v) for k, v in config.items() if k != "shared_object_id"}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_unshared, config))
+    return config
 
 
 def _copies(argument, metrics, number):

@@ -89,6 +89,25 @@ def _changes_images(layer):
 _AUGMENTATIONS = {"BaseImageAugmentationLayer", "MixUp", "CutMix", "AugMix", "RandAugment"}
 
 
+def policy(models):
+    """Returns the dtype policy for a model that trains others; it decides about loss scaling.
+
+    That of the layers counts: a model out of a file has theirs as saved, and for itself the policy
+    of the process that loads it.
+    """
+    layers = [layer for model in models for layer in layers_of(model)]
+    inner = [layer.dtype_policy for layer in layers if layer.weights and not _holds_layers(layer)]
+    halves = [policy for policy in inner if policy.compute_dtype == "float16"]
+    own = models[0].dtype_policy
+    if halves or own.compute_dtype != "float16":
+        return halves[0] if halves else own
+    return inner[0] if inner else own
+
+
+def _holds_layers(layer):
+    return len(list(layers_of(layer))) > 1
+
+
 def check_scope(models, distiller):
     """Checks that trained networks `{name: model}` belong to the strategy that trains them."""
     for name, model in models.items():

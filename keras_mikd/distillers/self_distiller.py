@@ -61,7 +61,7 @@ class SelfDistiller(BaseDistiller):
     ):
         losses = loss_checks.checked_losses(distillation_losses, optional=True)
         network_checks.check_networks({"model": model})
-        super().__init__(**{"dtype": model.dtype_policy, **kwargs})
+        super().__init__(**{"dtype": network_checks.policy([model]), **kwargs})
         self.student = model
         self.features = features
         self.stop_gradient = stop_gradient

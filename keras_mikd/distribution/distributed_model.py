@@ -6,9 +6,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.distribution import replicas
-from keras_mikd.distribution.worker_callbacks import without_writers
-from keras_mikd.keras_internals import ModelBuiltFromSpecs
+from keras_mikd.distribution import replicas, weight_files
+from keras_mikd.distribution.worker_callbacks import listed, without_writers
+from keras_mikd.keras_internals import ModelBuiltFromSpecs, begin_at, global_seed
+
+_SEED, _OPTIMIZERS = "seed_state_", "optimizer_names"
 
 
 class DistributedModel(ModelBuiltFromSpecs):
@@ -32,8 +34,8 @@ class DistributedModel(ModelBuiltFromSpecs):
     ):
         """Trains like `keras.Model.fit`.
 
-        On several hosts only the chief writes files, see `without_writers`; a `BackupAndRestore`
-        needs a folder that all of them see.
+        On several hosts only the chief writes files, see `without_writers`; an `ExactResume` needs
+        a folder that all of them see.
 
         Raises:
             ValueError: If batches are known to have fewer examples than there are replicas.
@@ -42,10 +44,14 @@ class DistributedModel(ModelBuiltFromSpecs):
         with self.distribute_strategy.scope():
             chief = replicas.is_chief()
             _check_batch(x, batch_size)
+        weight_files.check_checkpoints(listed(callbacks))
         if not chief:
             callbacks = without_writers(callbacks)
-        with self._watching():
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        try:
+            with self._watching():
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        finally:
+            begin_at(self, None)  # What `ExactResume` has set is for this `fit` alone.
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Returns the metrics of a step, with the axis that `as_logs` adds on several hosts."""
@@ -69,6 +75,69 @@ class DistributedModel(ModelBuiltFromSpecs):
         with self._watching():
             return super().predict(*args, **kwargs)
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Saves like `keras.Model.save`; a `.keras` file is written whole or not at all.
+
+        Raises:
+            ValueError: If the path ends in `.h5`: such a file leaves out teachers and optimizers.
+        """
+        weight_files.check_suffix(filepath)
+        with weight_files.whole(filepath, overwrite, ".keras") as path:
+            return super().save(path, overwrite, zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Saves like `keras.Model.save_weights`; a single file is written whole or not at all."""
+        suffix = ".weights.h5" if max_shard_size is None else None
+        with weight_files.whole(filepath, overwrite, suffix) as path:
+            return super().save_weights(path, overwrite, max_shard_size)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Loads like `keras.Model.load_weights`; a file that does not fit changes nothing.
+
+        Raises:
+            ValueError: If the file is of other networks, losses or optimizers, or holds numbers
+                that are not finite.
+        """
+        if skip_mismatch:
+            return super().load_weights(filepath, skip_mismatch, **kwargs)
+        with weight_files.loaded_whole(filepath, self.run_variables()):
+            return super().load_weights(filepath, **kwargs)
+
+    def save_own_variables(self, store):
+        """Saves with the weights what Dropout and augmentation layers draw from."""
+        super().save_own_variables(store)
+        for number, seed in enumerate(self._seeds()):
+            store[f"{_SEED}{number}"] = ops.convert_to_numpy(seed)
+        store[_OPTIMIZERS] = weight_files.optimizer_names(self.all_optimizers())
+
+    def load_own_variables(self, store):
+        own = {name: store[name] for name in store.keys()}
+        states = [own.pop(name) for name in sorted(own, key=_number) if name.startswith(_SEED)]
+        names = own.pop(_OPTIMIZERS, None)
+        if names is not None:  # Files of earlier versions have neither.
+            weight_files.check_optimizer_names(names, self.all_optimizers())
+        super().load_own_variables(own)
+        seeds = self._seeds() if names is not None else []
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+
+    def all_optimizers(self):
+        """All optimizers, those of critics or peers too; none before `compile`."""
+        return [self.optimizer] if self.optimizer is not None else []
+
+    def run_variables(self):
+        """Returns all variables that a step reads or changes, but those of metrics."""
+        kept = [variable for each in self.all_optimizers() for variable in each.variables]
+        return [*self.variables, *kept, global_seed()]
+
+    def run_identity(self):
+        """Returns what has to be the same where a run goes on, `{name: number or text}`."""
+        return {"model": type(self).__name__}
+
+    def _seeds(self):
+        weights = {id(weight) for weight in self.weights}
+        return [variable for variable in self.variables if id(variable) not in weights]
+
     @contextlib.contextmanager
     def _watching(self):
         """Explains the error of a host that stopped answering."""
@@ -82,7 +151,7 @@ class DistributedModel(ModelBuiltFromSpecs):
             raise RuntimeError(
                 "Another worker stopped answering, so training cannot continue. Expected all "
                 f"workers of TF_CONFIG to run until the end. Received: {error.message}. Start them "
-                "all again: with keras.callbacks.BackupAndRestore, training resumes from a backup."
+                "all again: with keras_mikd.ExactResume, training goes on from where it was."
             ) from error
 
 
@@ -91,6 +160,10 @@ def as_logs(values):
     if not replicas.on_several_hosts():
         return values
     return {name: ops.expand_dims(value, 0) for name, value in values.items()}
+
+
+def _number(name):
+    return int(name.removeprefix(_SEED)) if name.startswith(_SEED) else -1
 
 
 def _check_batch(x, batch_size):

@@ -18,11 +18,15 @@ def without_writers(callbacks):
     `BackupAndRestore` becomes one that restores the chief's backup and writes none. All others, the
     caller's own too, run on every worker.
     """
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
-    callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
     return [
         Restore(each.backup_dir) if isinstance(each, keras.callbacks.BackupAndRestore) else each
-        for each in callbacks
+        for each in listed(callbacks)
         if not isinstance(each, _WRITERS)
     ]
+
+
+def listed(callbacks):
+    """Returns the callbacks of `fit` as a list."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks.callbacks
+    return [] if callbacks is None else keras.tree.flatten(callbacks)

@@ -10,6 +10,9 @@ from keras_mikd.mcmi.cmi_report import new_meter
 class MCMIEpochs(keras.callbacks.Callback):
     """Measures centroids and statistics when they are due and looks at every epoch's loss."""
 
+    # Its passes move the order of data that reshuffles, so `ExactResume` repeats them.
+    reads_data = True
+
     def __init__(self, mcmi, data, options):
         super().__init__()
         self._mcmi = mcmi

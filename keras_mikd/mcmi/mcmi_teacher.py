@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_mikd import checks
+from keras_mikd.distillers import network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller, weighted_mean
 from keras_mikd.distillers.networks import Networks
 from keras_mikd.distribution import replicas
@@ -92,7 +93,7 @@ class MCMITeacher(BaseDistiller):
         **kwargs,
     ):
         num_classes = mcmi_checks.num_classes(teacher)
-        super().__init__(**{"dtype": teacher.dtype_policy, **kwargs})
+        super().__init__(**{"dtype": network_checks.policy([teacher]), **kwargs})
         self.weight = checks.number("weight", weight)
         self.centroids = checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
         self.centroids_training = checks.one_of(
