@@ -25,7 +25,6 @@ logs for every weight, `trajectory.png` (CMI over log-likelihood, epoch by epoch
 
 import dataclasses
 import functools
-import math
 
 import keras
 import numpy as np
@@ -112,7 +111,7 @@ def tune(settings, tuning, teacher, before, folder, weight):
     # Momentum makes 1 / (1 - 0.9) times as much of PyTorch's decay, a part of the gradient.
     decay = tuning["weight_decay"] / (1 - 0.9) or None
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay))
-    limit = before["validation"]["log_likelihood"] - (tuning["log_likelihood_drop"] or math.inf)
+    limit = before["validation"]["log_likelihood"] - (tuning["log_likelihood_drop"] or 1e9)
     guard = mikd.LogLikelihoodGuard(limit)
     history = model.fit(
         data.train,

@@ -44,7 +44,7 @@ def _distiller(loss, student):
         ("early", mikd.AttentionTransfer, False, {}),
         ("early", mikd.Hint, False, {}),  # Its regressor would be trained, and nothing else.
         ("backbone", mikd.Hint, False, {"critic_optimizer": "adam"}),
-        ("all", mikd.Hint, True, {}),
+        ("all", mikd.AttentionTransfer, True, {}),
         ("all", mikd.SoftTargets, True, {"run_eagerly": True}),
     ],
 )

@@ -196,19 +196,19 @@ def _check_built_for(loss, shapes):
 
 
 def check_reached(losses, pairs, gradients):
-    """Checks, while the first step is traced, that something of a network is trained.
+    """Checks, while the first step is traced, that something is trained.
 
-    `pairs` are optimizers and their variables, of which the losses' own do not count; `gradients`
-    has a list for every pair.
+    `pairs` are optimizers and their variables; `gradients` has a list for every pair. A network
+    with trainable weights needs a gradient of its own; that of a loss's weights does not do.
     """
     own = {id(variable) for loss in losses for variable in loss.trainable_variables}
-    weights = [
-        (variable, gradient)
-        for (_, variables), found in zip(pairs, gradients, strict=True)
-        for variable, gradient in zip(variables, found, strict=True)
-        if id(variable) not in own
+    found = [
+        (id(variable) in own, gradient)
+        for (_, variables), group in zip(pairs, gradients, strict=True)
+        for variable, gradient in zip(variables, group, strict=True)
     ]
-    if all(gradient is None for _, gradient in weights):
+    weights = [gradient for of_loss, gradient in found if not of_loss]
+    if all(gradient is None for gradient in weights or [g for _, g in found]):
         raise ValueError(
             "Expected a loss that trains at least one weight of the network. Received: a gradient "
             f"for none of its {len(weights)} trainable weights. Set `trainable = True` on layers "

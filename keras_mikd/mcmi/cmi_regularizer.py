@@ -42,11 +42,8 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
 
     def __init__(self, num_classes, *, temperature=1.0, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
-        if self.compute_dtype not in ("float32", "float64"):
-            raise ValueError(
-                "Expected `dtype` to be 'float32' or 'float64': in 16 bits, small probabilities "
-                f"of a centroid become 0 and the divergence nan. Received: dtype={dtype!r}"
-            )
+        # In 16 bits, small probabilities of a centroid are 0, and the divergence is not a number.
+        checks.one_of("dtype", self.compute_dtype, ("float32", "float64"))
         self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
         self.temperature = checks.temperature(temperature)
         # Until they are set, the centroids are nan, and so is every divergence from them.

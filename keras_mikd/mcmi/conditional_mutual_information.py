@@ -27,12 +27,12 @@ class ConditionalMutualInformation(keras.metrics.Metric):
             included.
         temperature: Temperature of `P_x`, above 0.
         name: Name of the metric.
-        dtype: Precision of the sums.
+        dtype: Precision of the sums, `"float32"` or `"float64"`.
 
     Raises:
-        ValueError: If labels are not integers of shape `(batch,)` or `(batch, 1)`, or outputs not
-            of shape `(batch, num_classes)`. Labels outside 0 to `num_classes - 1` are skipped;
-            `measure_cmi` and `MCMITeacher` refuse them.
+        ValueError: If an argument is out of range; in `update_state`, if labels are not integers of
+            shape `(batch,)` or `(batch, 1)`, or outputs not of shape `(batch, num_classes)`. Labels
+            outside 0 to `num_classes - 1` are skipped; `measure_cmi` and `MCMITeacher` refuse them.
 
     Example:
         >>> metric = keras_mikd.ConditionalMutualInformation(num_classes=2, from_logits=False)
@@ -54,6 +54,8 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         dtype="float64",
     ):
         super().__init__(name=name, dtype=dtype)
+        # In float16, a count of 2,048 stays where it is.
+        checks.one_of("dtype", self.dtype, ("float32", "float64"))
         self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
         self.from_logits = from_logits
         self.temperature = checks.temperature(temperature)
