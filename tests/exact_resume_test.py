@@ -395,6 +395,22 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
     slower.compile(keras.optimizers.SGD(0.05), "mse")
     with pytest.raises(ValueError, match=r"'learning_rate': 0.1.*Received:.*0.05"):
         _fit(tmp_path, model=slower)
+    heavier = _model()
+    heavier.task_loss_weight = 2.0
+    with pytest.raises(ValueError, match="task_loss_weight=1.0. Received: task_loss_weight=2.0"):
+        _fit(tmp_path, model=heavier)
+
+
+def test_an_evaluation_before_the_first_epoch_changes_nothing(tmp_path):
+    class Evaluates(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.evaluate(*_data(4), verbose=0)
+
+    _, whole = _fit(tmp_path / "whole", shuffle=True)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "other", [Evaluates(), _Interrupt(1, 1)], shuffle=True)
+    _, resumed = _fit(tmp_path / "other", [Evaluates()], shuffle=True)
+    assert resumed.history == whole.history
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path):
