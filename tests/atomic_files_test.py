@@ -1,7 +1,11 @@
+import concurrent.futures
 import os
+import subprocess
+import sys
 
 import pytest
 
+from keras_mikd import atomic_files
 from keras_mikd.atomic_files import require_free, write_whole
 
 
@@ -47,3 +51,35 @@ def test_a_file_that_exists_is_refused_unless_asked(tmp_path):
 
 if __name__ == "__main__":
     pytest.main([__file__])
+
+
+def test_two_threads_that_write_one_path_leave_one_whole_file(tmp_path):
+    path, contents = tmp_path / "file.bin", [bytes([i]) * 100_000 for i in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda content: write_whole(path, content), contents * 8))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# The module by its file, since the package would import TensorFlow.
+_KILLED = """
+import importlib.util, os, pathlib, signal, sys
+spec = importlib.util.spec_from_file_location("atomic_files", sys.argv[1])
+atomic_files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(atomic_files)
+with atomic_files.written_whole(pathlib.Path(sys.argv[2])) as unfinished:
+    unfinished.write_bytes(b"a part")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_and_nothing_else(tmp_path):
+    path, other = tmp_path / "file.bin", tmp_path / ".file.bin"
+    path.write_bytes(b"old")
+    other.write_bytes(b"the user's")
+    command = [sys.executable, "-c", _KILLED, atomic_files.__file__, path]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 3
+    write_whole(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == [other, path]
