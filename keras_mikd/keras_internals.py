@@ -125,7 +125,7 @@ def global_seed():
 
 
 def begin_at(model, epoch):
-    """Makes the `fit` that is running begin at an epoch; with `None`, the next ones as they say.
+    """Makes the `fit` that is running begin at an epoch.
 
     `Trainer._initial_epoch`, which `BackupAndRestore` sets too.
     """
@@ -189,8 +189,13 @@ class ModelBuiltFromSpecs(keras.Model):
 
         epochs._enumerate_iterator = rest
 
+    def forget_fit(self):
+        """Forgets the data of a `fit`, and with which epoch it was told to begin."""
+        self._epochs = self._initial_epoch = None
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        self._epochs = iterator and weakref.ref(iterator)
+        if iterator is not None and self._epochs is None:  # Not that of an `evaluate` inside.
+            self._epochs = weakref.ref(iterator)
         if self._distribute_strategy is None or iterator is None:
             return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_from(iterator)

@@ -1,9 +1,12 @@
 import concurrent.futures
 import functools
 import os
+import subprocess
+import sys
 
 import pytest
 
+from keras_mikd import atomic_files
 from keras_mikd.atomic_files import require_free, write_whole
 
 
@@ -62,6 +65,30 @@ def test_threads_that_write_one_path_do_not_get_in_each_others_way(tmp_path):
             list(pool.map(functools.partial(write_whole, path), contents))
             assert path.read_bytes() in contents
     assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
+
+
+# The module by its file, since the package would import TensorFlow.
+_KILLED = """
+import importlib.util, os, pathlib, signal, sys
+spec = importlib.util.spec_from_file_location("atomic_files", sys.argv[1])
+atomic_files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(atomic_files)
+with atomic_files.written_whole(pathlib.Path(sys.argv[2])) as unfinished:
+    unfinished.write_bytes(b"a part")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_and_nothing_else(tmp_path):
+    path, other = tmp_path / "file.bin", tmp_path / ".file.bin"
+    path.write_bytes(b"old")
+    other.write_bytes(b"the user's")
+    command = [sys.executable, "-c", _KILLED, atomic_files.__file__, path]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 3
+    write_whole(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == [other, path]
 
 
 if __name__ == "__main__":

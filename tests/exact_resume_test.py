@@ -9,6 +9,7 @@ import resumed_run
 import tensorflow as tf
 
 import keras_mikd as mikd
+from keras_mikd.keras_internals import unseeded_draws
 
 
 class _Interrupt(keras.callbacks.Callback):
@@ -358,33 +359,27 @@ def test_data_that_begins_with_the_epoch_is_not_read_again(tmp_path):
     assert fit(tmp_path / "other") == fit(tmp_path / "whole")
 
 
-def test_an_order_that_a_new_start_cannot_repeat_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tf.compat.v1, "get_seed", lambda seed: (87654321, seed))
+def test_an_order_that_a_new_start_cannot_repeat_is_refused(tmp_path):
+    model = _model()
+    tf.random.set_seed(None)
     with pytest.raises(ValueError, match="same order.*Received: shuffle=True without a seed"):
-        _fit(tmp_path, shuffle=True)
-    _fit(tmp_path, shuffle=False)
+        _fit(tmp_path, shuffle=True, model=model)
+    _fit(tmp_path, model=model)
+    unseeded = (_slices().shuffle(6).batch(2).prefetch(1),)
+    with pytest.raises(ValueError, match="Received: ShuffleDataset without a seed. Call keras.uti"):
+        _fit(tmp_path, data=unseeded, batch_size=None)
 
 
-def test_a_data_set_without_a_seed_is_found(tmp_path):
-    unseeded = subprocess.run(
-        [sys.executable, "-c", _UNSEEDED], capture_output=True, text=True, check=True
-    )
-    assert unseeded.stdout.split() == ["ShuffleDataset", "RandomDataset", "None", "None", "seeded"]
+def test_draws_without_a_seed_are_found_anywhere_in_a_pipeline():
+    def found():
+        numbers = tf.data.Dataset.range(4)
+        both = tf.data.Dataset.zip((numbers, tf.data.Dataset.random())).map(lambda *x: x)
+        return [unseeded_draws(each) for each in (numbers.shuffle(4).batch(2), both, numbers)]
 
-
-_UNSEEDED = """
-import tensorflow as tf
-from keras_mikd.distribution import data_order
-from keras_mikd.keras_internals import unseeded_draws
-numbers = tf.data.Dataset.range(4)
-print(unseeded_draws(numbers.shuffle(4).batch(2).prefetch(1)))
-print(unseeded_draws(tf.data.Dataset.zip((numbers, tf.data.Dataset.random())).map(lambda *x: x)))
-print(unseeded_draws(numbers.shuffle(4, seed=0)), unseeded_draws(numbers))
-assert not data_order._has_global_seed()
-tf.random.set_seed(1)
-assert data_order._has_global_seed() and unseeded_draws(numbers.shuffle(4)) is None
-print("seeded")
-"""
+    assert found() == [None, None, None]
+    tf.random.set_seed(None)
+    assert found() == ["ShuffleDataset", "RandomDataset", None]
+    assert unseeded_draws(tf.data.Dataset.range(4).shuffle(4, seed=0)) is None
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path):
@@ -395,6 +390,22 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
     slower.compile(keras.optimizers.SGD(0.05), "mse")
     with pytest.raises(ValueError, match=r"'learning_rate': 0.1.*Received:.*0.05"):
         _fit(tmp_path, model=slower)
+    heavier = _model()
+    heavier.task_loss_weight = 2.0
+    with pytest.raises(ValueError, match="task_loss_weight=1.0. Received: task_loss_weight=2.0"):
+        _fit(tmp_path, model=heavier)
+
+
+def test_an_evaluation_before_the_first_epoch_changes_nothing(tmp_path):
+    class Evaluates(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.evaluate(*_data(4), verbose=0)
+
+    _, whole = _fit(tmp_path / "whole", shuffle=True)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "other", [Evaluates(), _Interrupt(1, 1)], shuffle=True)
+    _, resumed = _fit(tmp_path / "other", [Evaluates()], shuffle=True)
+    assert resumed.history == whole.history
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path):

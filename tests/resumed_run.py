@@ -104,6 +104,24 @@ def fit(kind, folder, callbacks=(), **options):
     return variables | {name: np.array(values) for name, values in history.history.items()}
 
 
+def checkpoints(folder):
+    """Spends most of its time on writing; what a start before has left must be whole."""
+    keras.utils.set_random_seed(0)
+    path = pathlib.Path(folder) / "distiller.keras"
+    if path.exists():
+        keras.saving.load_model(path)
+    inputs = keras.Input((8, 8, 1))
+    x = L.Dense(1500)(L.Dropout(0.2)(L.Dense(1500)(L.Flatten()(inputs))))
+    model = mikd.SelfDistiller(keras.Model(inputs, L.Dense(CLASSES)(x)), [])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.001), loss)
+    resume = mikd.ExactResume(pathlib.Path(folder) / "resume", verbose=False, save_freq=1)
+    saving = keras.callbacks.ModelCheckpoint(path)
+    model.fit(shuffled(), epochs=2, verbose=0, shuffle=False, callbacks=[saving, resume])
+    loaded = keras.saving.load_model(path)
+    return {str(i): v.numpy() for i, v in enumerate(loaded.run_variables()[:-1])}
+
+
 def build(folder):
     """Returns what a cache of many batches holds."""
     keras.utils.set_random_seed(0)
@@ -123,6 +141,7 @@ def export(folder):
 RUNS = {
     **{f"{kind}, by epoch": functools.partial(fit, kind) for kind in FITS},
     **{f"{kind}, by steps": functools.partial(fit, kind, save_freq=2) for kind in FITS},
+    "checkpoints": checkpoints,
     "cache": build,
     "export": export,
 }

@@ -312,7 +312,8 @@ class BaseDistiller(checks.Settled, DistributedModel):
         return [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
 
     def run_identity(self):
-        networks, kept = self._networks, {}
+        networks = self._networks
+        kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
         for name in networks.fixed:
             kept[name] = fingerprints.of_model(networks.models[name])
         for term in networks.terms:

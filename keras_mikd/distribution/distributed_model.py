@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_mikd.distribution import replicas, weight_files
 from keras_mikd.distribution.worker_callbacks import listed, without_writers
-from keras_mikd.keras_internals import ModelBuiltFromSpecs, begin_at, global_seed
+from keras_mikd.keras_internals import ModelBuiltFromSpecs, global_seed
 
 _SEED, _OPTIMIZERS = "seed_state_", "optimizer_names"
 
@@ -47,11 +47,12 @@ class DistributedModel(ModelBuiltFromSpecs):
         weight_files.check_checkpoints(listed(callbacks))
         if not chief:
             callbacks = without_writers(callbacks)
+        self.forget_fit()
         try:
             with self._watching():
                 return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
         finally:
-            begin_at(self, None)  # What `ExactResume` has set is for this `fit` alone.
+            self.forget_fit()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Returns the metrics of a step, with the axis that `as_logs` adds on several hosts."""

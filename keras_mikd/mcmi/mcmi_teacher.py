@@ -191,6 +191,10 @@ class MCMITeacher(BaseDistiller):
         mcmi_checks.check_centroids(self.regularizer)
         return super().test_on_batch(*args, **kwargs)
 
+    def run_identity(self):
+        names = ("weight", "centroids", "momentum", "separation_weight", "log_likelihood_budget")
+        return {**super().run_identity(), **{name: getattr(self, name) for name in names}}
+
     def _own_callbacks(self, x, y, *, validation_split, **options):
         mcmi_checks.check_split(validation_split)
         mcmi_checks.check_readable_twice(x)
