@@ -392,6 +392,16 @@ def test_the_callers_teacher_stays_as_it_is():
     np.testing.assert_array_equal(mcmi.predict(x, verbose=0), mcmi.teacher.predict(x, verbose=0))
 
 
+def test_a_teacher_whose_backbone_shares_its_input_is_copied():
+    inputs = keras.Input((3,))
+    backbone = keras.Model(inputs, keras.layers.Dense(4, name="inner")(inputs))
+    backbone.trainable = False
+    teacher = keras.Model(inputs, keras.layers.Dense(2, name="head")(backbone(inputs)))
+    copy = mikd.MCMITeacher(teacher).teacher
+    np.testing.assert_array_equal(copy(np.ones((1, 3))), teacher(np.ones((1, 3))))
+    assert [v.path for v in copy.trainable_variables] == ["head/kernel", "head/bias"]
+
+
 def test_two_replicas_measure_the_centroids_of_one(two_replicas):
     def trained(scope, run_eagerly):
         with scope:

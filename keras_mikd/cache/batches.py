@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.cache import fingerprints
 
 
@@ -34,8 +35,8 @@ def with_class_weight(dataset, class_weight):
     table = tf.constant([class_weight.get(c, 1.0) for c in range(max(class_weight) + 1)])
 
     def weigh(batch):
-        classes = batch.y if batch.y.shape.rank == 1 else tf.argmax(batch.y, axis=1)
-        weights = tf.gather(table, classes)
+        labels = None if _is_missing(batch.y) else batch.y
+        weights = tf.gather(table, checks.class_indices(labels, one_hot=True))
         own = batch.sample_weight
         return batch._replace(sample_weight=weights if _is_missing(own) else own * weights)
 

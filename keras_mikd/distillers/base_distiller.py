@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import warnings
 
 import keras
 import tensorflow as tf
@@ -112,7 +113,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 out of range.
         """
         self._check_trained()
-        look = self._first_look(x, verbose=verbose, shuffle=shuffle)
+        look = self._first_look(x, verbose=verbose, shuffle=shuffle, batch_size=batch_size)
         # First, since a look at it disturbs no training.
         if validation_data is not None:
             validation_data = self._checked_data("validation_data", validation_data, look)
@@ -157,7 +158,8 @@ class BaseDistiller(checks.Settled, DistributedModel):
 
     def train_on_batch(self, x, *args, **kwargs):
         """Takes one step, like `keras.Model.train_on_batch`."""
-        self._first_look(x, verbose=0, shuffle=True).start(x)
+        self._check_trained()
+        self._first_look(x).start(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def train_step(self, data):
@@ -231,6 +233,10 @@ class BaseDistiller(checks.Settled, DistributedModel):
         """Returns the names under which `_shared` returns its parts."""
         return list(self._term_trackers)
 
+    def _shared_weights(self):
+        """Returns the weights of what `_shared` returns."""
+        return [loss.weight for loss in self.distillation_losses]
+
     def _pair(self, term, features):
         """Returns the teacher's and the student's tensors for the loss of a term."""
         teacher = pick(features[term.teacher], term.loss.teacher_layer)
@@ -274,11 +280,27 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 f"{len(thawed)} more, such as {thawed[0]!r}, since `trainable` was set after it. "
                 "Call `compile` again."
             )
+        models = self._networks.models
+        frozen = [n for n in self._networks.trained if not models[n].trainable_variables]
+        if frozen:
+            raise ValueError(
+                f"Expected weights to train in the {frozen[0]}. Received: "
+                f"{models[frozen[0]].name!r} without any, so that nothing but the losses would "
+                "learn. Set `trainable = True` on it or on its last layers, and compile again."
+            )
+        zero = 0.0 in (self.task_loss_weight, float(self.loss is not None))
+        if zero and not any(weight != 0.0 for weight in self._shared_weights()):
+            warnings.warn(
+                "Nothing is learned: the weight of every loss is 0, and there is no task loss or "
+                "`task_loss_weight` is 0.",
+                stacklevel=3,
+            )
 
-    def _first_look(self, x, *, verbose, shuffle):
+    def _first_look(self, x, *, verbose=0, shuffle=True, batch_size=None):
         return FirstLook(
             self._networks,
             self._labelled(self.loss),
+            batch_size=batch_size,
             shuffled=bool(shuffle) and not isinstance(x, tf.data.Dataset),
             verbose=verbose in (True, "auto", 1, 2),
         )
@@ -346,12 +368,30 @@ class BaseDistiller(checks.Settled, DistributedModel):
             gradients = keras.tree.map_structure(
                 lambda g: None if g is None else ops.where(finite, g, ops.zeros_like(g)), gradients
             )
+        self._check_reached(pairs, gradients)
         for (optimizer, variables), scale, grads in zip(pairs, scales, gradients, strict=True):
             if scale is not common:
                 ratio = scale / common
                 grads = [None if g is None else g * ops.cast(ratio, g.dtype) for g in grads]
             if variables:
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
+
+    def _check_reached(self, pairs, gradients):
+        """Refuses a step in which no loss depends on the weights of a network, in its trace."""
+        reached = {
+            id(variable)
+            for (_, variables), grads in zip(pairs, gradients, strict=True)
+            for variable, gradient in zip(variables, grads, strict=True)
+            if gradient is not None
+        }
+        for name in self._networks.trained:
+            model = self._networks.models[name]
+            if reached.isdisjoint(map(id, model.trainable_variables)):
+                raise ValueError(
+                    f"Expected a loss that depends on a weight of the {name}. Received: places "
+                    f"in front of all that is trained in {model.name!r}, and no task loss. Name "
+                    "later places, give `compile` a loss, or train more layers."
+                )
 
     def _if_finite(self, scale, parts):
         """Returns `scale`, of which all gradients come, or stops the step before its update.
