@@ -346,7 +346,13 @@ def data(config, teacher):
         each = (x,) if y is None else each
         dataset = tf.data.Dataset.from_tensor_slices(each).batch(batch)
         return {"x": dataset, "class_weight": class_weight}
-    return {"x": x, "y": y, "batch_size": batch, "sample_weight": weight, "class_weight": class_weight}
+    return {
+        "x": x,
+        "y": y,
+        "batch_size": batch,
+        "sample_weight": weight,
+        "class_weight": class_weight,
+    }
 
 
 def _labels(form, rng, examples):

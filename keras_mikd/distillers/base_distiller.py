@@ -414,8 +414,9 @@ class BaseDistiller(checks.Settled, DistributedModel):
         try:
             yield
         except tf.errors.InvalidArgumentError as error:
+            said = str(error).replace("\\'", "'")  # A graph escapes quotes.
             for name in [*self._shared_names(), _TASK]:
-                if _not_finite(name) in str(error):
+                if _not_finite(name) in said:
                     raise ValueError(_not_finite(name)) from None
             raise
 
