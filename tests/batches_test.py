@@ -45,7 +45,14 @@ def test_a_data_set_keeps_the_parts_apart():
     np.testing.assert_array_equal(batch.teacher_features["output"], np.ones((2, 4)))
 
 
-@pytest.mark.parametrize("labels", [Y, np.eye(2, dtype="float32")[Y]])
+def test_class_weights_need_labels():
+    with pytest.raises(ValueError, match="Expected labels in the data"):
+        with_class_weight(tf.data.Dataset.from_tensors(Batch(X)), {0: 2.0, 1: 1.0})
+
+
+@pytest.mark.parametrize(
+    "labels", [Y, np.eye(2, dtype="float32")[Y], Y[:, None], Y.astype("uint8")]
+)
 def test_class_weights_become_sample_weights(labels):
     for own, expected in (((), [3.0, 1.0]), (WEIGHT, [1.5, 2.0])):
         dataset = tf.data.Dataset.from_tensors(Batch(X, labels, own, FEATURES))

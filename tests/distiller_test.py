@@ -714,3 +714,66 @@ def test_the_summary_shows_the_teacher(capsys):
     distiller.summary()
     weights = distiller.teacher.count_params()
     assert f"'{distiller.teacher.name}', {weights:,} weights" in capsys.readouterr().out
+
+
+def _small(loss, **kwargs):
+    return cases.distiller_with(loss, **kwargs)
+
+
+def test_a_critic_in_two_losses_is_refused():
+    critic = mikd.SeparableCritic(width=4)
+    losses = [mikd.JSDCritic(critic=critic, name=name) for name in ("a", "b")]
+    with pytest.raises(ValueError, match="layers of its own.* in 'a' and in 'b'.*new one for each"):
+        mikd.Distiller(cases.teacher(), cases.student(), losses)
+    loss = mikd.SoftTargets()
+    with pytest.raises(ValueError, match="layers of its own"):
+        mikd.Distiller(cases.teacher(), cases.student(), [loss, loss])
+
+
+def test_a_student_without_weights_to_train_is_refused():
+    student = cases.student()
+    student.trainable = False
+    distiller = _small(mikd.JSDCritic(), student_model=student)
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    x, y = cases.data(8)
+    for start in (distiller.fit, distiller.train_on_batch):
+        with pytest.raises(ValueError, match="weights to train in the student.*compile again"):
+            start(x, y)
+
+
+@pytest.mark.parametrize("critic_optimizer", [None, "sgd"])
+def test_losses_in_front_of_all_that_is_trained_are_refused(critic_optimizer):
+    student = cases.student()
+    for name in ("conv1", "conv2"):
+        student.get_layer(name).trainable = False
+    loss = mikd.JSDCritic(teacher_layer="stage1", student_layer="stage1")
+    distiller = _small(loss, student_model=student)
+    distiller.compile("sgd", critic_optimizer=critic_optimizer, run_eagerly=True)
+    before = [v.numpy() for v in distiller.trainable_variables]
+    with pytest.raises(ValueError, match="depends on a weight of the student.*later places"):
+        distiller.fit(cases.data(8)[0], verbose=0)
+    for variable, value in zip(distiller.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_weights_of_which_all_are_zero_are_told():
+    x, y = cases.data(8)
+    for options, loss in (({}, None), ({"task_loss_weight": 0.0}, cases.cross_entropy())):
+        distiller = _small(mikd.SoftTargets(weight=0.0), **options)
+        distiller.compile("sgd", loss, run_eagerly=True)
+        with pytest.warns(UserWarning, match="Nothing is learned: the weight of every loss is 0"):
+            distiller.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("source", ["arrays", "dataset"])
+def test_batches_of_one_example_are_told_once(source):
+    x, y = cases.data(2)
+    distiller = _small(mikd.JSDCritic(critic=mikd.SeparableCritic(width=4)))
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(1)
+    with pytest.warns(UserWarning, match="one example, and jsd_critic_pooled compares") as caught:
+        if source == "arrays":
+            distiller.fit(x, y, batch_size=1, validation_data=(x, y), verbose=0)
+        else:
+            distiller.fit(data, verbose=0, shuffle=False)
+    assert len([w for w in caught if "one example" in str(w.message)]) == 1

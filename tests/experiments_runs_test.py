@@ -35,7 +35,7 @@ def test_a_network_that_teaches_itself_beside_the_plain_one(tmp_path, capsys):
     printed, (plain, vid) = capsys.readouterr().out, _runs(tmp_path / "self")
     gain = f"{vid['test'] - plain['test']:+.2f}"
     assert _line(printed, "vid", "1")[:2] == [f"{vid['test']:.2f}", gain]
-    assert list(vid["nats"]) == ["vid_stage1_gaussian_nats", "vid_stage2_gaussian_nats"]
+    assert list(vid["nats"]) == [f"vid_stage3_to_stage{i}_gaussian_nats" for i in (1, 2)]
     test = mikd.datasets.load_digits(data_dir=str(tmp_path / "data")).test
     labels = np.concatenate([labels for _, labels in test])
     student = keras.saving.load_model(path)

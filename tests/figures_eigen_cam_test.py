@@ -154,7 +154,7 @@ class _Subclassed(keras.Model):
             _Subclassed,
             (2, 4, 4, 1),
             None,
-            "Functional.*Received: model=_Subclassed. .*distiller.student",
+            "Functional.*Received: model=_Subclassed.",
         ),
         (_two_inputs, (2, 4, 4, 1), None, "one input, images. Received: 2 inputs"),
         (cases.teacher, (0, 8, 8, 2), None, r"n > 0. Received: images of shape \(0, 8, 8, 2\)"),

@@ -53,7 +53,9 @@ def test_a_network_that_nothing_trains_is_refused_before_the_first_step(
 ):
     distiller = _distiller(loss, _student(frozen))
     before = [w.numpy() for w in distiller.weights]
-    with pytest.raises(ValueError, match="at least one weight.* Set `trainable = True` on layers"):
+    with pytest.raises(
+        ValueError, match="trains at least one weight|weights to train in the student"
+    ):
         _fit(distiller, loss=cases.cross_entropy() if task else None, **options)
     assert int(distiller.optimizer.iterations) == 0
     for weight, value in zip(distiller.weights, before, strict=True):
@@ -62,7 +64,7 @@ def test_a_network_that_nothing_trains_is_refused_before_the_first_step(
 
 def test_self_distillation_and_peers_are_looked_at_too():
     frozen = _student("all")
-    with pytest.raises(ValueError, match="none of its 0 trainable weights"):
+    with pytest.raises(ValueError, match="weights to train in the student"):
         _fit(mikd.SelfDistiller(frozen, []), loss=cases.cross_entropy())
     peers = mikd.MutualDistiller([_student("all"), cases.teacher()], [mikd.SoftTargets()])
     assert np.isfinite(_fit(peers, loss=cases.cross_entropy())["loss"]).all()

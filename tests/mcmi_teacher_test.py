@@ -405,6 +405,16 @@ def test_the_callers_teacher_stays_as_it_is():
     np.testing.assert_array_equal(mcmi.predict(x, verbose=0), mcmi.teacher.predict(x, verbose=0))
 
 
+def test_a_teacher_whose_backbone_shares_its_input_is_copied():
+    inputs = keras.Input((3,))
+    backbone = keras.Model(inputs, keras.layers.Dense(4, name="inner")(inputs))
+    backbone.trainable = False
+    teacher = keras.Model(inputs, keras.layers.Dense(2, name="head")(backbone(inputs)))
+    copy = mikd.MCMITeacher(teacher).teacher
+    np.testing.assert_array_equal(copy(np.ones((1, 3))), teacher(np.ones((1, 3))))
+    assert [v.path for v in copy.trainable_variables] == ["head/kernel", "head/bias"]
+
+
 def test_two_replicas_measure_the_centroids_of_one(two_replicas):
     def trained(scope, run_eagerly):
         with scope:
@@ -591,6 +601,14 @@ def test_a_loss_that_is_not_finite_stops_and_the_teacher_is_intact():
         _fit(mcmi, epochs=3)
     _assert_same(before, _weights(teacher), 0)
     assert all(np.all(np.isfinite(w)) for w in _weights(mcmi.teacher))
+
+
+def test_a_compiled_step_that_is_not_finite_names_the_term():
+    """In a graph TensorFlow escapes the quotes of the message."""
+    mcmi = mikd.MCMITeacher(cases.teacher(), weight=1e38, log_likelihood_budget=None)
+    mcmi.compile(keras.optimizers.SGD(1e10))
+    with pytest.raises(ValueError, match="finite losses. Received: NaN or infinity in 'cmi'"):
+        _fit(mcmi, epochs=3)
 
 
 def test_a_single_batch_needs_centroids_first():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.cache import fingerprints
 
 
@@ -35,8 +36,8 @@ def with_class_weight(dataset, class_weight):
     table = tf.constant([*(class_weight.get(c, 1.0) for c in range(known)), 1.0])  # 1 for others.
 
     def weigh(batch):
-        classes = batch.y if batch.y.shape.rank == 1 else tf.argmax(batch.y, axis=1)
-        classes = tf.cast(classes, tf.int64)
+        labels = None if _is_missing(batch.y) else batch.y
+        classes = tf.cast(checks.class_indices(labels, one_hot=True), tf.int64)
         others = tf.logical_or(classes < 0, classes > known)
         weights = tf.gather(table, tf.where(others, tf.cast(known, tf.int64), classes))
         own = batch.sample_weight

@@ -86,7 +86,7 @@ class Negatives:
             # Floats are not cast: as integers, all of [0, 1) would be one class.
             hint = 'negatives_from="batch" needs none.'
             classes = checks.class_indices(labels, one_hot=True, dtype=None, hint=hint)
-        own = ops.arange(ops.shape(student)[0])
+        own = ops.arange(ops.shape(student)[0], dtype="int32")
         if self._globally():
             own = own + replicas.first_index(student)
             student = replicas.gather(student)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import warnings
 
 import keras
 import tensorflow as tf
@@ -125,7 +126,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 logits are expected; or a term of the loss is not finite, before that step's update.
         """
         self._check_trained()
-        look = self._first_look(x, verbose=verbose, shuffle=shuffle)
+        look = self._first_look(x, verbose=verbose, shuffle=shuffle, batch_size=batch_size)
         # First, since a look at it disturbs no training.
         if validation_data is not None:
             validation_data = self._checked_data("validation_data", validation_data, look)
@@ -173,7 +174,8 @@ class BaseDistiller(checks.Settled, DistributedModel):
 
     def train_on_batch(self, x, *args, **kwargs):
         """Takes one step, like `keras.Model.train_on_batch`."""
-        self._first_look(x, verbose=0, shuffle=True).start(x)
+        self._check_trained()
+        self._first_look(x).start(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def train_step(self, data):
@@ -249,6 +251,10 @@ class BaseDistiller(checks.Settled, DistributedModel):
         """Returns the names under which `_shared` returns its parts."""
         return list(self._term_trackers)
 
+    def _shared_weights(self):
+        """Returns the weights of what `_shared` returns."""
+        return [loss.weight for loss in self.distillation_losses]
+
     def _pair(self, term, features):
         """Returns the teacher's and the student's tensors for the loss of a term."""
         teacher = pick(features[term.teacher], term.loss.teacher_layer)
@@ -292,11 +298,27 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 f"{len(thawed)} more, such as {thawed[0]!r}, since `trainable` was set after it. "
                 "Call `compile` again."
             )
+        models = self._networks.models
+        frozen = [n for n in self._networks.trained if not models[n].trainable_variables]
+        if len(frozen) == len(self._networks.trained):
+            raise ValueError(
+                f"Expected weights to train in the {frozen[0]}. Received: "
+                f"{models[frozen[0]].name!r} without any, so that nothing but the losses would "
+                "learn. Set `trainable = True` on it or on its last layers, and compile again."
+            )
+        zero = 0.0 in (self.task_loss_weight, float(self.loss is not None))
+        if zero and not any(weight != 0.0 for weight in self._shared_weights()):
+            warnings.warn(
+                "Nothing is learned: the weight of every loss is 0, and there is no task loss or "
+                "`task_loss_weight` is 0.",
+                stacklevel=3,
+            )
 
-    def _first_look(self, x, *, verbose, shuffle):
+    def _first_look(self, x, *, verbose=0, shuffle=True, batch_size=None):
         return FirstLook(
             self._networks,
             self._labelled(self.loss),
+            batch_size=batch_size,
             shuffled=bool(shuffle) and not isinstance(x, tf.data.Dataset),
             verbose=verbose in (True, "auto", 1, 2),
         )
@@ -409,8 +431,9 @@ class BaseDistiller(checks.Settled, DistributedModel):
         try:
             yield
         except tf.errors.InvalidArgumentError as error:
+            said = str(error).replace("\\'", "'")  # A graph escapes quotes.
             for name in [*self._shared_names(), _TASK]:
-                if _not_finite(name) in str(error):
+                if _not_finite(name) in said:
                     raise ValueError(_not_finite(name)) from None
             raise
 

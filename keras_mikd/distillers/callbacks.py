@@ -56,7 +56,9 @@ class ReadOutsCame(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for loss in self.model.distillation_losses:
             for metric in loss.metrics:
-                if all(not np.any(v.numpy()) for v in metric.variables) and metric.variables:
+                # Others may have seen no pairs, in batches of one.
+                is_mean = isinstance(metric, keras.metrics.Mean)
+                if is_mean and not any(np.any(v.numpy()) for v in metric.variables):
                     warnings.warn(
                         f"{metric.name!r} is logged as 0: {loss.name!r} has made this metric, and "
                         "its `call` never updates it.",

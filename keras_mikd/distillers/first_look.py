@@ -26,6 +26,7 @@ class FirstLook:
     Args:
         networks: `Networks` of the distiller.
         labelled: `[(network, task loss, symbolic output)]`, see `BaseDistiller._labelled`.
+        batch_size: Examples in a batch, for arrays; `None` for Keras' default.
         shuffled: Whether training sees the examples in another order.
         verbose: Whether to print how often the teacher is right.
 
@@ -36,12 +37,14 @@ class FirstLook:
 
     examples = 256
 
-    def __init__(self, networks, labelled, *, shuffled, verbose):
+    def __init__(self, networks, labelled, *, batch_size, shuffled, verbose):
         self._networks = networks
+        self._batch_size = batch_size
         self._labelled = labelled
         self._shuffled = shuffled
         self._verbose = verbose
         self._done = False
+        self._alone = False
         self.error = None
 
     def in_graph(self, batch):
@@ -53,6 +56,7 @@ class FirstLook:
             tensors = iter(tensors)
             filled = [None if each is None else next(tensors) for each in flat]
             try:
+                self._batch_size = None  # What comes is a batch.
                 self.at(*tf.nest.pack_sequence_as(parts, filled, expand_composites=True))
             except ValueError as error:
                 self.error = error
@@ -67,6 +71,7 @@ class FirstLook:
             ValueError: If a loss of logits meets probabilities, or the reverse; a network puts out
                 NaN or infinity; or rows over several labels stand where classes are expected.
         """
+        self._warn_of_lonely(len(keras.tree.flatten(x)[0]))
         if self._done:
             return
         self._done = True
@@ -81,6 +86,16 @@ class FirstLook:
             name = next(n for n, each in self._networks.models.items() if each is model)
             self._check_task(name, loss, output, features[name][OUTPUT])
         self._judge(features, y)
+
+    def _warn_of_lonely(self, examples):
+        names = [t.loss.name for t in self._networks.terms if t.loss.compares_examples]
+        if names and 1 in (examples, self._batch_size) and not self._alone:
+            self._alone = True
+            warnings.warn(
+                f"Batches have one example, and {', '.join(names)} compares the examples of a "
+                "batch: nothing is learned from it. Use batches of two or more.",
+                stacklevel=2,
+            )
 
     def start(self, data):
         """Lets losses that wait for examples look at the first of `data`, as `fit` takes it.

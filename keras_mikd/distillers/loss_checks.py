@@ -39,12 +39,27 @@ def checked_losses(losses, *, optional=False):
                 f"Expected new losses for every distiller. Received: {loss.name!r}, which belongs "
                 "to another distiller and holds its trained weights. Make new losses."
             )
+    _check_shared(losses)
     default_names = collections.Counter()
     for loss in losses:
         default_names[loss.name] += 1
         loss.number(default_names[loss.name])
     check_names([loss.name for loss in losses])
     return losses
+
+
+def _check_shared(losses):
+    """Checks that no critic or other layer is in two losses, or one loss twice in the list."""
+    owners = {}
+    for loss in losses:
+        for layer in layers_of(loss):
+            other = owners.setdefault(id(layer), loss)
+            if other is not loss or losses.count(loss) > 1:
+                raise ValueError(
+                    f"Expected every loss to have layers of its own. Received: {layer.name!r} in "
+                    f"{other.name!r} and in {loss.name!r}, which would train it for two purposes. "
+                    "Make a new one for each."
+                )
 
 
 def check_unused(distiller, assembly, losses, arguments):

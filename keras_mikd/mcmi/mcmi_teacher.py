@@ -225,6 +225,9 @@ class MCMITeacher(BaseDistiller):
     def _shared_names(self):
         return ["cmi"]
 
+    def _shared_weights(self):
+        return [self.weight]
+
     def _effective_weight(self, log_likelihood):
         if self.log_likelihood_budget is None or self.weight <= 0:
             return ops.full_like(log_likelihood, self.weight)

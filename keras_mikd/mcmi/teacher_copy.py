@@ -29,9 +29,14 @@ def _cloned(model):
     plain = keras.Model(*ends(model), name=model.name)
     copy = keras.models.clone_model(plain)
     copy.trainable = True  # Sets every layer's flag; the next lines restore them.
-    for layer, original in zip(layers_of(copy), layers_of(plain), strict=True):
+    for layer, original in zip(_without_inputs(copy), _without_inputs(plain), strict=True):
         layer.trainable = original.trainable  # Outer layers first: they set those inside.
     return copy
+
+
+def _without_inputs(model):
+    # A nested model that shares its input with the outer one gets its own in the copy.
+    return [x for x in layers_of(model) if not isinstance(x, keras.layers.InputLayer)]
 
 
 def _from_config(model):
