@@ -132,9 +132,7 @@ def test_a_bad_width_is_refused(kind, width):
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("inf"), float("nan"), "0.1", None])
 def test_a_bad_temperature_is_refused(temperature):
-    with pytest.raises(
-        ValueError, match="finite number of at least 1e-12 .*Received: temperature="
-    ):
+    with pytest.raises(ValueError, match="a finite number of at least 1e-12"):
         SeparableCritic(temperature=temperature)
 
 

@@ -118,6 +118,7 @@ def test_a_step_runs_the_detector_once(make):
 
     distiller = make(detectors.retinanet(layer=Counter(name="counter")))
     detectors.eager(distiller)
+    detectors.fit(distiller, batch_size=8)  # Looks at the networks once, before any step.
     Counter.calls = 0
     detectors.fit(distiller, batch_size=8)
     assert Counter.calls == 1

@@ -86,7 +86,7 @@ class Negatives:
             # Floats are not cast: as integers, all of [0, 1) would be one class.
             hint = 'negatives_from="batch" needs none.'
             classes = checks.class_indices(labels, one_hot=True, dtype=None, hint=hint)
-        own = ops.arange(ops.shape(student)[0], dtype="int32")
+        own = _indices(ops.shape(student)[0])
         if self._globally():
             own = own + replicas.first_index(student)
             student = replicas.gather(student)
@@ -147,7 +147,7 @@ class Negatives:
         position = ops.take(ops.argsort(order), own, axis=0)
         number = ops.minimum(self.number, ops.maximum(size - 1, 0))
         if classes is None:
-            return ops.take(order, ops.mod(position + ops.arange(number + 1)[None], size), axis=0)
+            return ops.take(order, ops.mod(position + _indices(number + 1)[None], size), axis=0)
         ahead = ops.mod(ops.argsort(order)[None] - position, size)
         same = ops.equal(classes[None], ops.take(classes, own, axis=0))
         # Those of its own class come last; an example is 0 ahead of itself.
@@ -158,12 +158,16 @@ class Negatives:
         return self.gather and replicas.count() > 1
 
 
+def _indices(number):
+    return ops.arange(number, dtype="int32")  # Keras would follow `floatx`.
+
+
 def _random_order(size):
     """Returns the examples of a batch in the order of this step: the same on every device.
 
     Sorted by the finalizer of MurmurHash3. XLA's random numbers would be others than TensorFlow's.
     """
-    keys = ops.cast(ops.arange(size), "uint32") + ops.cast(_STEP.get(), "uint32") * 0x9E3779B9
+    keys = ops.cast(_indices(size), "uint32") + ops.cast(_STEP.get(), "uint32") * 0x9E3779B9
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         keys = ops.bitwise_xor(keys, ops.right_shift(keys, shift)) * factor
     return ops.argsort(ops.cast(ops.right_shift(keys, 1), "int32"))
@@ -171,11 +175,11 @@ def _random_order(size):
 
 def _without_the_rest(pool):
     """Returns a pool of the students that are scored alone, so that no others are embedded."""
-    rows = ops.reshape(ops.arange(ops.size(pool.rows)), ops.shape(pool.rows))
+    rows = ops.reshape(_indices(ops.size(pool.rows)), ops.shape(pool.rows))
     return Pool(ops.take(pool.student, ops.reshape(pool.rows, (-1,)), axis=0), rows)
 
 
 def _own_first(own, size):
-    columns = ops.arange(size - 1)[None]
+    columns = _indices(size - 1)[None]
     others = columns + ops.cast(columns >= own, columns.dtype)
     return ops.concatenate([own, others], axis=1)

@@ -97,6 +97,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
         with self.distribute_strategy.scope():
             for each, variables in self._optimizers():
                 each.build(variables)
+        self._has_looked = False
         self._trained_as_compiled = {id(v) for v in self.trainable_variables}
 
     def fit(
@@ -147,7 +148,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
             look.start(x)
             own = self._own_callbacks(x, y, **options)
             ordered = exact_resume.put_last(_with_own(given, [*own, ReadOutsCame()]))
-            return super().fit(
+            history = super().fit(
                 x,
                 y,
                 batch_size,
@@ -161,6 +162,8 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 sample_weight,
                 **kwargs,
             )
+        self._has_looked = True  # Once after `compile`.
+        return history
 
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates like `keras.Model.evaluate`.
@@ -318,6 +321,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
         return FirstLook(
             self._networks,
             self._labelled(self.loss),
+            done=self._has_looked,
             batch_size=batch_size,
             shuffled=bool(shuffle) and not isinstance(x, tf.data.Dataset),
             verbose=verbose in (True, "auto", 1, 2),

@@ -26,6 +26,7 @@ class FirstLook:
     Args:
         networks: `Networks` of the distiller.
         labelled: `[(network, task loss, symbolic output)]`, see `BaseDistiller._labelled`.
+        done: Whether an earlier `fit` has looked.
         batch_size: Examples in a batch, for arrays; `None` for Keras' default.
         shuffled: Whether training sees the examples in another order.
         verbose: Whether to print how often the teacher is right.
@@ -37,13 +38,13 @@ class FirstLook:
 
     examples = 256
 
-    def __init__(self, networks, labelled, *, batch_size, shuffled, verbose):
+    def __init__(self, networks, labelled, *, done, batch_size, shuffled, verbose):
         self._networks = networks
         self._batch_size = batch_size
         self._labelled = labelled
         self._shuffled = shuffled
         self._verbose = verbose
-        self._done = False
+        self._done = done
         self._alone = False
         self.error = None
 
