@@ -53,17 +53,23 @@ def undisturbed(name, folder):
 
 
 def killed(name, folder, moments):
-    """Kills a run after each of some times, lets the last start end, and returns its status."""
+    """Starts a run once for each time after which to kill it, and then until it ends.
+
+    Returns the times at which it was killed, and the status of the last start. A start that goes on
+    may end before its time.
+    """
+    hits = []
     for moment in moments:
         process, begin = start(name, folder), time.monotonic()
         while time.monotonic() - begin < moment:
             if os.waitpid(process, os.WNOHANG)[0]:
-                break  # It went on faster than thought and ended.
+                break
             time.sleep(0.005)
         else:
             os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-    return os.waitpid(start(name, folder), 0)[1]
+            if os.WIFSIGNALED(os.waitpid(process, 0)[1]):
+                hits.append(round(moment, 2))
+    return hits, os.waitpid(start(name, folder), 0)[1]
 
 
 def difference(whole, other):
@@ -79,13 +85,14 @@ def attempt(name, folder, number, rng, kills):
     """Returns the row of a run that is killed some times."""
     whole = folder / "whole" / name
     seconds = undisturbed(name, whole)
-    moments = [rng.uniform(0, seconds) for _ in range(kills)]
+    # A start that goes on has less to do.
+    moments = [rng.uniform(0, seconds / (i + 1)) for i in range(kills)]
     other = folder / f"killed {number}"
-    status = killed(name, other, moments)
+    hits, status = killed(name, other, moments)
     failed = f"the last start failed, see {other}/log.txt" if status else ""
     return {
         "run": name,
-        "killed after seconds": [round(moment, 2) for moment in moments],
+        "killed after seconds": hits,
         "of": round(seconds, 2),
         "fault": failed or difference(whole, other),
     }
@@ -102,16 +109,15 @@ def main():
     rows, done = [], 0
     while done < arguments.kills:
         number = len(rows)
-        kills = min(arguments.kills_of_a_run, arguments.kills - done)
         row_file = arguments.folder / f"row {number}.json"
         if not row_file.exists():
             name = arguments.runs[number % len(arguments.runs)]
             rng = random.Random(f"{arguments.seed} {number}")
-            row = attempt(name, arguments.folder, number, rng, kills)
+            row = attempt(name, arguments.folder, number, rng, arguments.kills_of_a_run)
             row_file.write_text(json.dumps(row))
         rows.append(json.loads(row_file.read_text()))
-        done += kills
         shown = rows[-1]
+        done += len(shown["killed after seconds"])
         moments = f"{shown['killed after seconds']!s:>18} of {shown['of']:6} s"
         print(f"{shown['run']:20} {moments}  {shown['fault'] or 'the same to the bit'}", flush=True)
     faults = sum(bool(row["fault"]) for row in rows)
