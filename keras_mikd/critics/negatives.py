@@ -132,10 +132,10 @@ class Negatives:
         with keras.name_scope(critic.name, caller=critic):  # As in a call of the critic.
             teacher, student = critic.embed_teacher(teacher), critic.embed_student(pool.student)
             if self.number is None:
-                scores = critic.score_all(teacher, student)
-                scores = ops.take_along_axis(scores, pool.rows[:, :, None], axis=1)
-            else:
-                scores = critic.score(teacher[:, None], ops.take(student, pool.rows, axis=0))
+                scores, rows = critic.score_all(teacher, student), pool.rows[:, :, None]
+                joint = ops.take_along_axis(scores, rows[:, :1], axis=1)[:, 0]
+                return joint, ops.take_along_axis(scores, rows[:, 1:], axis=1)
+            scores = critic.score(teacher[:, None], ops.take(student, pool.rows, axis=0))
             return scores[:, 0], scores[:, 1:]
 
     def _rows(self, own, size, classes):
