@@ -282,11 +282,12 @@ class BaseDistiller(checks.Settled, DistributedModel):
             )
         models = self._networks.models
         frozen = [n for n in self._networks.trained if not models[n].trainable_variables]
-        if frozen:
+        if frozen and self.critic_optimizer is None:  # With one, critics alone are what is wanted.
             raise ValueError(
                 f"Expected weights to train in the {frozen[0]}. Received: "
                 f"{models[frozen[0]].name!r} without any, so that nothing but the losses would "
-                "learn. Set `trainable = True` on it or on its last layers, and compile again."
+                "learn. Set `trainable = True` on it or on its last layers, and compile again; to "
+                "train the losses alone, give `compile` a `critic_optimizer`."
             )
         zero = 0.0 in (self.task_loss_weight, float(self.loss is not None))
         if zero and not any(weight != 0.0 for weight in self._shared_weights()):
@@ -386,7 +387,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
         }
         for name in self._networks.trained:
             model = self._networks.models[name]
-            if reached.isdisjoint(map(id, model.trainable_variables)):
+            if model.trainable_variables and reached.isdisjoint(map(id, model.trainable_variables)):
                 raise ValueError(
                     f"Expected a loss that depends on a weight of the {name}. Received: places "
                     f"in front of all that is trained in {model.name!r}, and no task loss. Name "
