@@ -750,7 +750,7 @@ def test_losses_in_front_of_all_that_is_trained_are_refused(critic_optimizer):
     distiller = _small(loss, student_model=student)
     distiller.compile("sgd", critic_optimizer=critic_optimizer, run_eagerly=True)
     before = [v.numpy() for v in distiller.trainable_variables]
-    with pytest.raises(ValueError, match="depends on a weight of the student.*later places"):
+    with pytest.raises(ValueError, match="trains at least one weight of the network"):
         distiller.fit(cases.data(8)[0], verbose=0)
     for variable, value in zip(distiller.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)

@@ -303,11 +303,13 @@ class BaseDistiller(checks.Settled, DistributedModel):
             )
         models = self._networks.models
         frozen = [n for n in self._networks.trained if not models[n].trainable_variables]
-        if len(frozen) == len(self._networks.trained):
+        alone = self.critic_optimizer is not None  # With one, critics alone are what is wanted.
+        if len(frozen) == len(self._networks.trained) and not alone:
             raise ValueError(
                 f"Expected weights to train in the {frozen[0]}. Received: "
                 f"{models[frozen[0]].name!r} without any, so that nothing but the losses would "
-                "learn. Set `trainable = True` on it or on its last layers, and compile again."
+                "learn. Set `trainable = True` on it or on its last layers, and compile again; to "
+                "train the losses alone, give `compile` a `critic_optimizer`."
             )
         zero = 0.0 in (self.task_loss_weight, float(self.loss is not None))
         if zero and not any(weight != 0.0 for weight in self._shared_weights()):
