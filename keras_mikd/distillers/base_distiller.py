@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import itertools
-import warnings
 
 import keras
 import tensorflow as tf
@@ -14,8 +12,8 @@ from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch, take_apart, with_class_weight
 from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
-from keras_mikd.distillers import costs, data_checks, loss_checks, network_checks
-from keras_mikd.distillers.callbacks import ReadOutsCame, TotalsLogger
+from keras_mikd.distillers import costs, data_checks, loss_checks, network_checks, optimizers
+from keras_mikd.distillers.callbacks import with_own
 from keras_mikd.distillers.first_look import FirstLook
 from keras_mikd.distribution import exact_resume, replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
@@ -87,7 +85,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
             ValueError: If the loss expects logits and a network puts out probabilities, or the
                 reverse, or one optimizer has two purposes.
         """
-        check_distinct([optimizer, critic_optimizer])
+        optimizers.check_distinct([optimizer, critic_optimizer])
         for model, task_loss, output in self._labelled(loss):
             network_checks.check_task_loss(model, task_loss, output)
         super().compile(optimizer, loss, *args, **kwargs)
@@ -98,7 +96,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
             for each, variables in self._optimizers():
                 each.build(variables)
         self._has_looked = False
-        self._trained_as_compiled = {id(v) for v in self.trainable_variables}
+        self._compiled_for = {id(v) for v in self.trainable_variables}
 
     def fit(
         self,
@@ -144,10 +142,14 @@ class BaseDistiller(checks.Settled, DistributedModel):
         _, _, output = self._labelled(self.loss)[0]
         given = listed(callbacks)
         exact_resume.check(given, x, shuffle)
-        with self._told_terms(), data_checks.told(output, look), self._finalizing_each():
+        with (
+            self._told_terms(),
+            data_checks.told(output, look),
+            optimizers.finalizing_each(self._optimizers()),
+        ):
             look.start(x)
             own = self._own_callbacks(x, y, **options)
-            ordered = exact_resume.put_last(_with_own(given, [*own, ReadOutsCame()]))
+            ordered = exact_resume.put_last(with_own(given, own))
             history = super().fit(
                 x,
                 y,
@@ -292,32 +294,14 @@ class BaseDistiller(checks.Settled, DistributedModel):
         return [(networks.models["student"], loss, networks.taps["student"].specs[OUTPUT])]
 
     def _check_trained(self):
-        """Checks that the optimizers know every weight that is to be trained."""
-        known = self._trained_as_compiled if self.compiled else set()
-        thawed = [v.path for v in self.trainable_variables if id(v) not in known]
-        if self.compiled and thawed:
-            raise ValueError(
-                "Expected the weights that are trained to be those of `compile`. Received: "
-                f"{len(thawed)} more, such as {thawed[0]!r}, since `trainable` was set after it. "
-                "Call `compile` again."
+        if self.compiled:
+            network_checks.check_trained(
+                self._networks,
+                [v.path for v in self.trainable_variables if id(v) not in self._compiled_for],
+                critics_alone=self.critic_optimizer is not None,
             )
-        models = self._networks.models
-        frozen = [n for n in self._networks.trained if not models[n].trainable_variables]
-        alone = self.critic_optimizer is not None  # With one, critics alone are what is wanted.
-        if len(frozen) == len(self._networks.trained) and not alone:
-            raise ValueError(
-                f"Expected weights to train in the {frozen[0]}. Received: "
-                f"{models[frozen[0]].name!r} without any, so that nothing but the losses would "
-                "learn. Set `trainable = True` on it or on its last layers, and compile again; to "
-                "train the losses alone, give `compile` a `critic_optimizer`."
-            )
-        zero = 0.0 in (self.task_loss_weight, float(self.loss is not None))
-        if zero and not any(weight != 0.0 for weight in self._shared_weights()):
-            warnings.warn(
-                "Nothing is learned: the weight of every loss is 0, and there is no task loss or "
-                "`task_loss_weight` is 0.",
-                stacklevel=3,
-            )
+            weights = [self.task_loss_weight if self.loss is not None else 0.0]
+            loss_checks.warn_of_nothing([*weights, *self._shared_weights()])
 
     def _first_look(self, x, *, verbose=0, shuffle=True, batch_size=None):
         return FirstLook(
@@ -364,28 +348,6 @@ class BaseDistiller(checks.Settled, DistributedModel):
         rest = [v for v in self.trainable_variables if id(v) not in known]
         return [(self.optimizer, rest), (self.critic_optimizer, critics)]
 
-    @contextlib.contextmanager
-    def _finalizing_each(self):
-        """At its end, `fit` lets every optimizer finalize (`use_ema`) the weights that it trains.
-
-        Keras would let the first one finalize all of them.
-        """
-        pairs = self._optimizers() if self.compiled else []
-        if len(pairs) < 2:
-            yield
-            return
-        own = [(optimizer.finalize_variable_values, variables) for optimizer, variables in pairs]
-
-        def finalize_each(_):
-            for finalize, variables in own:
-                finalize(variables)
-
-        self.optimizer.finalize_variable_values = finalize_each
-        try:
-            yield
-        finally:
-            del self.optimizer.finalize_variable_values
-
     def _update(self, tape, total, parts):
         pairs = self._optimizers()
         scales = [optimizer.scale_loss(1.0) for optimizer, _ in pairs]
@@ -413,7 +375,7 @@ class BaseDistiller(checks.Settled, DistributedModel):
                 ratio = scale / common
                 grads = [None if g is None else g * ops.cast(ratio, g.dtype) for g in grads]
             if variables:
-                grads = loss_checks.of_one_dtype(optimizer, grads)
+                grads = optimizers.of_one_dtype(optimizer, grads)
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
 
     def _if_finite(self, scale, parts):
@@ -474,17 +436,6 @@ class BaseDistiller(checks.Settled, DistributedModel):
         return cls(**{key: keras.saving.deserialize_keras_object(v) for key, v in config.items()})
 
 
-def check_distinct(optimizers):
-    """Checks that optimizers that train different weights are different objects."""
-    own = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in optimizers]
-    for first, second in itertools.combinations(own, 2):
-        if isinstance(first, keras.optimizers.Optimizer) and first is second:
-            raise ValueError(
-                "Expected different optimizers, since each keeps the state of the weights that it "
-                f"trains. Received: the same {type(first).__name__} twice. Make a new one for each."
-            )
-
-
 def _not_finite(name):
     # Without quotation marks, which TensorFlow writes otherwise.
     return (
@@ -527,12 +478,6 @@ def _of_examples(weights, values):
 
 def _batch_size(x):
     return ops.shape(keras.tree.flatten(x)[0])[0]
-
-
-def _with_own(given, own):
-    """Returns callbacks of `fit` with those of a distiller first, and its progress bar last."""
-    shown = any(isinstance(each, keras.callbacks.ProgbarLogger) for each in given)
-    return [*own, *given, *([] if shown else [TotalsLogger()])]
 
 
 def _numbers(config):

@@ -67,6 +67,12 @@ class ReadOutsCame(keras.callbacks.Callback):
         self.on_epoch_end = lambda epoch, logs=None: None
 
 
+def with_own(given, own):
+    """Returns callbacks of `fit` with those of a distiller first, and its progress bar last."""
+    shown = any(isinstance(each, keras.callbacks.ProgbarLogger) for each in given)
+    return [*own, ReadOutsCame(), *given, *([] if shown else [TotalsLogger()])]
+
+
 def log_groups(model):
     """Returns `{name in the logs: group}` of the terms and read-outs of a distiller's losses."""
     losses = getattr(model, "distillation_losses", ())

@@ -232,20 +232,11 @@ def check_reached(losses, pairs, gradients):
         )
 
 
-def of_one_dtype(optimizer, gradients):
-    """Returns gradients of the widest dtype among them where an optimizer adds up their norms.
-
-    Keras does not mix dtypes there, and casts a gradient to that of its variable afterwards.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    dtypes = sorted({keras.backend.standardize_dtype(g.dtype) for g in gradients if g is not None})
-    if not inner.global_clipnorm or len(dtypes) < 2:
-        return gradients
-    if inner.gradient_accumulation_steps:
-        raise ValueError(
-            "Expected weights of one dtype where gradients are accumulated and then clipped by "
-            f"their common norm. Received: global_clipnorm={inner.global_clipnorm}, with gradients "
-            f"of {' and '.join(dtypes)}. Use `clipnorm`, or no gradient_accumulation_steps."
+def warn_of_nothing(weights):
+    """Warns if all weights, of the task and of what is shared, are 0."""
+    if all(weight == 0.0 for weight in weights):
+        warnings.warn(
+            "Nothing is learned: the weight of every loss is 0, and there is no task loss or "
+            "`task_loss_weight` is 0.",
+            stacklevel=4,
         )
-    widest = keras.backend.result_type(*dtypes)
-    return [None if g is None else keras.ops.cast(g, widest) for g in gradients]

@@ -4,8 +4,8 @@ import itertools
 
 import keras
 
-from keras_mikd.distillers import loss_checks, network_checks
-from keras_mikd.distillers.base_distiller import BaseDistiller, check_distinct
+from keras_mikd.distillers import loss_checks, network_checks, optimizers
+from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
 from keras_mikd.features.feature_taps import OUTPUT
 
@@ -120,7 +120,7 @@ class MutualDistiller(BaseDistiller):
         weighted_metrics = self._by_peer("weighted_metrics", weighted_metrics, _copies)
         first, self.peer_optimizers = optimizer, []
         if isinstance(optimizer, (list, tuple)):
-            check_distinct([*optimizer, critic_optimizer])
+            optimizers.check_distinct([*optimizer, critic_optimizer])
             first, self.peer_optimizers = self._one_for_each(optimizer, auto_scale_loss)
         super().compile(
             first,

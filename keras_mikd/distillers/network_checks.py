@@ -108,6 +108,30 @@ def _holds_layers(layer):
     return len(list(layers_of(layer))) > 1
 
 
+def check_trained(networks, thawed, *, critics_alone):
+    """Checks that there is something to train, and that the optimizers know all of it.
+
+    Args:
+        networks: `Networks`.
+        thawed: Paths of variables that no optimizer knows.
+        critics_alone: Whether the losses have an optimizer, so that they may be all that learns.
+    """
+    if thawed:
+        raise ValueError(
+            "Expected the weights that are trained to be those of `compile`. Received: "
+            f"{len(thawed)} more, such as {thawed[0]!r}, since `trainable` was set after it. "
+            "Call `compile` again."
+        )
+    models = [networks.models[name] for name in networks.trained]
+    if not critics_alone and not any(model.trainable_variables for model in models):
+        raise ValueError(
+            f"Expected weights to train in the {networks.trained[0]}. Received: "
+            f"{models[0].name!r} without any, so that nothing but the losses would learn. Set "
+            "`trainable = True` on it or on its last layers, and compile again; to train the "
+            "losses alone, give `compile` a `critic_optimizer`."
+        )
+
+
 def check_scope(models, distiller):
     """Checks that trained networks `{name: model}` belong to the strategy that trains them."""
     for name, model in models.items():
