@@ -142,11 +142,9 @@ class BaseDistiller(checks.Settled, DistributedModel):
         _, _, output = self._labelled(self.loss)[0]
         given = listed(callbacks)
         exact_resume.check(given, x, shuffle)
-        with (
-            self._told_terms(),
-            data_checks.told(output, look),
-            optimizers.finalizing_each(self._optimizers()),
-        ):
+        pairs = self._optimizers() if self.compiled else []
+        finalizing = optimizers.finalizing_each(pairs)
+        with self._told_terms(), data_checks.told(output, look), finalizing:
             look.start(x)
             own = self._own_callbacks(x, y, **options)
             ordered = exact_resume.put_last(with_own(given, own))
