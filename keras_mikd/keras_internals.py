@@ -207,7 +207,12 @@ class ModelBuiltFromSpecs(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs):
         # An epoch of which no batch was left after `skip_batches` has no logs of a last step.
-        return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+        logs = super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+        return logs | self.results_of_epoch()
+
+    def results_of_epoch(self):
+        """Returns what the logs of an epoch have and those of a step do not."""
+        return {}
 
 
 def _drop(batches, steps):

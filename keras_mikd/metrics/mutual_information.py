@@ -187,6 +187,9 @@ class BoundInformation(ReadOut):
 class _Companion(keras.metrics.Metric):
     """A number that a read-out has beside its value. It keeps nothing itself."""
 
+    of_epoch = True
+    """Whether only the logs of an epoch have it, not those of a step."""
+
     def __init__(self, value, name):
         super().__init__(name=name)
         self.result = value

@@ -1,0 +1,222 @@
+"""What a distiller looks at in `compile` and `fit`, before the first step and around the steps."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mikd import keras_internals
+from keras_mikd.cache import fingerprints
+from keras_mikd.cache.batches import Batch, with_class_weight
+from keras_mikd.distillers import data_checks, loss_checks, network_checks, optimizers
+from keras_mikd.distillers.callbacks import with_own
+from keras_mikd.distillers.first_look import FirstLook
+from keras_mikd.distribution import exact_resume
+from keras_mikd.distribution.distributed_model import DistributedModel
+from keras_mikd.distribution.worker_callbacks import listed
+
+TASK = "task_loss"  # With the regularizers.
+
+
+class CheckedFit(DistributedModel):
+    """A model that trains others, and refuses before a step what would go wrong in it.
+
+    It calls `_labelled`, `_optimizers`, `_shared_names` and `_shared_weights` of `BaseDistiller`,
+    and reads its `_networks`, `task_loss_weight` and `distillation_losses`.
+    """
+
+    def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):
+        """Configures training, like `keras.Model.compile`.
+
+        Args:
+            optimizer: Optimizer of the trained networks, and of the losses' own weights unless
+                there is a `critic_optimizer`.
+            loss: Task loss, or `None` to train without labels.
+            *args: Further arguments of `keras.Model.compile`.
+            critic_optimizer: Separate optimizer for the losses' own weights (critics, heads,
+                regressors). Callbacks that change the learning rate do not see it: give it a
+                schedule of its own.
+            **kwargs: Further arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If the loss expects logits and a network puts out probabilities, or the
+                reverse, or one optimizer has two purposes.
+        """
+        optimizers.check_distinct([optimizer, critic_optimizer])
+        for model, task_loss, output in self._labelled(loss):
+            network_checks.check_task_loss(model, task_loss, output)
+        super().compile(optimizer, loss, *args, **kwargs)
+        self.critic_optimizer = (
+            None if critic_optimizer is None else keras.optimizers.get(critic_optimizer)
+        )
+        with self.distribute_strategy.scope():
+            for each, variables in self._optimizers():
+                each.build(variables)
+        self._has_looked = False
+        self._compiled_for = {id(v) for v in self.trainable_variables}
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        **kwargs,
+    ):
+        """Trains like `keras.Model.fit`, after checks of the data.
+
+        Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. A
+        `PyDataset` or a generator is not checked. The networks run once on the first examples
+        before any step, and a warning tells of a teacher that is no better than chance. The console
+        shows totals and metrics; pass `keras.callbacks.ProgbarLogger()` to see every term.
+
+        Raises:
+            ValueError: If the data is empty, holds NaN or infinity, brings integer images to a
+                float model, or has labels out of range; a network puts out probabilities where
+                logits are expected; or a term of the loss is not finite, before that step's update.
+        """
+        self._check_trained()
+        look = self._first_look(x, verbose=verbose, shuffle=shuffle, batch_size=batch_size)
+        # First, since a look at it disturbs no training.
+        if validation_data is not None:
+            validation_data = self._checked_data("validation_data", validation_data, look)
+        sample_weight = kwargs.pop("sample_weight", None)
+        x, y, sample_weight = self._checked_data("x", (x, y, sample_weight), look)
+        if class_weight and isinstance(getattr(x, "element_spec", None), Batch):
+            x, class_weight = with_class_weight(x, class_weight), None
+        options = {
+            "batch_size": batch_size,
+            "steps": kwargs.get("steps_per_epoch"),
+            "verbose": verbose,
+            "validation_split": validation_split,
+        }
+        _, _, output = self._labelled(self.loss)[0]
+        given = listed(callbacks)
+        exact_resume.check(given, x, shuffle)
+        pairs = self._optimizers() if self.compiled else []
+        finalizing = optimizers.finalizing_each(pairs)
+        with self._told_terms(), data_checks.told(output, look), finalizing:
+            look.start(x)
+            own = self._own_callbacks(x, y, **options)
+            ordered = exact_resume.put_last(with_own(given, own))
+            history = super().fit(
+                x,
+                y,
+                batch_size,
+                epochs,
+                verbose,
+                ordered,
+                validation_split,
+                validation_data,
+                shuffle,
+                class_weight,
+                sample_weight,
+                **kwargs,
+            )
+        self._has_looked = True  # Once after `compile`.
+        return history
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """Evaluates like `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: If the batches come from another teacher's `TeacherCache`.
+        """
+        if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has checked its own.
+            self._networks.check_cache(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def train_on_batch(self, x, *args, **kwargs):
+        """Takes one step, like `keras.Model.train_on_batch`."""
+        self._check_trained()
+        self._first_look(x).start(x)
+        return super().train_on_batch(x, *args, **kwargs)
+
+    def _check_trained(self):
+        if self.compiled:
+            network_checks.check_trained(
+                self._networks,
+                [v.path for v in self.trainable_variables if id(v) not in self._compiled_for],
+                critics_alone=self.critic_optimizer is not None,
+            )
+            weights = [self.task_loss_weight if self.loss is not None else 0.0]
+            loss_checks.warn_of_nothing([*weights, *self._shared_weights()])
+
+    def _first_look(self, x, *, verbose=0, shuffle=True, batch_size=None):
+        return FirstLook(
+            self._networks,
+            self._labelled(self.loss),
+            done=self._has_looked,
+            batch_size=batch_size,
+            shuffled=bool(shuffle) and not isinstance(x, tf.data.Dataset),
+            verbose=verbose in (True, "auto", 1, 2),
+        )
+
+    def _checked_data(self, argument, data, look):
+        self._networks.check_cache(data[0] if isinstance(data, tuple) else data)
+        _, loss, output = self._labelled(self.loss)[0]
+        return data_checks.checked_data(
+            argument, data, models=self._networks.models, loss=loss, output=output, look=look
+        )
+
+    def all_optimizers(self):
+        return [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
+
+    def run_identity(self):
+        networks = self._networks
+        kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
+        for name in networks.fixed:
+            kept[name] = fingerprints.of_model(networks.models[name])
+        for term in networks.terms:
+            kept[term.loss.name] = _numbers(term.loss.get_config())
+        for number, optimizer in enumerate(self.all_optimizers(), start=1):
+            kind = type(optimizer).__name__
+            kept[f"optimizer {number}"] = [kind, _numbers(optimizer.get_config())]
+        return {**super().run_identity(), **kept}
+
+    def _own_callbacks(self, x, y, **options):
+        """Returns callbacks that `fit` runs before those of the caller."""
+        return []
+
+    @contextlib.contextmanager
+    def _told_terms(self):
+        """Raises a `ValueError` that names the term with which a step stopped."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            said = str(error).replace("\\'", "'")  # A graph escapes quotes.
+            for name in [*self._shared_names(), TASK]:
+                if not_finite(name) in said:
+                    raise ValueError(not_finite(name)) from None
+            raise
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:  # An empty one says that the distiller was never compiled.
+            config["critic_optimizer"] = self.critic_optimizer and (
+                keras.saving.serialize_keras_object(self.critic_optimizer)
+            )
+        return config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def not_finite(name):
+    """Returns what is said of a term that is not finite."""
+    return (
+        f"Expected finite losses. Received: NaN or infinity in `{name}`. The weights are those "
+        "before this step: look at its examples, lower the learning rate or the weight of the term."
+    )
+
+
+def _numbers(config):
+    """Returns what a file can hold of a configuration, without names, which may be automatic."""
+    return {name: v for name, v in config.items() if isinstance(v, (bool, int, float))}
