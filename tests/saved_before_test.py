@@ -22,7 +22,7 @@ SAVED = Path(__file__).parent / "saved"
 )
 def test_a_saved_distiller_goes_on_to_the_same_weights(name, kind, deterministic_ops, monkeypatch):
     # Negatives were the next examples then, and shorter embeddings had larger gradients.
-    monkeypatch.setattr(negatives, "_random_order", lambda size: keras.ops.arange(size))
+    monkeypatch.setattr(negatives, "_random_order", lambda size, step: keras.ops.arange(size))
     monkeypatch.setattr(critic, "_SHORTEST", 1e-6)
     model = keras.saving.load_model(SAVED / f"{name}.keras")
     assert type(model) is kind

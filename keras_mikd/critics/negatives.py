@@ -15,7 +15,7 @@ ALL = "all"
 BATCH = "batch"
 OTHER_CLASSES = "other_classes"
 
-_STEP = contextvars.ContextVar("step_of_the_draw", default=0)
+_DRAW = contextvars.ContextVar("draw_of_the_step", default=None)
 
 
 @contextlib.contextmanager
@@ -24,11 +24,26 @@ def draw_scope(step):
 
     A file holds the iteration, so a run that goes on draws what it would have drawn.
     """
-    token = _STEP.set(step)
+    token = _DRAW.set(_Draw(step))
     try:
         yield
     finally:
-        _STEP.reset(token)
+        _DRAW.reset(token)
+
+
+class _Draw:
+    """The orders of a step, which the losses of that step share: its batches have one size."""
+
+    def __init__(self, step):
+        self.step = step
+        self.orders = {}
+
+    def order(self, size, globally):
+        """Returns the order of a batch, see `_random_order`, and the place of every example."""
+        if globally not in self.orders:
+            order = _random_order(size, self.step)
+            self.orders[globally] = order, ops.argsort(order)
+        return self.orders[globally]
 
 
 class Pool(NamedTuple):
@@ -143,12 +158,12 @@ class Negatives:
         own = own[:, None]
         if self.number is None:
             return _own_first(own, size)
-        order = _random_order(size)
-        position = ops.take(ops.argsort(order), own, axis=0)
+        order, places = (_DRAW.get() or _Draw(0)).order(size, self._globally())
+        position = ops.take(places, own, axis=0)
         number = ops.minimum(self.number, ops.maximum(size - 1, 0))
         if classes is None:
             return ops.take(order, ops.mod(position + _indices(number + 1)[None], size), axis=0)
-        ahead = ops.mod(ops.argsort(order)[None] - position, size)
+        ahead = ops.mod(places[None] - position, size)
         same = ops.equal(classes[None], ops.take(classes, own, axis=0))
         # Those of its own class come last; an example is 0 ahead of itself.
         ahead = ahead + size * ops.cast(same & (ahead > 0), ahead.dtype)
@@ -162,12 +177,12 @@ def _indices(number):
     return ops.arange(number, dtype="int32")  # Keras would follow `floatx`.
 
 
-def _random_order(size):
-    """Returns the examples of a batch in the order of this step: the same on every device.
+def _random_order(size, step):
+    """Returns the examples of a batch in the order of a step: the same on every device.
 
     Sorted by the finalizer of MurmurHash3. XLA's random numbers would be others than TensorFlow's.
     """
-    keys = ops.cast(_indices(size), "uint32") + ops.cast(_STEP.get(), "uint32") * 0x9E3779B9
+    keys = ops.cast(_indices(size), "uint32") + ops.cast(step, "uint32") * 0x9E3779B9
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         keys = ops.bitwise_xor(keys, ops.right_shift(keys, shift)) * factor
     return ops.argsort(ops.cast(ops.right_shift(keys, 1), "int32"))

@@ -22,6 +22,9 @@ class ReadOut(keras.metrics.Metric):
         ValueError: If `dtype` is another one.
     """
 
+    of_epoch = True
+    """Whether a distiller shows it in the logs of an epoch alone, and not in those of a step."""
+
     def __init__(self, name="mi_nats", dtype="float64"):
         if dtype != "float64":
             raise ValueError(
@@ -188,7 +191,6 @@ class _Companion(keras.metrics.Metric):
     """A number that a read-out has beside its value. It keeps nothing itself."""
 
     of_epoch = True
-    """Whether only the logs of an epoch have it, not those of a step."""
 
     def __init__(self, value, name):
         super().__init__(name=name)
