@@ -22,7 +22,7 @@ def _odd(good, bad):
     return _of(*good * (40 * len(bad) // len(good) + 1), *bad)
 
 
-WEIGHTS = _odd([1.0, 1.0, 0.5, 0.0, 1e-6, 100.0, "schedule"], [-1.0, float("nan"), "1"])
+WEIGHTS = _odd([1.0, 1.0, 0.5, 0.0, 0.01, 100.0, "schedule"], [-1.0, float("nan"), "1"])
 TEMPERATURES = _odd([1.0, 4.0, 1e-3, 1e6, 0.1], [0.0, -1.0, float("inf"), 1e-30])
 PLACES = _odd(["stage2", "stage1", "stage2", "pooled", "output"], ["input", "nope", "stage7"])
 GRIDS = _odd([None, 1, 2, 8], [0, 2.5, "all"])
@@ -336,7 +336,8 @@ def data(config, teacher):
     if config["student"]["kind"] == "outputs" and y is not None and spec["labels"] != "named":
         y = {"classes": y, "more": np.zeros((examples, 2), "float32")}
     weight = {"random": rng.uniform(0.5, 2.0, size=examples), "ones": np.ones(examples)}
-    weight = weight.get(spec["sample_weight"])
+    # Keras cannot weigh labels by name for a network of one output, and says so in its own words.
+    weight = None if spec["labels"] == "named" else weight.get(spec["sample_weight"])
     class_weight = spec["class_weight"] if weight is None else None  # Keras takes one of them.
     if spec["source"] == "cache" and teacher is not None:
         cache = mikd.TeacherCache(teacher, x, y, places=_places(config)).build(verbose=0)

@@ -282,7 +282,8 @@ class BaseDistiller(checks.Settled, DistributedModel):
             )
         models = self._networks.models
         frozen = [n for n in self._networks.trained if not models[n].trainable_variables]
-        if frozen and self.critic_optimizer is None:  # With one, critics alone are what is wanted.
+        # With an optimizer of their own, critics alone can be what is wanted.
+        if frozen and not (self.critic_optimizer and self.trainable_variables):
             raise ValueError(
                 f"Expected weights to train in the {frozen[0]}. Received: "
                 f"{models[frozen[0]].name!r} without any, so that nothing but the losses would "
