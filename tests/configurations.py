@@ -336,8 +336,7 @@ def data(config, teacher):
     if config["student"]["kind"] == "outputs" and y is not None and spec["labels"] != "named":
         y = {"classes": y, "more": np.zeros((examples, 2), "float32")}
     weight = {"random": rng.uniform(0.5, 2.0, size=examples), "ones": np.ones(examples)}
-    # Keras cannot weigh labels by name for a network of one output, and says so in its own words.
-    weight = None if spec["labels"] == "named" else weight.get(spec["sample_weight"])
+    weight = weight.get(spec["sample_weight"])
     class_weight = spec["class_weight"] if weight is None else None  # Keras takes one of them.
     if spec["source"] == "cache" and teacher is not None:
         cache = mikd.TeacherCache(teacher, x, y, places=_places(config)).build(verbose=0)

@@ -178,3 +178,15 @@ def test_a_generator_is_not_looked_into():
     batches = (batch for batch in [(x, y)])
     history = _distiller().fit(batches, steps_per_epoch=1, shuffle=False, verbose=0).history
     assert np.isfinite(history["loss"][0])
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_labels_by_name_for_one_output_are_refused(as_dataset):
+    distiller = cases.distiller("soft_targets")
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    x, y = cases.data(8)
+    data = (x, {"classes": y})
+    if as_dataset:
+        data = (tf.data.Dataset.from_tensor_slices(data).batch(4),)
+    with pytest.raises(ValueError, match="one output. Received: .*'classes'.* alone"):
+        distiller.fit(*data, shuffle=False, verbose=0)

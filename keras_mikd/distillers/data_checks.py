@@ -181,6 +181,11 @@ def _check_indices(argument, shape, output):
 def _num_classes(loss, output, labels):
     """Returns the number of classes that labels must stay below; `None` if it is unknown."""
     single = labels is not None and not keras.tree.is_nested(output)
+    if single and isinstance(labels, dict) and isinstance(loss, (str, keras.losses.Loss)):
+        raise ValueError(
+            "Expected labels as one array, since the network has one output. Received: labels by "
+            f"name, {sorted(labels)}. Pass labels[{min(labels)!r}] alone."
+        )
     if not single or keras.tree.is_nested(labels) or not _is_sparse_cross_entropy(loss):
         return None
     return output.shape[-1]
