@@ -22,7 +22,7 @@ def _odd(good, bad):
     return _of(*good * (40 * len(bad) // len(good) + 1), *bad)
 
 
-WEIGHTS = _odd([1.0, 1.0, 0.5, 0.0, 1e-6, 100.0, "schedule"], [-1.0, float("nan"), "1"])
+WEIGHTS = _odd([1.0, 1.0, 0.5, 0.0, 0.01, 100.0, "schedule"], [-1.0, float("nan"), "1"])
 TEMPERATURES = _odd([1.0, 4.0, 1e-3, 1e6, 0.1], [0.0, -1.0, float("inf"), 1e-30])
 PLACES = _odd(["stage2", "stage1", "stage2", "pooled", "output"], ["input", "nope", "stage7"])
 GRIDS = _odd([None, 1, 2, 8], [0, 2.5, "all"])

@@ -730,11 +730,16 @@ def test_a_critic_in_two_losses_is_refused():
         mikd.Distiller(cases.teacher(), cases.student(), [loss, loss])
 
 
-def test_a_student_without_weights_to_train_is_refused():
+@pytest.mark.parametrize(
+    "loss, critic_optimizer", [(mikd.JSDCritic, None), (mikd.SoftTargets, "sgd")]
+)
+def test_a_student_without_weights_to_train_is_refused(loss, critic_optimizer):
     student = cases.student()
     student.trainable = False
-    distiller = _small(mikd.JSDCritic(), student_model=student)
-    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    distiller = _small(loss(), student_model=student)
+    distiller.compile(
+        "sgd", cases.cross_entropy(), critic_optimizer=critic_optimizer, run_eagerly=True
+    )
     x, y = cases.data(8)
     for start in (distiller.fit, distiller.train_on_batch):
         with pytest.raises(ValueError, match="weights to train in the student.*compile again"):

@@ -144,7 +144,7 @@ class CheckedFit(DistributedModel):
             network_checks.check_trained(
                 self._networks,
                 [v.path for v in self.trainable_variables if id(v) not in self._compiled_for],
-                critics_alone=self.critic_optimizer is not None,
+                critics_alone=bool(self.critic_optimizer and self.trainable_variables),
             )
             weights = [self.task_loss_weight if self.loss is not None else 0.0]
             loss_checks.warn_of_nothing([*weights, *self._shared_weights()])
