@@ -160,7 +160,9 @@ def test_every_weight_gets_a_gradient_and_moves(name):
     run = _alone(name)
     variables = run.distiller.trainable_variables
     for variable, old, new in zip(variables, run.before, run.after, strict=True):
-        assert np.any(new != old), variable.path
+        # A constant in all scores cancels in the Donsker-Varadhan bound.
+        if name != "dv_critic" or not variable.path.endswith("score/bias"):
+            assert np.any(new != old), variable.path
 
 
 @_for_each(cases.LOSSES, cases.DISTILLERS)

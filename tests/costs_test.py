@@ -12,18 +12,16 @@ def _student():
     return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
 
 
-def _self_distiller(**critic):
-    losses = [
-        mikd.JSDCritic(teacher_layer="pooled", student_layer=f"stage{i}", **critic) for i in (1, 2)
-    ]
+def _self_distiller(critic=lambda: None, **options):
+    places = [{"teacher_layer": "pooled", "student_layer": f"stage{i}"} for i in (1, 2)]
+    losses = [mikd.JSDCritic(critic=critic(), **place, **options) for place in places]
     return mikd.SelfDistiller(_student(), losses)
 
 
 @pytest.mark.filterwarnings("default:The critics of:UserWarning")
 def test_critics_that_cost_more_than_the_network_are_told_and_the_defaults_do_not():
     with pytest.warns(UserWarning) as told:
-        _self_distiller(critic=None, grid=None)
-        _self_distiller(critic=mikd.ConcatCritic(), grid=None)
+        _self_distiller(critic=mikd.ConcatCritic, grid=None)
     assert {str(each.message).partition(" have ")[0] for each in told} == {
         f"The critics of 'jsd_critic_stage{i}'" for i in (1, 2)
     }

@@ -127,6 +127,9 @@ class DetectorTask:
         super().reset_metrics()
         self.student.reset_metrics()
 
+    def _has_task(self):
+        return True
+
     def _checked_data(self, argument, data, look):
         y = _targets(data)
         if y is not None and not (isinstance(y, dict) and {"boxes", "classes"} <= set(y)):

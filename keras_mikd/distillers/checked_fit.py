@@ -26,6 +26,8 @@ class CheckedFit(DistributedModel):
     and reads its `_networks`, `task_loss_weight` and `distillation_losses`.
     """
 
+    _has_looked = False
+
     def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):
         """Configures training, like `keras.Model.compile`.
 
@@ -146,8 +148,12 @@ class CheckedFit(DistributedModel):
                 [v.path for v in self.trainable_variables if id(v) not in self._compiled_for],
                 critics_alone=bool(self.critic_optimizer and self.trainable_variables),
             )
-            weights = [self.task_loss_weight if self.loss is not None else 0.0]
+            weights = [self.task_loss_weight if self._has_task() else 0.0]
             loss_checks.warn_of_nothing([*weights, *self._shared_weights()])
+
+    def _has_task(self):
+        """Whether there is a loss besides those that the networks share."""
+        return self.loss is not None
 
     def _first_look(self, x, *, verbose=0, shuffle=True, batch_size=None):
         return FirstLook(

@@ -133,6 +133,8 @@ class ExactResume(keras.callbacks.Callback):
             for each in readers:
                 each.on_epoch_begin(epoch)
             self.model.read_epoch()
+            for each in readers:
+                each.on_epoch_end(epoch, {})
         if state["batch"]:
             self.model.skip_batches(state["batch"])
 
