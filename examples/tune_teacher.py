@@ -4,8 +4,8 @@ Needs a teacher of train_teacher.py:
 
     python examples/tune_teacher.py --teacher=runs/digits/teacher.keras --output_dir=runs/mcmi
 
-CIFAR as the authors tune, but for weight decay and the mode in which centroids are measured: no
-limit on what the weight may cost, SGD from 0.05:
+CIFAR with the authors' rate, and no limit on what the weight may cost
+(experiments/tune_teachers.py has all of their settings):
 
     python examples/tune_teacher.py --dataset=cifar100 --teacher=runs/cifar100/teacher.keras \
         --output_dir=runs/cifar100-mcmi --learning_rate=0.05 --log_likelihood_budget=0
