@@ -82,12 +82,12 @@ def test_forty_kills(tmp_path):
     assert re.search(r"4[01] kills of \d+ runs, 0 with a fault", _killed(tmp_path, "--kills=40"))
 
 
-def _model():
+def _model(**options):
     """A distiller that is quick to train."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-    distiller = mikd.SelfDistiller(model, [])
+    distiller = mikd.SelfDistiller(model, [], **options)
     distiller.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     return distiller
 
@@ -391,8 +391,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
     slower.compile(keras.optimizers.SGD(0.05), "mse")
     with pytest.raises(ValueError, match=r"'learning_rate': 0.1.*Received:.*0.05"):
         _fit(tmp_path, model=slower)
-    heavier = _model()
-    heavier.task_loss_weight = 2.0
+    heavier = _model(task_loss_weight=2.0)
     with pytest.raises(ValueError, match="task_loss_weight=1.0. Received: task_loss_weight=2.0"):
         _fit(tmp_path, model=heavier)
 

@@ -362,9 +362,9 @@ def test_a_bound_that_was_not_registered_is_refused_on_loading():
         JSDCritic.from_config(config)
 
 
-def test_the_default_critic_is_a_concat_critic_trained_on_jsd():
+def test_the_default_critic_is_a_cheap_one_trained_on_jsd():
     loss = JSDCritic()
-    assert type(loss.critic) is ConcatCritic
+    assert (type(loss.critic), loss.grid) == (SeparableCritic, 8)
     assert (loss.bound, loss.negatives) == (bounds.jsd, 1)
     assert (loss.teacher_layer, loss.student_layer) == ("pooled", "pooled")
 

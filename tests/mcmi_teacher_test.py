@@ -604,10 +604,9 @@ def test_a_loss_that_is_not_finite_stops_and_the_teacher_is_intact():
 
 
 def test_a_compiled_step_that_is_not_finite_names_the_term():
-    """In a graph TensorFlow escapes the quotes of the message."""
     mcmi = mikd.MCMITeacher(cases.teacher(), weight=1e38, log_likelihood_budget=None)
     mcmi.compile(keras.optimizers.SGD(1e10))
-    with pytest.raises(ValueError, match="finite losses. Received: NaN or infinity in 'cmi'"):
+    with pytest.raises(ValueError, match="finite losses. Received: NaN or infinity in `cmi`"):
         _fit(mcmi, epochs=3)
 
 

@@ -197,6 +197,7 @@ def test_9_critics_train_are_saved_and_can_have_their_own_optimizer(tmp_path):
         return _compiled(cases.distiller_with(loss), **kwargs)
 
     moving = new(critic_optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
+    _step(moving)  # Measures the scale of the features.
     before = _values(moving.distillation_losses[0])
     moving.critic_optimizer.learning_rate = 0.0
     _step(moving)

@@ -197,9 +197,8 @@ class CheckedFit(DistributedModel):
         try:
             yield
         except tf.errors.InvalidArgumentError as error:
-            said = str(error).replace("\\'", "'")  # A graph escapes quotes.
             for name in [*self._shared_names(), TASK]:
-                if not_finite(name) in said:
+                if not_finite(name) in str(error):
                     raise ValueError(not_finite(name)) from None
             raise
 
