@@ -163,7 +163,7 @@ def test_save_load_and_go_on_equals_never_having_stopped(tmp_path, deterministic
 
 @pytest.mark.parametrize(
     "make",
-    [detectors.alone, pytest.param(detectors.offline, marks=pytest.mark.slow)],
+    [pytest.param(each, marks=pytest.mark.slow) for each in (detectors.alone, detectors.offline)],
     ids=["self", "offline"],
 )
 def test_two_replicas_of_the_same_boxes_give_the_update_of_one(make, two_replicas):
