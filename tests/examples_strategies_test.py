@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
@@ -97,7 +98,9 @@ def test_the_launcher_takes_its_workers_with_it(tmp_path):
         worker = int(launched.stdout.readline())
         launched.terminate()
     with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
+        for _ in range(100):  # A process that has ended is there until it was waited for.
+            os.kill(worker, 0)
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":
