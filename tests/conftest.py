@@ -1,5 +1,6 @@
 """Every test process sees two logical CPU devices."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,6 +26,14 @@ def _fresh_state():
     keras.config.set_dtype_policy("float32")
     yield
     keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_collections():
+    """Later garbage collections leave out what a file leaves: its caches and compiled graphs."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """What only values show is found before the first step."""
 
+import gc
+import weakref
+
 import cases
 import keras
 import numpy as np
@@ -177,3 +180,13 @@ def test_two_replicas_look_once(two_replicas):
         distiller.compile("sgd", cases.cross_entropy())
     with pytest.raises(ValueError, match="Expected logits"):
         _fit(distiller, *cases.data(), source="dataset")
+
+
+def test_networks_that_nobody_holds_are_freed():
+    """TensorFlow keeps the functions of data sets for ever."""
+    distiller = _distiller(cases.teacher())
+    _fit(distiller, *cases.data(), source="dataset")
+    held = [weakref.ref(each) for each in (distiller, distiller.teacher, distiller.student)]
+    del distiller
+    gc.collect()
+    assert [each() for each in held] == [None] * 3

@@ -68,6 +68,7 @@ def _checked_dataset(argument, dataset, models, loss, output, look):
         _check_indices(argument, batch.y.shape, output)
     ignored = getattr(loss, "ignore_class", None)
 
+    @tf.autograph.experimental.do_not_convert
     def check(position, data):
         batch = take_apart(data)
         needed = [

@@ -1,6 +1,7 @@
 """A look at what the networks say to a few examples, before the first step."""
 
 import warnings
+import weakref
 
 import keras
 import numpy as np
@@ -51,19 +52,30 @@ class FirstLook:
     def in_graph(self, batch):
         """Returns the operation that looks at a batch inside the graph of a data set."""
         parts = [batch.x, batch.y, batch.teacher_features]
+        specs = tf.nest.map_structure(
+            lambda t: None if t is None else tf.type_spec_from_value(t), parts
+        )
         flat = tf.nest.flatten(parts, expand_composites=True)
+        given = [tensor is not None for tensor in flat]
+        # TensorFlow keeps the function for ever, so it must not keep the networks.
+        weak = weakref.ref(self)
 
         def at(*tensors):
-            tensors = iter(tensors)
-            filled = [None if each is None else next(tensors) for each in flat]
-            try:
-                self._batch_size = None  # What comes is a batch.
-                self.at(*tf.nest.pack_sequence_as(parts, filled, expand_composites=True))
-            except ValueError as error:
-                self.error = error
-                raise
+            look, tensors = weak(), iter(tensors)
+            filled = [next(tensors) if each else None for each in given]
+            if look is not None:
+                look.at_batch(*tf.nest.pack_sequence_as(specs, filled, expand_composites=True))
 
-        return tf.py_function(at, [each for each in flat if each is not None], [])
+        return tf.py_function(at, [tensor for tensor in flat if tensor is not None], [])
+
+    def at_batch(self, *parts):
+        """Looks at a batch of a data set, and keeps its error, which TensorFlow makes a text."""
+        self._batch_size = None  # Of arrays; what comes is a batch.
+        try:
+            self.at(*parts)
+        except ValueError as error:
+            self.error = error
+            raise
 
     def at(self, x, y=None, teacher_features=None):
         """Looks at examples, unless others were looked at before.
