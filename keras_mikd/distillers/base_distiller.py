@@ -231,13 +231,13 @@ class BaseDistiller(checks.Settled, CheckedFit):
         """
         if self.jit_compile:
             return scale
-
-        def stop():
-            for name, value in parts.items():
-                tf.debugging.Assert(tf.math.is_finite(value), [not_finite(name)])
-            return scale
-
-        return tf.cond(tf.math.is_finite(sum(parts.values())), lambda: scale, stop)
+        finite = tf.math.is_finite(tf.stack(list(parts.values())))
+        first = tf.argmax(tf.cast(tf.logical_not(finite), tf.int32))
+        message = tf.gather([not_finite(name) for name in parts], first)
+        # Not tf.debugging.Assert, whose branches cost more than all of this.
+        stop = tf.raw_ops.Assert(condition=tf.reduce_all(finite), data=[message])
+        with tf.control_dependencies([] if stop is None else [stop]):
+            return tf.identity(scale)
 
     def _critics_use_xla(self):
         if self.jit_compile or self.run_eagerly:
