@@ -150,8 +150,10 @@ class Negatives:
                 scores, rows = critic.score_all(teacher, student), pool.rows[:, :, None]
                 joint = ops.take_along_axis(scores, rows[:, :1], axis=1)[:, 0]
                 return joint, ops.take_along_axis(scores, rows[:, 1:], axis=1)
-            scores = critic.score(teacher[:, None], ops.take(student, pool.rows, axis=0))
-            return scores[:, 0], scores[:, 1:]
+            # Of a replica alone, the own partners are the pool in its order: no rows to gather.
+            own = ops.take(student, pool.rows[:, 0], axis=0) if self._globally() else student
+            others = ops.take(student, pool.rows[:, 1:], axis=0)
+            return critic.score(teacher, own), critic.score(teacher[:, None], others)
 
     def _rows(self, own, size, classes):
         """Returns the `rows` of a `Pool` of `size` students for the examples `own`."""
