@@ -53,6 +53,8 @@ class Pool(NamedTuple):
     """Tensor of shape `(pool, locations or 1, channels)`."""
     rows: Any
     """Indices into it, int32 of shape `(batch, 1 + negatives)`: an example's own, then others."""
+    is_batch: bool = False
+    """Whether the students are those of the examples, in their order, so that none is gathered."""
 
 
 class Negatives:
@@ -106,7 +108,8 @@ class Negatives:
             own = own + replicas.first_index(student)
             student = replicas.gather(student)
             classes = None if classes is None else replicas.gather(classes)
-        pool = Pool(student, self._rows(own, ops.shape(student)[0], classes))
+        rows = self._rows(own, ops.shape(student)[0], classes)
+        pool = Pool(student, rows, is_batch=not self._globally())
         few = self.number is not None and self.number + 1 < replicas.count()
         return _without_the_rest(pool) if few and self._globally() else pool
 
@@ -128,7 +131,7 @@ class Negatives:
             if not self._globally():
                 return scored(teacher, pool)
             value, joint, product = replicas.run_network(
-                lambda x: scored(x[0], Pool(*x[1:])), (teacher, *pool)
+                lambda x: scored(x[0], Pool(*x[1:])), (teacher, pool.student, pool.rows)
             )
             if bounds.couples_examples(bound):
                 # It needs the scores of all replicas. They are sent together, because a collective
@@ -150,8 +153,7 @@ class Negatives:
                 scores, rows = critic.score_all(teacher, student), pool.rows[:, :, None]
                 joint = ops.take_along_axis(scores, rows[:, :1], axis=1)[:, 0]
                 return joint, ops.take_along_axis(scores, rows[:, 1:], axis=1)
-            # Of a replica alone, the own partners are the pool in its order: no rows to gather.
-            own = ops.take(student, pool.rows[:, 0], axis=0) if self._globally() else student
+            own = student if pool.is_batch else ops.take(student, pool.rows[:, 0], axis=0)
             others = ops.take(student, pool.rows[:, 1:], axis=0)
             return critic.score(teacher, own), critic.score(teacher[:, None], others)
 
