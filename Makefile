@@ -65,5 +65,5 @@ format: setup ## Fix what lint can fix
 	$(PYTHON) -m ruff format .
 
 clean: ## Remove caches, builds and the demo's output; the environment stays
-	rm -rf build dist .pytest_cache .ruff_cache $(DEMO_DIR)
+	rm -rf build dist .hypothesis .pytest_cache .ruff_cache $(DEMO_DIR)
 	find benchmarks examples experiments keras_mikd tests -name __pycache__ -prune -exec rm -rf {} +
