@@ -100,8 +100,12 @@ class FirstLook:
             self._check_task(name, loss, output, features[name][OUTPUT])
         self._judge(features, y)
 
+    def _comparing(self):
+        """Returns the names of the losses that compare the examples of a batch."""
+        return [t.loss.name for t in self._networks.terms if t.loss.compares_examples]
+
     def _warn_of_lonely(self, examples):
-        names = [t.loss.name for t in self._networks.terms if t.loss.compares_examples]
+        names = self._comparing()
         if names and 1 in (examples, self._batch_size) and not self._alone:
             self._alone = True
             warnings.warn(
@@ -188,11 +192,10 @@ class FirstLook:
         if classes is None:
             return
         if not self._shuffled and len(classes) >= 8 and len(np.unique(classes)) == 1:
-            names = [t.loss.name for t in self._networks.terms if t.loss.compares_examples]
-            if names:
+            if self._comparing():
                 warnings.warn(
                     "The first examples are all of one class, so the data looks sorted. "
-                    f"{', '.join(names)} compares examples of a batch: shuffle the data.",
+                    f"{', '.join(self._comparing())} compares examples of a batch: shuffle it.",
                     stacklevel=2,
                 )
         right = {
