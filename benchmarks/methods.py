@@ -40,15 +40,16 @@ class SideBySide(keras.Model):
         return sum(self.loss(y, output) for output in y_pred)
 
 
-def offline(recipe, *, xla_critics="auto", **options):
-    """A `Distiller` with the losses of a recipe."""
+def offline(recipe, *, xla_critics="auto", reference=FLOOR, balance_every=None, **options):
+    """A `Distiller` with the losses of a recipe, balanced if it is said how often."""
 
     def build(new_teacher, new_student):
         teacher, student = new_teacher(), new_student()
         losses = recipe(teacher, student, **options)
-        return mikd.Distiller(teacher, student, losses, xla_critics=xla_critics)
+        how = {"balance": "gradient", "balance_every": balance_every} if balance_every else {}
+        return mikd.Distiller(teacher, student, losses, xla_critics=xla_critics, **how)
 
-    return Method(build, FLOOR)
+    return Method(build, reference)
 
 
 def by_itself(recipe, **options):
@@ -127,6 +128,9 @@ METHODS = {
     "hint": offline(hints),
     "VID": offline(recipes.vid),
     "VID + logits": offline(recipes.vid, logits_weight=1.0),
+    # The two kinds of step of `balance="gradient"`: of 16 steps, one measures by default.
+    "VID balanced (plain step)": offline(recipes.vid, reference="VID", balance_every=10**9),
+    "VID balanced (measuring step)": offline(recipes.vid, reference="VID", balance_every=1),
     "MIMKD": offline(recipes.mimkd, xla_critics=True),
     "MIMKD (no XLA)": offline(recipes.mimkd, xla_critics=False),
     "InfoNCE in the batch": offline(info_nce),

@@ -134,12 +134,20 @@ DISTILLERS = {
     ),
     "muse": lambda _, s: mikd.MUSEDistiller(s, xla_critics=False),
     "mutual": _online,
+    "balanced": lambda t, s: mikd.Distiller(
+        t,
+        s,
+        [mikd.SoftTargets(weight=0.5), _vid(), _jsd()],
+        xla_critics=False,
+        balance="gradient",
+        balance_every=2,
+    ),
     "mcmi": lambda _, s: mikd.MCMITeacher(
         s, centroids="running", momentum=0.9, separation_weight=0.01, log_likelihood_budget=0.2
     ),
 }
 # Those that take a step of their own kind; the others differ from these in their losses only.
-KINDS = {name: DISTILLERS[name] for name in ("distiller", "self", "mutual", "mcmi")}
+KINDS = {name: DISTILLERS[name] for name in ("distiller", "balanced", "self", "mutual", "mcmi")}
 
 
 def distiller(name, teacher_model=None):

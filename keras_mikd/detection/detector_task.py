@@ -12,7 +12,7 @@ from keras_mikd.distribution.distributed_model import as_logs
 from keras_mikd.features.feature_taps import as_called
 from keras_mikd.features.layer_graph import sized
 from keras_mikd.keras_internals import loss_metrics, scaled_penalty
-from keras_mikd.losses.distillation_loss import factor_at
+from keras_mikd.losses import schedules
 
 _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
@@ -110,7 +110,7 @@ class DetectorTask:
         if self._sums:
             task = replicas.scale(task)
         self._task_tracker.update_state(task * replicas.count(), ops.shape(x)[0])
-        weight = factor_at(self.task_loss_weight, self.optimizer.iterations)
+        weight = schedules.value_at(self.task_loss_weight, self.optimizer.iterations)
         return weight * task + super().compute_loss(x, y, y_pred)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):

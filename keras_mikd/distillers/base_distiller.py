@@ -12,10 +12,12 @@ from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
 from keras_mikd.distillers import costs, loss_checks, network_checks, optimizers
 from keras_mikd.distillers.checked_fit import TASK, CheckedFit, not_finite
+from keras_mikd.distillers.gradient_balance import BalanceLogs, GradientBalance, checked_every
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
-from keras_mikd.losses.distillation_loss import checked_weight, factor_at, serialized_weight
+from keras_mikd.losses import schedules
+from keras_mikd.losses.schedules import step_scope
 
 
 class BaseDistiller(checks.Settled, CheckedFit):
@@ -39,13 +41,14 @@ class BaseDistiller(checks.Settled, CheckedFit):
     )
     """Attributes that a compiled step has taken in, so that nothing may be assigned to them."""
 
-    def _set_up(self, networks, *, task_loss_weight, xla_critics):
+    def _set_up(self, networks, *, task_loss_weight, xla_critics, balance=None, balance_every=1):
         """Builds the losses of `Networks` and what logs them; the rest is as in `Distiller`."""
         network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = losses
-        self.task_loss_weight = checked_weight("task_loss_weight", task_loss_weight)
+        self.task_loss_weight = schedules.checked_weight("task_loss_weight", task_loss_weight)
         self.xla_critics = checks.one_of("xla_critics", xla_critics, (True, False, "auto"))
+        self.balance, self.balance_every = balance, balance_every
         self.critic_optimizer = None
         self._networks = networks
         networks.build_losses()
@@ -56,6 +59,8 @@ class BaseDistiller(checks.Settled, CheckedFit):
         loss_checks.check_names([*self._term_trackers, *readouts])
         for term in networks.terms:
             costs.warn_of_large_critics(term.loss, networks.models[term.student])
+        every = checked_every(balance, balance_every)
+        self.gradient_balance = every and GradientBalance([TASK, *self._term_trackers], every)
         for loss in losses:
             loss.join()
         self.settle(self.arguments_of_step)
@@ -64,11 +69,13 @@ class BaseDistiller(checks.Settled, CheckedFit):
     def train_step(self, data):
         batch = take_apart(data)
         fixed = self._read_fixed(batch)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=self._measures_balance()) as tape:
             features = fixed | self._read(self._networks.trained, batch.x, training=True)
             parts = self._parts(batch, features, training=True)
             total = sum(parts.values())
         self._update(tape, total, parts)
+        if self.gradient_balance is not None:
+            self.gradient_balance.steps.assign_add(1)
         return self._logs(batch, features)
 
     def test_step(self, data):
@@ -109,13 +116,22 @@ class BaseDistiller(checks.Settled, CheckedFit):
         x, y, sample_weight, _ = batch
         # Outside of training the draw is always the same: what changes is what was learned.
         step = self.optimizer.iterations if training else 0
-        with xla_scope(self._critics_use_xla()), draw_scope(step):
+        iterations = self.optimizer.iterations
+        with xla_scope(self._critics_use_xla()), draw_scope(step), step_scope(iterations):
             parts = self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)
         parts[TASK] = self.compute_loss(x, y, y_pred, sample_weight, training)
+        parts = self._balanced(parts)
         keras_internals.show_loss(self, sum(parts.values()) * replicas.count(), _batch_size(x))
         return parts
+
+    def _balanced(self, parts):
+        if self.gradient_balance is None:
+            return parts
+        return {
+            name: factor * parts[name] for name, factor in self.gradient_balance.factors().items()
+        }
 
     def _shared(self, batch, features, training):
         """Returns this replica's part of what the networks share, `{name of the loss: scalar}`."""
@@ -129,6 +145,9 @@ class BaseDistiller(checks.Settled, CheckedFit):
             weight = term.factor * loss.weight_at(self.optimizer.iterations)
             parts[loss.name] = weight * replicas.scale(value)
         return parts
+
+    def _task_weight(self):
+        return schedules.value_at(self.task_loss_weight, self.optimizer.iterations)
 
     def _shared_names(self):
         """Returns the names under which `_shared` returns its parts."""
@@ -170,7 +189,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
         if task_loss is not None:
             task = ops.cast(task_loss(y, y_pred, sample_weight), "float32")
             self._task_tracker.update_state(task * replicas.count(), _batch_size(x))
-            total = factor_at(self.task_loss_weight, self.optimizer.iterations) * task
+            total = self._task_weight() * task
         for penalty in self.losses:
             penalty = keras_internals.scaled_penalty(self, penalty)
             total = total + ops.cast(penalty, "float32")
@@ -205,11 +224,12 @@ class BaseDistiller(checks.Settled, CheckedFit):
         # The smallest: with a larger one, an optimizer's gradients could overflow however low its
         # own scale is.
         common = functools.reduce(ops.minimum, dynamic) if dynamic else scales[0]
-        gradients = tape.gradient(
-            total,
-            [variables for _, variables in pairs],
-            output_gradients=self._if_finite(ops.convert_to_tensor(common, total.dtype), parts),
-        )
+        common_if_finite = self._if_finite(ops.convert_to_tensor(common, total.dtype), parts)
+        groups = [variables for _, variables in pairs]
+        if self._measures_balance():
+            gradients = self._measured_gradients(tape, parts, groups, common_if_finite)
+        else:
+            gradients = tape.gradient(total, groups, output_gradients=common_if_finite)
         if self.jit_compile:
             finite = ops.isfinite(total)
             gradients = keras.tree.map_structure(
@@ -223,6 +243,34 @@ class BaseDistiller(checks.Settled, CheckedFit):
             if variables:
                 grads = optimizers.of_one_dtype(optimizer, grads)
                 optimizer.apply_gradients(zip(grads, variables, strict=True))
+
+    def _measured_gradients(self, tape, parts, groups, scale):
+        """Returns the gradients of the total, and measures each term's for `balance`."""
+        step = self.optimizer.iterations
+        weights = {t.loss.name: t.factor * t.loss.weight_at(step) for t in self._networks.terms}
+        # Without a task loss there are only penalties, which are no term to compare with.
+        weights[TASK] = self._task_weight() if self._has_task() else 0.0
+        networks = [self._networks.models[name] for name in self._networks.trained]
+        of = {id(v) for network in networks for v in network.trainable_variables}
+        return self.gradient_balance.gradients(tape, parts, weights, groups, scale=scale, of=of)
+
+    def _measures_balance(self):
+        return self.gradient_balance is not None and self.gradient_balance.measures
+
+    def make_train_function(self, force=False):
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        if self.gradient_balance is not None:
+            plain = self.train_function
+            super().make_train_function(force=True)
+            self.train_function = self.gradient_balance.alternating(
+                plain, self.train_function, self.steps_per_execution
+            )
+
+    def _own_callbacks(self, x, y, **options):
+        own = super()._own_callbacks(x, y, **options)
+        return own if self.gradient_balance is None else [*own, BalanceLogs()]
 
     def _if_finite(self, scale, parts):
         """Returns `scale`, of which all gradients come, or stops the step before its update.
@@ -250,7 +298,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
     def get_config(self):
         return {
             "name": self.name,
-            "task_loss_weight": serialized_weight(self.task_loss_weight),
+            "task_loss_weight": schedules.serialized(self.task_loss_weight),
             "xla_critics": self.xla_critics,
         }
 

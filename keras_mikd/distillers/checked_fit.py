@@ -178,6 +178,8 @@ class CheckedFit(DistributedModel):
     def run_identity(self):
         networks = self._networks
         kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
+        if self.gradient_balance is not None:
+            kept["balance_every"] = self.gradient_balance.every
         for name in networks.fixed:
             kept[name] = fingerprints.of_model(networks.models[name])
         for term in networks.terms:

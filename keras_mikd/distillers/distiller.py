@@ -28,6 +28,9 @@ class Distiller(BaseDistiller):
         student: Keras model with the same inputs; a subclassed one needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
+        balance: `"gradient"`: weights, of the task too, are ratios of the norms of the terms'
+            gradients on the student: with weights of 1, all pull alike. `None`: factors of losses.
+        balance_every: After how many steps these norms are measured; see `GradientBalance`.
         xla_critics: Whether XLA compiles the arithmetic of the critics on its own, in a step that
             is neither compiled as a whole nor run eagerly: `True`, `False`, or `"auto"`, which
             means `True` on a machine with an accelerator.
@@ -57,6 +60,8 @@ class Distiller(BaseDistiller):
         distillation_losses,
         *,
         task_loss_weight=1.0,
+        balance=None,
+        balance_every=16,
         xla_critics="auto",
         teacher_features=None,
         student_features=None,
@@ -75,7 +80,13 @@ class Distiller(BaseDistiller):
             fixed=("teacher",),
             features={"teacher": teacher_features, "student": student_features},
         )
-        self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
+        self._set_up(
+            networks,
+            task_loss_weight=task_loss_weight,
+            balance=balance,
+            balance_every=balance_every,
+            xla_critics=xla_critics,
+        )
         self._teacher_hidden = False
         self._unset_teacher = None
 
@@ -161,6 +172,8 @@ class Distiller(BaseDistiller):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
+            "balance": self.balance,
+            "balance_every": self.balance_every,
             "teacher": serialize(self.teacher),
             "student": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],

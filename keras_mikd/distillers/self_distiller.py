@@ -29,6 +29,8 @@ class SelfDistiller(BaseDistiller):
             constant target (`Hint`, `GaussianVIDHead`, `AttentionTransfer`) can collapse its
             target.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
+        balance: As in `Distiller`.
+        balance_every: As in `Distiller`.
         xla_critics: As in `Distiller`.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed model.
         **kwargs: `name` and other arguments of `keras.Model`.
@@ -55,6 +57,8 @@ class SelfDistiller(BaseDistiller):
         *,
         stop_gradient=True,
         task_loss_weight=1.0,
+        balance=None,
+        balance_every=16,
         xla_critics="auto",
         features=None,
         **kwargs,
@@ -72,7 +76,13 @@ class SelfDistiller(BaseDistiller):
         )
         for loss in losses:
             loss_checks.check_different_tensors(loss, networks.taps["student"].specs)
-        self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
+        self._set_up(
+            networks,
+            task_loss_weight=task_loss_weight,
+            balance=balance,
+            balance_every=balance_every,
+            xla_critics=xla_critics,
+        )
 
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
@@ -85,6 +95,8 @@ class SelfDistiller(BaseDistiller):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
+            "balance": self.balance,
+            "balance_every": self.balance_every,
             "model": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "stop_gradient": self.stop_gradient,

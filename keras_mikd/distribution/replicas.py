@@ -52,6 +52,14 @@ def gather(tensor):
     return rows
 
 
+def sum_over_all(tensors):
+    """Returns the sums of tensors, of the same shapes on all replicas, over the replicas."""
+    replica = _replica()
+    if replica is None or not tensors:
+        return tensors
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
 def run_network(network, x):
     """Runs a network on the batch of a replica, even where the last batch left the replica none.
 

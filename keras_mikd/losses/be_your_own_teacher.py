@@ -6,6 +6,7 @@ from keras import ops
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at
+from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.soft_targets import softened_divergence
 
@@ -30,7 +31,7 @@ class BeYourOwnTeacher(DistillationLoss):
             and the logits `(batch, classes)`.
         student_layer: List of the places of the maps that get a head.
         alpha: Share of the divergence from the logits in a head's loss, from 0 to 1.
-        temperature: `T`, a finite float above 0.
+        temperature: `T`, a finite float above 0, or a schedule like that of a weight.
         feature_weight: Factor of the distance between features, a finite float of at least 0.
         **kwargs: `weight`, `name` and other arguments of `DistillationLoss`.
 
@@ -58,7 +59,7 @@ class BeYourOwnTeacher(DistillationLoss):
         if not self.student_layer:
             raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
         self.alpha = checks.number("alpha", alpha, at_least=0, at_most=1)
-        self.temperature = checks.temperature(temperature)
+        self.temperature = schedules.checked_temperature(temperature)
         self.feature_weight = checks.number("feature_weight", feature_weight, at_least=0)
 
     def build(self, teacher_shape, student_shape):
@@ -84,12 +85,13 @@ class BeYourOwnTeacher(DistillationLoss):
         last_map, logits = teacher
         last_feature = ops.mean(last_map, axis=(1, 2))
         total = ops.zeros_like(logits[:, 0])
+        temperature = schedules.now(self.temperature)
         for feature_map, bottleneck, classifier in zip(
             student, self.bottlenecks, self.classifiers, strict=True
         ):
             feature = ops.mean(_narrowed(feature_map, bottleneck, training), axis=(1, 2))
             head = classifier(feature)
-            divergence = softened_divergence(logits, head, self.temperature)
+            divergence = softened_divergence(logits, head, temperature)
             distance = ops.sum(ops.square(feature - last_feature), axis=-1)
             total = total + (1.0 - self.alpha) * _cross_entropy(labels, head)
             total = total + self.alpha * divergence + self.feature_weight * distance
@@ -126,9 +128,14 @@ class BeYourOwnTeacher(DistillationLoss):
         return {
             **super().get_config(),
             "alpha": self.alpha,
-            "temperature": self.temperature,
+            "temperature": schedules.serialized(self.temperature),
             "feature_weight": self.feature_weight,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        temperature = schedules.deserialized(config["temperature"])
+        return super().from_config({**config, "temperature": temperature})
 
 
 def _narrowed(feature_map, bottleneck, training):

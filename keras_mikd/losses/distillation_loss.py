@@ -3,11 +3,11 @@
 import re
 
 import keras
-from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.keras_internals import layers_of
+from keras_mikd.losses import schedules
 
 
 class DistillationLoss(checks.Settled, keras.layers.Layer):
@@ -68,7 +68,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
-        self.weight = checked_weight("weight", weight)
+        self.weight = schedules.checked_weight("weight", weight)
         self._has_default_name = has_default_name
         self._joined = False
 
@@ -128,7 +128,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     def weight_at(self, step):
         """Returns the factor at optimizer iteration `step`, a float or a float32 scalar tensor."""
-        return factor_at(self.weight, step)
+        return schedules.value_at(self.weight, step)
 
     def compute_output_shape(self, teacher_shape, student_shape):
         first = teacher_shape[0]
@@ -139,34 +139,14 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             **super().get_config(),
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
-            "weight": serialized_weight(self.weight),
+            "weight": schedules.serialized(self.weight),
         }
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("weight"), dict):
-            config["weight"] = keras.saving.deserialize_keras_object(config["weight"])
+        if "weight" in config:
+            config = {**config, "weight": schedules.deserialized(config["weight"])}
         return cls(**config)
-
-
-def checked_weight(argument, weight):
-    """Returns a weight: a schedule, or a finite number of at least 0 as a float."""
-    if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-        return weight
-    return checks.number(argument, weight, at_least=0)
-
-
-def factor_at(weight, step):
-    """Returns a weight at an optimizer's iteration, a float or a float32 scalar tensor."""
-    if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-        return ops.cast(weight(step), "float32")
-    return weight
-
-
-def serialized_weight(weight):
-    """Returns a weight as a configuration holds it."""
-    return weight if isinstance(weight, float) else keras.saving.serialize_keras_object(weight)
 
 
 def _places(argument, places):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mikd import checks
+from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 
@@ -18,7 +18,8 @@ class SoftTargets(DistillationLoss):
     the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`.
 
     Args:
-        temperature: `T`, a finite float above 0. Most comparisons on CIFAR-100 use 4.
+        temperature: `T`, a finite float above 0, or a schedule like that of a weight. Most
+            comparisons on CIFAR-100 use 4.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
@@ -33,7 +34,7 @@ class SoftTargets(DistillationLoss):
 
     def __init__(self, *, temperature=4.0, **kwargs):
         super().__init__(**kwargs)
-        self.temperature = checks.temperature(temperature)
+        self.temperature = schedules.checked_temperature(temperature)
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(2,))
@@ -50,10 +51,16 @@ class SoftTargets(DistillationLoss):
             )
 
     def call(self, teacher, student, labels=None, training=None):
-        return self.temperature**2 * softened_divergence(teacher, student, self.temperature)
+        temperature = schedules.now(self.temperature)
+        return temperature**2 * softened_divergence(teacher, student, temperature)
 
     def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
+        return {**super().get_config(), "temperature": schedules.serialized(self.temperature)}
+
+    @classmethod
+    def from_config(cls, config):
+        temperature = schedules.deserialized(config["temperature"])
+        return super().from_config({**config, "temperature": temperature})
 
 
 def softened_divergence(teacher, student, temperature):
