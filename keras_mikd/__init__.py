@@ -13,6 +13,8 @@ from keras_mikd import datasets as datasets
 from keras_mikd import figures as figures
 from keras_mikd import models as models
 from keras_mikd.cache.teacher_cache import TeacherCache as TeacherCache
+from keras_mikd.comparison.compare import compare as compare
+from keras_mikd.comparison.report import Comparison as Comparison
 from keras_mikd.critics.critic import ConcatCritic as ConcatCritic
 from keras_mikd.critics.critic import Critic as Critic
 from keras_mikd.critics.critic import SeparableCritic as SeparableCritic
