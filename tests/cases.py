@@ -12,7 +12,7 @@ NUM_CLASSES = 4
 IMAGE_SHAPE = (8, 8, 2)
 
 
-def network(widths, *, normalize=False, dropout=0.0, dense=False, seed=0):
+def network(widths, *, normalize=False, dropout=0.0, dense=False, classes=NUM_CLASSES, seed=0):
     """A small convolutional network with two stages, putting out logits.
 
     A classifier; or, if it is dense, a segmenter with logits at 4 x 4 positions.
@@ -26,11 +26,11 @@ def network(widths, *, normalize=False, dropout=0.0, dense=False, seed=0):
             x = keras.layers.BatchNormalization(name=f"bn{stage}")(x)
         x = keras.layers.ReLU(name=f"relu{stage}")(x)
     if dense:
-        return keras.Model(inputs, keras.layers.Conv2D(NUM_CLASSES, 1, name="logits")(x))
+        return keras.Model(inputs, keras.layers.Conv2D(classes, 1, name="logits")(x))
     x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name="dropout")(x)
-    return keras.Model(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x))
+    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x))
 
 
 def teacher(**kwargs):

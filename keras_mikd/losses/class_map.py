@@ -19,7 +19,7 @@ def checked_map(classes):
         return None
     entries = [_entry(each) for each in classes] if hasattr(classes, "__iter__") else []
     indices = [index for group in _groups(entries) for index in group]
-    known = all(isinstance(index, int) and index >= 0 for index in indices)
+    known = all(type(index) is int and index >= 0 for index in indices)  # A bool is none.
     if len(entries) < 2 or not known or [] in entries:
         raise ValueError(
             "Expected `teacher_classes` to have an entry for each class of the student, two or "
