@@ -116,6 +116,27 @@ def test_an_ignored_label_that_the_loss_does_not_name_is_refused(source):
     _refused(distiller, "integers from 0 to 3.*such as ignore_class=255", *_with_ignored(), source)
 
 
+def test_a_sequence_of_two_classes_is_no_example_of_several():
+    """Labels of 0 and 1 at every position look like rows of several labels."""
+
+    def network(width):
+        inputs = keras.Input((6, 2))
+        x = keras.layers.Conv1D(width, 3, padding="same")(inputs)
+        pooled = keras.layers.GlobalAveragePooling1D(name="gap")(x)
+        x = keras.layers.Multiply()([x, keras.layers.Reshape((1, width))(pooled)])
+        return keras.Model(inputs, keras.layers.Conv1D(2, 1)(x))
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 6, 2)).astype("float32"), rng.integers(2, size=(16, 6))
+    distiller = _distiller(teacher=network(4), student=network(3))
+    assert np.isfinite(_fit(distiller, x, y)["kd"][0])
+    critic = mikd.JSDCritic(
+        teacher_layer="gap", student_layer="gap", negatives_from="other_classes"
+    )
+    distiller = _distiller([critic], teacher=network(4), student=network(3))
+    _refused(distiller, r"one class for each example.*labels of shape \(16, 6\)", x, y)
+
+
 def test_metrics_of_segmentation():
     metrics = ["accuracy", keras.metrics.MeanIoU(4, ignore_class=IGNORED, sparse_y_pred=False)]
     x, y = _with_ignored()

@@ -212,7 +212,7 @@ class FirstLook:
         outputs = {n: features[n][OUTPUT] for n in ("teacher", "student") if n in features}
         if "teacher" not in outputs or keras.tree.is_nested(outputs["teacher"]):
             return
-        outputs["teacher"] = self._in_labels_classes(outputs["teacher"])
+        outputs["teacher"] = self._in_labels_classes(features["teacher"])
         found = outputs["teacher"].shape[-1]
         nested = keras.tree.is_nested(self._output)
         own = found if nested else max(2, self._output.shape[-1])  # One logit is for two classes.
@@ -229,11 +229,12 @@ class FirstLook:
         if right["teacher"] is not None:
             self._judge_teacher(right, len(classes), own)
 
-    def _in_labels_classes(self, logits):
-        """Returns the teacher's logits for the classes that a loss says the student's are."""
-        maps = [term.loss.teacher_classes for term in self._networks.terms]
-        known = next((each for each in maps if each is not None), None)
-        return class_map.in_students_classes(logits, known)
+    def _in_labels_classes(self, tensors):
+        """Returns the teacher's output, as logits of the labels' classes if a loss maps them."""
+        losses = [term.loss for term in self._networks.terms if term.teacher == "teacher"]
+        maps = [(x.teacher_layer, x.teacher_classes) for x in losses if x.teacher_classes]
+        place, classes = maps[0] if maps else (OUTPUT, None)
+        return class_map.in_students_classes(tensors[place], classes)
 
     def _judge_teacher(self, right, examples, classes):
         share, student = right["teacher"], right.get("student")
