@@ -124,3 +124,17 @@ def test_a_cache_of_a_teacher_of_other_classes():
     distiller = _compiled(losses, teacher=teacher)
     history = distiller.fit(cache.batches(8), shuffle=False, verbose=0).history
     assert np.isfinite(history["loss"])
+
+
+def test_labels_of_mixed_images_have_the_students_classes():
+    x, y = cases.data()
+    few = _teacher(classes=3)
+    with pytest.raises(ValueError, match="integers from 0 to 2.*set `num_classes`"):
+        mikd.TeacherCache(few, x, y, mix="mixup")
+    for teacher in (few, _teacher()):
+        cache = mikd.TeacherCache(teacher, x, y, mix="mixup", num_classes=cases.NUM_CLASSES)
+        batches = cache.build(verbose=0).batches(8)
+        assert next(iter(batches)).y.shape == (8, cases.NUM_CLASSES)
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        distiller = _compiled([mikd.LwF()], teacher, loss)
+        assert np.isfinite(distiller.fit(batches, shuffle=False, verbose=0).history["loss"])

@@ -49,6 +49,8 @@ class TeacherCache:
             with `seed` an int32 tensor of shape `(2,)`; or `None`.
         mix: `"mixup"`, `"cutmix"` or `None`. The labels become distributions: train with
             `CategoricalCrossentropy`.
+        num_classes: Number of classes of the labels, over which a `mix` makes distributions; `None`
+            for those of the teacher.
         mix_alpha: Both parameters of the beta distribution of an image's share, above 0.
         views: Views of every example, at least 1.
         seed: Seed of the views, an integer from 0 to 2**29 - 1.
@@ -75,6 +77,7 @@ class TeacherCache:
         *,
         augment=None,
         mix=None,
+        num_classes=None,
         mix_alpha=1.0,
         views=1,
         seed=0,
@@ -96,7 +99,9 @@ class TeacherCache:
         self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
         self._classes = self._specs[OUTPUT].shape[-1]
         _check_labels(labels, images, self._specs[OUTPUT], augment, mix)
-        _check_mix(mix, images, labels, self._classes)
+        num_classes = checks.integer("num_classes", num_classes, at_least=2, optional=True)
+        num_classes = num_classes or self._classes
+        _check_mix(mix, images, labels, num_classes)
         self._top_k = checks.integer(
             "top_k", top_k, at_least=1, at_most=self._classes - 1, optional=True
         )
@@ -106,7 +111,7 @@ class TeacherCache:
             augment=augment,
             mix=mix,
             mix_alpha=mix_alpha,
-            num_classes=self._classes,
+            num_classes=num_classes,
             views=views,
             seed=seed,
         )
@@ -395,7 +400,8 @@ def _check_mix(mix, images, labels, classes):
         raise ValueError(
             f"Expected `labels` to be integers from 0 to {classes - 1}, one for every output of "
             "the teacher, since `mix` makes distributions of them. Received: "
-            f"{labels.dtype} labels from {labels.min()} to {labels.max()}."
+            f"{labels.dtype} labels from {labels.min()} to {labels.max()}. Where the teacher has "
+            "other classes, set `num_classes` to those of the labels."
         )
 
 
