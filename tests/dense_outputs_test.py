@@ -336,7 +336,10 @@ def test_a_cache_refuses_what_would_move_images_and_leave_their_labels():
         with pytest.raises(ValueError, match="labels would stay where they are"):
             mikd.TeacherCache(teacher, x, y, **change)
     with pytest.raises(ValueError, match="one output for each example"):
-        mikd.TeacherCache(cases.teacher(), x, y)
+        mikd.TeacherCache(cases.teacher(), x, y[:, 0])
+    # Features of a classifier may teach a segmenter.
+    classifier = mikd.TeacherCache(cases.teacher(), x, y).build(verbose=0)
+    assert next(iter(classifier.batches(8))).y.shape == (8, 4, 4)
     with pytest.raises(ValueError, match="16 rows of 256 B, together 4 KiB.*top_k"):
         mikd.TeacherCache(teacher, x, y, max_bytes=1000)
 

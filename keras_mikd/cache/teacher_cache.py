@@ -370,10 +370,10 @@ def _check(images, labels, mix_alpha, views, seed, dtype, batch_size):
 
 
 def _check_labels(labels, images, output, augment, mix):
-    """Checks that labels of every position are for a dense output and images that stay."""
+    """Checks that labels are no distributions, and of every position only where images stay."""
     if labels.ndim == 1:
         return
-    if len(output.shape) == 2:
+    if labels.ndim == 2 and len(output.shape) == 2:
         raise ValueError(
             "Expected `images` of shape (n, ...) and `labels` of shape (n,), since the teacher has "
             f"one output for each example, {tuple(output.shape)}. Received: images of shape "
