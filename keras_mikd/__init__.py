@@ -44,6 +44,7 @@ from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead as GaussianVIDHe
 from keras_mikd.losses.hint import Hint as Hint
 from keras_mikd.losses.jsd_critic import JSDCritic as JSDCritic
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
+from keras_mikd.losses.lwf import LwF as LwF
 from keras_mikd.losses.muse import MUSE as MUSE
 from keras_mikd.losses.soft_targets import SoftTargets as SoftTargets
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer as CMIRegularizer

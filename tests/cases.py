@@ -12,8 +12,11 @@ NUM_CLASSES = 4
 IMAGE_SHAPE = (8, 8, 2)
 
 
-def network(widths, *, normalize=False, dropout=0.0, seed=0):
-    """A small convolutional classifier with two stages, putting out logits."""
+def network(widths, *, normalize=False, dropout=0.0, dense=False, classes=NUM_CLASSES, seed=0):
+    """A small convolutional network with two stages, putting out logits.
+
+    A classifier; or, if it is dense, a segmenter with logits at 4 x 4 positions.
+    """
     keras.utils.set_random_seed(seed)
     inputs = keras.Input(IMAGE_SHAPE)
     x = inputs
@@ -22,10 +25,12 @@ def network(widths, *, normalize=False, dropout=0.0, seed=0):
         if normalize:
             x = keras.layers.BatchNormalization(name=f"bn{stage}")(x)
         x = keras.layers.ReLU(name=f"relu{stage}")(x)
+    if dense:
+        return keras.Model(inputs, keras.layers.Conv2D(classes, 1, name="logits")(x))
     x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name="dropout")(x)
-    return keras.Model(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x))
+    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x))
 
 
 def teacher(**kwargs):
@@ -36,10 +41,16 @@ def student(**kwargs):
     return network((3, 5), seed=2, **kwargs)
 
 
-def data(examples=16, seed=0):
+def data(examples=16, seed=0, dense=False):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(examples, *IMAGE_SHAPE)).astype("float32")
-    return x, rng.integers(NUM_CLASSES, size=examples)
+    return x, rng.integers(NUM_CLASSES, size=(examples, 4, 4) if dense else examples)
+
+
+def data_for(distiller, examples=16):
+    """Images with labels for the outputs of the network that a distiller trains."""
+    _, _, output = distiller._labelled(None)[0]
+    return data(examples, dense=len(output.shape) > 2)
 
 
 def cross_entropy():
@@ -73,6 +84,10 @@ def _be_your_own_teacher():
 # name -> a function that makes a new loss; every public DistillationLoss is here.
 LOSSES = {
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
+    "soft_targets_dense": lambda: mikd.SoftTargets(temperature=2.0),
+    "soft_targets_map": lambda: mikd.SoftTargets(teacher_classes=[3, 1, 0, 2]),
+    "lwf": lambda: mikd.LwF(),
+    "lwf_dense": lambda: mikd.LwF(student_layer="stage1"),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
     "hint_repdistiller": lambda: mikd.Hint(
         teacher_layer="stage2", student_layer="stage1", regressor="repdistiller"
@@ -110,6 +125,7 @@ LOSSES = {
     "muse_input": lambda: _muse(teacher_layer=["pooled", "input"], self_information="input"),
     "be_your_own_teacher": _be_your_own_teacher,
 }
+DENSE = ("soft_targets_dense", "lwf_dense")  # Of networks with dense outputs.
 
 
 def _online(first, second):
@@ -153,7 +169,12 @@ KINDS = {name: DISTILLERS[name] for name in ("distiller", "balanced", "self", "m
 def distiller(name, teacher_model=None):
     """A new distiller with the loss of that name, or the public one of that name."""
     if name in LOSSES:
-        return distiller_with(LOSSES[name](), teacher_model=teacher_model)
+        dense = name in DENSE
+        return distiller_with(
+            LOSSES[name](),
+            teacher_model=teacher_model or teacher(dense=dense),
+            student_model=student(dense=dense),
+        )
     return DISTILLERS[name](teacher_model or teacher(), student())
 
 

@@ -55,6 +55,7 @@ def _loss(kind, places=True, **arguments):
 
 LOSSES = st.one_of(
     _loss("SoftTargets", places=False, temperature=TEMPERATURES),
+    _loss("LwF", places=False, temperature=TEMPERATURES),
     _loss("Hint"),
     _loss("AttentionTransfer", power=_odd([2.0, 1.0, 4], [0.5, "2"])),
     _loss(

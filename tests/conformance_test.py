@@ -22,7 +22,7 @@ from keras_mikd.features.feature_taps import pick
 
 # The distillers below have most of the losses. These are beside them: pairs that replicas gather in
 # other ways, and arithmetic that no distiller has.
-REPLICAS = ("jsd_other_classes", "jsd_global_separable_all", "dv_critic")
+REPLICAS = ("jsd_other_classes", "jsd_global_separable_all", "dv_critic", "soft_targets_dense")
 XLA = ("info_nce_critic", "jsd_other_classes")
 # These only combine what others have in another way.
 VARIANTS = {
@@ -51,7 +51,7 @@ def _compiled(distiller, **kwargs):
 
 def _fit(distiller, examples=16, **kwargs):
     # Of unknown size, so that a short batch does not compile the step again.
-    batches = tf.data.Dataset.from_tensor_slices(cases.data(examples)).batch(8)
+    batches = tf.data.Dataset.from_tensor_slices(cases.data_for(distiller, examples)).batch(8)
     return distiller.fit(batches, shuffle=False, verbose=0, **kwargs).history
 
 
@@ -250,7 +250,7 @@ def test_local_negatives_give_the_mean_of_the_updates_of_the_replicas(make, two_
 )
 def test_mixed_precision_stays_finite(name, policy):
     """One loss between networks of different precision; distillers of mixed ones."""
-    teacher = cases.teacher() if name in cases.LOSSES else None
+    teacher = cases.teacher(dense=name in cases.DENSE) if name in cases.LOSSES else None
     keras.config.set_dtype_policy(policy)
     distiller = _compiled(cases.distiller(name, teacher), run_eagerly=True)
     _assert_finite(distiller, _fit(distiller))

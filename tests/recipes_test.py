@@ -24,6 +24,13 @@ def test_soft_targets():
     assert (loss.weight, loss.temperature) == (0.5, 2.0)
 
 
+def test_a_second_head():
+    (loss,) = recipes.lwf(cases.teacher(), cases.student(), weight=0.5)
+    assert isinstance(loss, mikd.LwF)
+    assert _layout([loss]) == [("lwf", "output", "pooled", 0.5)]
+    assert recipes.lwf(None, None, temperature=4.0)[0].temperature == 4.0
+
+
 def test_attention_maps_of_every_pair_of_stages():
     losses = recipes.attention_transfer(cases.teacher(), cases.student())
     assert {type(loss) for loss in losses} == {mikd.AttentionTransfer}

@@ -92,9 +92,13 @@ def test_bad_temperatures_are_refused(temperature):
 @pytest.mark.parametrize(
     ("teacher", "student", "message"),
     [
-        ((2, 10), (2, 100), "same classes.*second output"),
+        ((2, 10), (2, 100), r"same classes.*\(2, 10\).*\(2, 100\).*`teacher_classes`.*LwF"),
         ((2, 1), (2, 1), "at least two classes"),
-        ((2, 4, 4, 3), (2, 4, 4, 3), "two vectors"),
+        ((2, 4, 4, 1), (2, 4, 4, 1), "at least two classes"),
+        ((2, 4, 4, 3), (2, 3), "two vectors"),
+        ((2, 16, 3), (2, 15, 3), "same positions.*Resample the finer"),
+        ((2, 2, 4, 4, 3), (2, 1, 4, 4, 3), "same positions"),
+        ((2, None, None, 3), (2, 4, 4, 3), "Build the teacher with a fixed input size"),
     ],
 )
 def test_bad_shapes_are_refused(teacher, student, message):
@@ -147,3 +151,125 @@ def test_a_class_that_both_mask_counts_for_nothing():
 def test_a_temperature_whose_square_leaves_float32_is_refused(temperature):
     with pytest.raises(ValueError, match="`temperature` to be a finite number"):
         SoftTargets(temperature=temperature)
+
+
+def _at_positions(*shape):
+    return (3 * np.random.default_rng(0).normal(size=(2, *shape))).astype("float32")
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 4, 3), (2, 2, 3, 2, 3)])
+def test_logits_at_positions_are_averaged_over_them(shape):
+    teacher, student = _at_positions(*shape)
+    value, gradient = _gradient(SoftTargets(temperature=2.0), teacher, student)
+    each = _twin(teacher, student, 2.0).reshape(len(teacher), -1)
+    np.testing.assert_allclose(value, each.mean(axis=1), rtol=1e-5)
+    p, q = (_softmax(x / 2.0) for x in (teacher, student))
+    np.testing.assert_allclose(gradient, 2.0 * (q - p) / each.shape[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_map_costs_what_its_positions_cost_as_a_sequence():
+    teacher, student = _at_positions(2, 3, 4, 3)
+    as_map = SoftTargets()(teacher, student)
+    as_sequence = SoftTargets()(teacher.reshape(2, 12, 3), student.reshape(2, 12, 3))
+    np.testing.assert_allclose(as_map, as_sequence, rtol=1e-6)
+
+
+@pytest.mark.parametrize("finer", ["teacher", "student"])
+def test_the_finer_map_of_logits_is_averaged_first(finer):
+    logits = {"teacher": _at_positions(2, 2, 4, 3)[0], "student": _at_positions(2, 2, 4, 3)[1]}
+    expected = SoftTargets()(**logits)
+    coarse = logits[finer]
+    logits[finer] = np.repeat(np.repeat(coarse, 2, axis=1), 3, axis=2)
+    noise = np.random.default_rng(1).normal(size=(2, 2, 2, 4, 3, 3))
+    noise -= noise.mean(axis=(2, 4), keepdims=True)  # Of no weight in the average of a cell.
+    logits[finer] += np.float32(noise.reshape(2, 4, 12, 3))
+    np.testing.assert_allclose(SoftTargets()(**logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_logits_of_unknown_size_are_compared_where_they_are():
+    teacher, student = _at_positions(2, 3, 4, 3)
+    loss = SoftTargets()
+    loss.build((None, None, None, 3), (None, None, None, 3))
+    np.testing.assert_allclose(loss(teacher, student), SoftTargets()(teacher, student))
+
+
+def test_a_position_where_the_networks_are_close_keeps_its_precision():
+    """The series for close logits is chosen position by position."""
+    teacher, student = _at_positions(1, 6, 3)
+    student[0, :3] = teacher[0, :3] + np.float32(1e-3) * student[0, :3]
+    value, _ = _exact(teacher[0], student[0], 1.0)
+    np.testing.assert_allclose(
+        SoftTargets(temperature=1.0)(teacher, student), [value.mean()], rtol=1e-5
+    )
+    close = SoftTargets(temperature=1.0)(teacher[:, :3], student[:, :3])
+    np.testing.assert_allclose(close, [value[:3].mean()], rtol=1e-4)
+
+
+def _merged(teacher, groups):
+    """The teacher's probabilities at temperature 1, added by group, as logits."""
+    p = _softmax(teacher.astype("float64"))
+    return np.log(np.stack([p[..., group].sum(-1) for group in groups], axis=-1))
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 2, 6)])
+@pytest.mark.parametrize("classes", [[4, 1, 2], [[4, 0], 1, [2, 3, 5]], ([0, 1, 2, 3], [4], 5)])
+def test_classes_of_the_teacher_are_mapped_to_those_of_the_student(shape, classes):
+    teacher, _ = _at_positions(*shape)
+    student = _at_positions(*shape[:-1], 3)[1]
+    groups = [each if isinstance(each, list) else [each] for each in classes]
+    loss = SoftTargets(temperature=3.0, teacher_classes=classes)
+    value, gradient = _gradient(loss, teacher, student)
+    merged = _merged(teacher, groups)
+    each = _twin(merged, student, 3.0).reshape(2, -1)
+    np.testing.assert_allclose(value, each.mean(axis=1), rtol=1e-5)
+    p, q = _softmax(merged / 3.0), _softmax(student / 3.0)
+    np.testing.assert_allclose(gradient, 3.0 * (q - p) / each.shape[1], rtol=1e-3, atol=1e-6)
+    twin = SoftTargets.from_config(loss.get_config())
+    np.testing.assert_array_equal(twin(teacher, student), value)
+
+
+def test_a_class_of_the_teacher_that_is_masked_adds_nothing_to_its_group():
+    teacher = np.array([[1.0, -np.inf, 0.5, -0.5]], "float32")
+    student = np.array([[0.2, 0.1, -0.4]], "float32")
+    value = SoftTargets(teacher_classes=[[0, 1], 2, 3])(teacher, student)
+    np.testing.assert_allclose(value, SoftTargets()(teacher[:, [0, 2, 3]], student), rtol=1e-6)
+
+
+def test_the_same_classes_in_their_order_are_no_map():
+    mapped = SoftTargets(teacher_classes=np.arange(3))
+    np.testing.assert_array_equal(mapped(TEACHER, STUDENT), SoftTargets()(TEACHER, STUDENT))
+    assert mapped.get_config()["teacher_classes"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "an entry for each class of the student"),
+        ([3], "two or more"),
+        (5, "an entry for each class"),
+        ([0, -1], "index of the teacher's class"),
+        ([0, 1.0], "index of the teacher's class"),
+        ([0, True], "index of the teacher's class"),
+        ([0, "cat"], "index of the teacher's class"),
+        ([0, []], "does not know, take keras_mikd.LwF"),
+        ([0, [1, [2]]], "index of the teacher's class"),
+        ([0, [1, 0]], r"once.*Received: \[0\] twice"),
+        ([2, 1, 2], r"once.*Received: \[2\] twice"),
+    ],
+)
+def test_bad_maps_of_classes_are_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        SoftTargets(teacher_classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "received"),
+    [
+        ([0, 1], r"2 entries up to 1, teacher_shape=\(2, 5\), student_shape=\(2, 3\)"),
+        ([0, 1, 5], "3 entries up to 5"),
+        ([0, [1, 7], 2], "3 entries up to 7"),
+    ],
+)
+def test_a_map_of_other_classes_is_refused(classes, received):
+    with pytest.raises(ValueError, match=f"3 entries, .*from 0 to 4.*Received: {received}"):
+        SoftTargets(teacher_classes=classes).build((2, 5), (2, 3))

@@ -41,12 +41,16 @@ class TeacherCache:
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
             of batches `(images, labels)`, read once, here. For a `directory`, it must give the same
             in every run.
-        labels: Integer labels, shape `(n,)`; none for a data set.
+        labels: Integer labels, shape `(n,)`, or one for every position of a dense output,
+            `(n, ...)`; none for a data set. With the latter, `augment` and `mix`, which leave
+            labels where they are, are refused.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
             with `seed` an int32 tensor of shape `(2,)`; or `None`.
         mix: `"mixup"`, `"cutmix"` or `None`. The labels become distributions: train with
             `CategoricalCrossentropy`.
+        num_classes: Number of classes of the labels, over which a `mix` makes distributions; `None`
+            for those of the teacher.
         mix_alpha: Both parameters of the beta distribution of an image's share, above 0.
         views: Views of every example, at least 1.
         seed: Seed of the views, an integer from 0 to 2**29 - 1.
@@ -73,6 +77,7 @@ class TeacherCache:
         *,
         augment=None,
         mix=None,
+        num_classes=None,
         mix_alpha=1.0,
         views=1,
         seed=0,
@@ -93,7 +98,10 @@ class TeacherCache:
         self.places = self._taps.places
         self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
         self._classes = self._specs[OUTPUT].shape[-1]
-        _check_mix(mix, images, labels, self._classes)
+        _check_labels(labels, images, self._specs[OUTPUT], augment, mix)
+        num_classes = checks.integer("num_classes", num_classes, at_least=2, optional=True)
+        num_classes = num_classes or self._classes
+        _check_mix(mix, images, labels, num_classes)
         self._top_k = checks.integer(
             "top_k", top_k, at_least=1, at_most=self._classes - 1, optional=True
         )
@@ -103,7 +111,7 @@ class TeacherCache:
             augment=augment,
             mix=mix,
             mix_alpha=mix_alpha,
-            num_classes=self._classes,
+            num_classes=num_classes,
             views=views,
             seed=seed,
         )
@@ -228,8 +236,8 @@ class TeacherCache:
         if self._top_k is not None:
             logits = columns.pop(OUTPUT)
             top, classes = tf.math.top_k(logits, self._top_k)
-            largest = tf.reduce_sum(tf.one_hot(classes, self._classes), axis=1)
-            rest = tf.reduce_logsumexp(tf.where(largest > 0, -np.inf, logits), axis=-1)
+            others = _with(logits, classes, tf.fill(tf.shape(top), -np.inf))
+            rest = tf.reduce_logsumexp(others, axis=-1)
             mean_rest = rest - np.log(self._classes - self._top_k)
             columns |= {
                 "output/top": top,
@@ -264,21 +272,20 @@ class TeacherCache:
         features = {p: columns[p] for p in self.places if p in columns}
         if self._top_k is not None:
             top, classes, rest = (columns[f"output/{n}"] for n in ("top", "classes", "rest"))
-            chosen = tf.one_hot(classes, self._classes, dtype=top.dtype)
-            # Not a product: a logit of -inf times 0 is not a number.
-            logits = tf.reduce_sum(tf.where(chosen > 0, top[..., None], 0), axis=1)
-            features[OUTPUT] = tf.where(tf.reduce_sum(chosen, 1) > 0, logits, rest[:, None])
+            rest = tf.repeat(rest[..., None], self._classes, axis=-1)
+            features[OUTPUT] = _with(rest, classes, top)
         return {p: tf.cast(v, self._specs[p].dtype) for p, v in features.items()}
 
     def _all_columns(self):
         """Returns `{column: (shape of a row, dtype)}`."""
         columns = {p: (spec.shape[1:], self._dtype) for p, spec in self._specs.items()}
         if self._top_k is not None:
-            del columns[OUTPUT]
+            *positions, _ = columns.pop(OUTPUT)[0]
+            positions = tuple(positions)
             columns |= {
-                "output/top": ((self._top_k,), self._dtype),
-                "output/classes": ((self._top_k,), "int32"),
-                "output/rest": ((), self._dtype),
+                "output/top": ((*positions, self._top_k), self._dtype),
+                "output/classes": ((*positions, self._top_k), "int32"),
+                "output/rest": (positions, self._dtype),
             }
         return columns
 
@@ -302,6 +309,16 @@ class TeacherCache:
         }
 
 
+def _with(logits, classes, values):
+    """Returns logits `(..., classes)` with other values `(..., k)` at indices `(..., k)`."""
+    flat = tf.reshape(logits, (-1, logits.shape[-1]))
+    top = classes.shape[-1]
+    rows = tf.repeat(tf.range(tf.shape(flat)[0]), top)
+    places = tf.stack([rows, tf.reshape(classes, (-1,))], axis=1)
+    flat = tf.tensor_scatter_nd_update(flat, places, tf.reshape(values, (-1,)))
+    return tf.reshape(flat, tf.shape(logits))
+
+
 def _fixed(place, spec):
     if keras.tree.is_nested(spec) or None in spec.shape[1:]:
         raise ValueError(
@@ -321,7 +338,7 @@ def _arrays(images, labels):
     spec = images.element_spec
     pair = isinstance(spec, tuple) and len(spec) == 2
     ranks = [getattr(getattr(s, "shape", None), "rank", 0) for s in spec] if pair else [0]
-    if labels is not None or 0 in ranks or ranks[1] not in (1, None):
+    if labels is not None or 0 in ranks:
         raise ValueError(
             "Expected a data set of batches (images, labels), and no `labels` beside it. Received: "
             f"batches of {spec}, {labels=}"
@@ -333,10 +350,11 @@ def _arrays(images, labels):
 
 
 def _check(images, labels, mix_alpha, views, seed, dtype, batch_size):
-    if not len(images) or images.ndim < 2 or labels.shape != (len(images),):
+    if not len(images) or images.ndim < 2 or labels.shape[:1] != (len(images),):
         raise ValueError(
-            "Expected `images` of shape (n, ...) and `labels` of shape (n,). Received: images of "
-            f"shape {images.shape} and labels of shape {labels.shape}"
+            "Expected `images` of shape (n, ...) and `labels` of shape (n,), or (n, ...) for a "
+            f"dense output. Received: images of shape {images.shape} and labels of shape "
+            f"{labels.shape}"
         )
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         wrong = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
@@ -349,6 +367,24 @@ def _check(images, labels, mix_alpha, views, seed, dtype, batch_size):
     checks.integer("views", views, at_least=1)
     checks.integer("batch_size", batch_size, at_least=1)
     checks.one_of("dtype", dtype, ("float32", "float16"))
+
+
+def _check_labels(labels, images, output, augment, mix):
+    """Checks that labels are no distributions, and of every position only where images stay."""
+    if labels.ndim == 1:
+        return
+    if labels.ndim == 2 and len(output.shape) == 2:
+        raise ValueError(
+            "Expected `images` of shape (n, ...) and `labels` of shape (n,), since the teacher has "
+            f"one output for each example, {tuple(output.shape)}. Received: images of shape "
+            f"{images.shape} and labels of shape {labels.shape}"
+        )
+    if augment is not None or mix is not None:
+        raise ValueError(
+            "Expected neither `augment` nor `mix` with labels of every position: they change the "
+            f"images, and the labels would stay where they are. Received: labels of shape "
+            f"{labels.shape}, augment={augment}, mix={mix!r}. Augment both, and pass the results."
+        )
 
 
 def _check_mix(mix, images, labels, classes):
@@ -364,7 +400,8 @@ def _check_mix(mix, images, labels, classes):
         raise ValueError(
             f"Expected `labels` to be integers from 0 to {classes - 1}, one for every output of "
             "the teacher, since `mix` makes distributions of them. Received: "
-            f"{labels.dtype} labels from {labels.min()} to {labels.max()}."
+            f"{labels.dtype} labels from {labels.min()} to {labels.max()}. Where the teacher has "
+            "other classes, set `num_classes` to those of the labels."
         )
 
 

@@ -50,7 +50,7 @@ def checked_data(argument, data, *, models, loss, output, look):
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
                 f"{_labels_message(of_labels, classes)} Received: labels from {values.min()} to "
-                f"{values.max()}."
+                f"{values.max()}. {_IGNORE}"
             )
     look.at(x, y)
     return data
@@ -100,13 +100,14 @@ def told(output, look):
         classes = None if keras.tree.is_nested(output) else output.shape[-1]
         for argument in ("x", "validation_data"):
             messages = {_finite_message(argument, part): "NaN or infinity." for part in _PARTS}
-            messages[_labels_message(argument, classes)] = "labels outside that range."
+            messages[_labels_message(argument, classes)] = f"labels outside that range. {_IGNORE}"
             for message, received in messages.items():
                 if message in str(error):
                     raise ValueError(f"{message} Received: {received}") from None
         raise
 
 
+_IGNORE = "A label that is to be left out is named in the task loss, such as ignore_class=255."
 _PARTS = ("inputs", "labels", "sample weights", "tensors of the teacher")
 
 
@@ -200,13 +201,40 @@ def _check_names(argument, labels, loss, output):
 
 
 def _check_indices(argument, shape, output):
-    """Refuses distributions over the classes, such as those of mixed images, as class indices."""
-    classes = output.shape[-1]
+    """Refuses labels that are no class indices for the output.
+
+    Such are distributions over the classes, as those of mixed images, and labels at other positions
+    than those of a dense output.
+    """
+    *positions, classes = output.shape[1:]
+    wanted = f"({', '.join(map(str, ['batch', *positions]))}{'' if positions else ','})"
     if len(shape) == len(output.shape) and shape[-1] == classes and classes > 1:
         raise ValueError(
-            f"Expected integer labels of shape (batch,) in `{argument}`, since the task loss is a "
+            f"Expected integer labels of shape {wanted} in `{argument}`, since the task loss is a "
             f"sparse cross-entropy. Received: labels of shape {tuple(shape)}, one number for each "
             f"of {classes} classes, which are for keras.losses.CategoricalCrossentropy."
+        )
+    if positions:
+        of_labels = shape[1:-1] if len(shape) == len(output.shape) else shape[1:]
+        same = len(of_labels) == len(positions) and all(
+            None in pair or pair[0] == pair[1] for pair in zip(of_labels, positions, strict=True)
+        )
+        if not same:
+            raise ValueError(
+                f"Expected a label for every position of the output, {wanted}, in `{argument}`. "
+                f"Received: labels of shape {tuple(shape)}, outputs of shape "
+                f"{tuple(output.shape)}. Resize the labels by their nearest neighbour, or the "
+                "output in the network."
+            )
+
+
+def check_class_weight(class_weight, output):
+    """Refuses weights of classes for a dense output, for which Keras takes labels as one-hot."""
+    if class_weight and not keras.tree.is_nested(output) and len(output.shape) > 2:
+        raise ValueError(
+            "Expected no `class_weight`, which is for one class for each example. Received: "
+            f"class_weight={class_weight} for outputs of shape {tuple(output.shape)}. Give a "
+            "`sample_weight` of the shape of the labels."
         )
 
 

@@ -1,5 +1,6 @@
 """A look at what the networks say to a few examples, before the first step."""
 
+import math
 import warnings
 import weakref
 
@@ -7,14 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd import checks
 from keras_mikd.cache.batches import Batch, take_apart
-from keras_mikd.distillers import task_losses
+from keras_mikd.distillers import loss_checks, output_rows, task_losses
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT
+from keras_mikd.losses import class_map
 
-_ENOUGH = 32  # Examples, for a verdict about a teacher.
+_BATCH = 32  # Keras' default.
 _NEAR_CHANCE = 0.2  # Share of the way from chance to perfection.
 
 
@@ -33,7 +34,7 @@ class FirstLook:
         verbose: Whether to print how often the teacher is right.
 
     Attributes:
-        examples: Number of examples to look at.
+        examples: Number of examples to look at; of dense outputs, one batch.
         error: The `ValueError` of a look inside a data set, or `None`.
     """
 
@@ -43,6 +44,8 @@ class FirstLook:
         self._networks = networks
         self._batch_size = batch_size
         self._labelled = labelled
+        _, self._loss, self._output = labelled[0]
+        self._rank = 2 if keras.tree.is_nested(self._output) else len(self._output.shape)
         self._shuffled = shuffled
         self._verbose = verbose
         self._done = done
@@ -88,7 +91,9 @@ class FirstLook:
         if self._done:
             return
         self._done = True
-        x, y, teacher_features = _first((x, y, teacher_features), self.examples)
+        # Dense outputs of more examples than a step sees might not fit into memory.
+        count = self.examples if self._rank == 2 else min(self._batch_size or _BATCH, self.examples)
+        x, y, teacher_features = _first((x, y, teacher_features), count)
         features = self._run(keras.tree.map_structure(_as_fed, x), teacher_features)
         for name, tensors in features.items():
             for place, tensor in tensors.items():
@@ -156,20 +161,25 @@ class FirstLook:
                 )
 
     def _check_term(self, term, features, y):
-        for role, places in (
-            (term.teacher, term.loss.teacher_layer),
-            (term.student, term.loss.student_layer),
-        ):
-            for place in places if isinstance(places, list) else [places]:
-                if term.loss.expects_logits and _are_shares(features[role][place]):
-                    raise ValueError(
-                        f"Expected logits, since {term.loss.name!r} compares logits. Received: "
-                        f"{place!r} of the {role}, which is never negative and has the same sum "
-                        "for every example: probabilities. Build the network without its softmax, "
-                        "or name the layer before it."
-                    )
-        wants_classes = term.loss.reads_classes or term.loss.expects_logits
-        if wants_classes and _are_several_labels(y):
+        for role, place in loss_checks.logit_places(term.loss):
+            name = {"teacher": term.teacher, "student": term.student}[role]
+            if output_rows.are_shares(features[name][place]):
+                raise ValueError(
+                    f"Expected logits, since {term.loss.name!r} compares logits. Received: "
+                    f"{place!r} of the {name}, which is never negative and has the same sum "
+                    "for every example: probabilities. Build the network without its softmax, "
+                    "or name the layer before it."
+                )
+        shape = tuple(getattr(y, "shape", ()))
+        if term.loss.reads_classes and self._rank > 2 and math.prod(shape[1:]) > 1:
+            raise ValueError(
+                f"Expected one class for each example, since {term.loss.name!r} reads classes. "
+                f"Received: labels of shape {shape}, one for every position of a dense "
+                'output. Use `negatives_from="batch"`, or another loss.'
+            )
+        # A head of its own may learn the teacher's classes beside any labels.
+        wants_classes = term.loss.reads_classes or term.loss.expects_logits is True
+        if wants_classes and output_rows.are_several_labels(y, self._rank):
             raise ValueError(
                 f"Expected one class for each example, since {term.loss.name!r} takes classes that "
                 "exclude each other. Received: rows of 0 and 1 with several, or no, classes for an "
@@ -182,38 +192,60 @@ class FirstLook:
             found = values if place == OUTPUT else output_at(values, place)
             if logits is None or keras.tree.is_nested(found):
                 continue
-            if logits and _are_shares(found):
+            if logits and output_rows.are_shares(found):
                 raise ValueError(_misfit(name, "probabilities", each, logits))
             if not logits and not _are_within(found, 0.0, 1.0):
                 raise ValueError(_misfit(name, "logits", each, logits))
 
     def _judge(self, features, y):
-        classes = _classes(y)
+        classes = output_rows.classes_of(y, self._rank)
         if classes is None:
             return
-        if not self._shuffled and len(classes) >= 8 and len(np.unique(classes)) == 1:
+        one_each = classes.ndim == 1 and len(classes) >= 8
+        if not self._shuffled and one_each and len(np.unique(classes)) == 1:
             if self._comparing():
                 warnings.warn(
                     "The first examples are all of one class, so the data looks sorted. "
                     f"{', '.join(self._comparing())} compares examples of a batch: shuffle it.",
                     stacklevel=2,
                 )
-        right = {
-            name: _share_of_right(tensors[OUTPUT], classes)
-            for name, tensors in features.items()
-            if name in ("teacher", "student")
-        }
-        if right.get("teacher") is not None:
-            self._judge_teacher(right, len(classes), features["teacher"][OUTPUT].shape[-1])
+        outputs = {n: features[n][OUTPUT] for n in ("teacher", "student") if n in features}
+        if "teacher" not in outputs or keras.tree.is_nested(outputs["teacher"]):
+            return
+        outputs["teacher"] = self._in_labels_classes(features["teacher"])
+        found = outputs["teacher"].shape[-1]
+        nested = keras.tree.is_nested(self._output)
+        own = found if nested else max(2, self._output.shape[-1])  # One logit is for two classes.
+        if found != own:
+            if self._verbose:
+                print(
+                    f"The teacher has {found} classes and the labels {own}, so this cannot tell "
+                    "how often it is right.",
+                    flush=True,
+                )
+            return
+        ignored = getattr(self._loss, "ignore_class", None)
+        right = {n: output_rows.share_of_right(o, classes, ignored) for n, o in outputs.items()}
+        if right["teacher"] is not None:
+            self._judge_teacher(right, len(classes), own)
+
+    def _in_labels_classes(self, tensors):
+        """Returns the teacher's output, as logits of the labels' classes if a loss maps them."""
+        losses = [term.loss for term in self._networks.terms if term.teacher == "teacher"]
+        maps = [(x.teacher_layer, x.teacher_classes) for x in losses if x.teacher_classes]
+        place, classes = maps[0] if maps else (OUTPUT, None)
+        return class_map.in_students_classes(tensors[place], classes)
 
     def _judge_teacher(self, right, examples, classes):
         share, student = right["teacher"], right.get("student")
-        said = f"The teacher is right for {share:.1%} of the first {examples} examples"
+        parts = "" if self._rank == 2 else "positions in the "
+        said = f"The teacher is right for {share:.1%} of the {parts}first {examples} examples"
         weights = {n: m.count_params() for n, m in self._networks.models.items()}
         if (share - 1 / classes) / (1 - 1 / classes) < _NEAR_CHANCE:
             warnings.warn(
                 f"{said}, near chance for {classes} classes. Does it have its weights, its "
-                "statistics of BatchNormalization, and images scaled as it was trained with?",
+                "statistics of BatchNormalization, the classes of these labels in their order, and "
+                "images scaled as it was trained with?",
                 stacklevel=2,
             )
         elif student is not None and student > share and weights["student"] > weights["teacher"]:
@@ -273,44 +305,6 @@ def _all_finite(tensor):
     return bool(tf.reduce_all(tf.math.is_finite(tf.cast(tensor, "float32"))))
 
 
-def _are_shares(tensor):
-    """Whether rows over classes are probabilities, or a multiple of them."""
-    if keras.tree.is_nested(tensor) or len(tensor.shape) != 2 or tensor.shape[1] < 2:
-        return False
-    rows = np.asarray(tensor, "float64")
-    sums = rows.sum(axis=1)
-    return len(rows) > 1 and rows.min() >= 0 < sums.min() and np.ptp(sums) < 2e-3 * sums.mean()
-
-
 def _are_within(tensor, low, high):
     values = np.asarray(tensor, "float32")
     return values.size == 0 or (values.min() >= low - 1e-3 and values.max() <= high + 1e-3)
-
-
-def _are_several_labels(y):
-    if keras.tree.is_nested(y) or len(getattr(y, "shape", ())) != 2 or y.shape[1] < 2:
-        return False
-    rows = np.asarray(y, "float64")
-    return bool(np.all((rows == 0) | (rows == 1)) and np.any(rows.sum(axis=1) != 1))
-
-
-def _classes(y):
-    """Returns the class of every example, or `None` for labels of another kind."""
-    if y is None or keras.tree.is_nested(y) or _are_several_labels(y):
-        return None
-    try:
-        return np.asarray(checks.class_indices(y, one_hot=True))
-    except ValueError:
-        return None
-
-
-def _share_of_right(logits, classes):
-    """Returns how often the largest logit is that of the class, or `None` without a verdict."""
-    if keras.tree.is_nested(logits) or len(logits.shape) != 2 or logits.shape[1] < 2:
-        return None
-    seen = len(np.unique(classes))
-    if len(classes) < _ENOUGH or seen < min(logits.shape[1], len(classes)) / 2:
-        return None
-    if classes.max() >= logits.shape[1]:
-        return None
-    return float(np.mean(np.argmax(np.asarray(logits), axis=1) == classes))

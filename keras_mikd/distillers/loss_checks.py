@@ -136,20 +136,26 @@ def check_logits(teacher, student, loss):
 
     `teacher` and `student` are `FeatureTaps`.
     """
-    if not loss.expects_logits:
-        return
-    for name, taps, places in (
-        ("teacher", teacher, loss.teacher_layer),
-        ("student", student, loss.student_layer),
-    ):
-        for place in places if isinstance(places, list) else [places]:
-            if taps.features is None and holds_probabilities(taps.model, place):
-                raise ValueError(
-                    f"Expected logits, since {loss.name!r} compares logits. Received: "
-                    f"{name}_layer={place!r}, where the {name} {taps.model.name!r} puts out "
-                    "probabilities: its last operation is a softmax or sigmoid. Build it without "
-                    f"the final activation, or name the layer before it as `{name}_layer`."
-                )
+    for name, place in logit_places(loss):
+        taps = {"teacher": teacher, "student": student}[name]
+        if taps.features is None and holds_probabilities(taps.model, place):
+            raise ValueError(
+                f"Expected logits, since {loss.name!r} compares logits. Received: "
+                f"{name}_layer={place!r}, where the {name} {taps.model.name!r} puts out "
+                "probabilities: its last operation is a softmax or sigmoid. Build it without "
+                f"the final activation, or name the layer before it as `{name}_layer`."
+            )
+
+
+def logit_places(loss):
+    """Returns `[("teacher" or "student", place)]` of the places where a loss expects logits."""
+    read = {"teacher": loss.teacher_layer, "student": loss.student_layer}
+    roles = {True: read, False: ()}.get(loss.expects_logits, (loss.expects_logits,))
+    return [
+        (role, place)
+        for role in roles
+        for place in (read[role] if isinstance(read[role], list) else [read[role]])
+    ]
 
 
 def build_loss(loss, teacher, student):

@@ -15,6 +15,7 @@ from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 from keras_mikd.losses.hint import Hint
 from keras_mikd.losses.jsd_critic import JSDCritic
+from keras_mikd.losses.lwf import LwF
 from keras_mikd.losses.muse import MUSE
 from keras_mikd.losses.soft_targets import SoftTargets
 
@@ -29,6 +30,18 @@ def kd(teacher, student, *, weight=0.9, temperature=4.0):
         temperature: See `SoftTargets`.
     """
     return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
+
+
+def lwf(teacher, student, *, weight=1.0, temperature=2.0):
+    """A second head for the classes of another teacher, `"lwf"` (LwF, arXiv:1606.09282).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network with a pooled vector, which the head reads.
+        weight: Factor of the loss.
+        temperature: See `LwF`.
+    """
+    return [LwF(temperature=temperature, weight=weight, name="lwf")]
 
 
 def attention_transfer(teacher, student, *, weight=1000.0, raw=False):

@@ -9,7 +9,11 @@ from keras_mikd.features.layer_graph import LayerGraph, ends, has_graph
 from keras_mikd.features.places import OUTPUT, is_output, resolve
 
 _PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
-_SAME_VALUES = {"Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
+_SAME_VALUES = {
+    *("Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"),
+    # Of a map, these keep, repeat or average the values of its positions.
+    *("Cropping2D", "Resize", "Resizing", "UpSampling2D"),
+}
 # Of probabilities, these make probabilities, or a multiple of them that is no logit either.
 _MERGES = {
     *("Add", "Average", "Clip", "Divide", "Maximum", "Mean", "Minimum", "Multiply", "Rescaling"),
@@ -21,7 +25,7 @@ def holds_probabilities(model, place=OUTPUT):
     """Whether the tensor at a place holds probabilities: softmax or sigmoid was applied last.
 
     What follows and keeps them probabilities does not matter: a reshape, a cast, a linear
-    activation, an average of several, a factor, a clip.
+    activation, another resolution, an average of several, a factor, a clip.
 
     Returns:
         `True` (of several outputs: if one of them does), `False`, or `None` if the model hides its

@@ -43,7 +43,8 @@ class BeYourOwnTeacher(DistillationLoss):
         Zhang et al., Be Your Own Teacher (arXiv:1905.08094), eqs. 1 to 4.
     """
 
-    expects_logits = True
+    expects_logits = "teacher"
+    reads_classes = True
 
     def __init__(
         self,

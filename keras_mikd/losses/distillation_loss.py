@@ -46,7 +46,8 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     """
 
     expects_logits = False
-    """Whether an output must be logits; the distiller refuses probabilities then."""
+    """Whether places must hold logits, `True` or only the teacher's, `"teacher"`; the distiller
+    refuses probabilities then."""
 
     compares_examples = False
     """Whether the loss of an example depends on others in its batch."""
@@ -56,6 +57,9 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     reads_classes = False
     """Whether labels are the classes of the examples; several for one example are refused then."""
+
+    teacher_classes = None
+    """For each class of the student the teacher's class, or a list of them; `None`: the same."""
 
     def __init__(
         self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs

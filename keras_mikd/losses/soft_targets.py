@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from keras_mikd.losses import schedules
+from keras_mikd.features.grids import pool_to
+from keras_mikd.losses import class_map, schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.shape_checks import logits_grid
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -15,16 +16,23 @@ class SoftTargets(DistillationLoss):
         loss = T^2 * KL(softmax(teacher / T) || softmax(student / T)),
 
     summed over the classes, in nats times `T^2`. The factor keeps the size of the gradient about
-    the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`.
+    the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`, or a
+    vector of logits at every position, `(batch, ..., classes)`, such as a pixel. The loss of an
+    example is then the mean over all positions, those with an ignored label too. Maps of unlike
+    size are averaged to the smaller grid.
 
     Args:
         temperature: `T`, a finite float above 0, or a schedule like that of a weight. Most
             comparisons on CIFAR-100 use 4.
+        teacher_classes: For each class of the student the index of the teacher's class, or a list
+            of indices whose probabilities are added at temperature 1. The other classes of the
+            teacher count for nothing. `None` if the classes are the same.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: If `temperature` is not a finite number above 0; in `build`, if the tensors are
-            not logits of the same two or more classes.
+        ValueError: If `temperature` is not a finite number above 0, or `teacher_classes` names a
+            class twice or none; in `build`, if the tensors are not logits of the same two or more
+            classes, or the map is not for these classes, or positions differ.
 
     References:
         Hinton et al., Distilling the knowledge in a neural network (arXiv:1503.02531), section 2.
@@ -32,30 +40,34 @@ class SoftTargets(DistillationLoss):
 
     expects_logits = True
 
-    def __init__(self, *, temperature=4.0, **kwargs):
+    def __init__(self, *, temperature=4.0, teacher_classes=None, **kwargs):
         super().__init__(**kwargs)
         self.temperature = schedules.checked_temperature(temperature)
+        self.teacher_classes = class_map.checked_map(teacher_classes)
 
     def build(self, teacher_shape, student_shape):
-        check_pair(teacher_shape, student_shape, ranks=(2,))
-        received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
-        if teacher_shape[-1] != student_shape[-1]:
+        self.grid = logits_grid(teacher_shape, student_shape)
+        if self.teacher_classes is not None:
+            class_map.check_fits(self.teacher_classes, teacher_shape, student_shape)
+        elif teacher_shape[-1] != student_shape[-1]:
             raise ValueError(
-                f"Expected teacher and student to have the same classes. {received}. Give the "
-                "student a second output with the teacher's classes, or match features instead."
-            )
-        if teacher_shape[-1] < 2:
-            raise ValueError(
-                "Expected logits of at least two classes: the softmax of one is always 1, so that "
-                f"the loss would always be 0. {received}. Train networks with one logit per class."
+                "Expected teacher and student to have the same classes. Received: "
+                f"teacher_shape={teacher_shape}, student_shape={student_shape}. Say with "
+                "`teacher_classes` which of the teacher's they are, let a second head learn the "
+                "teacher's classes (keras_mikd.LwF), or match features."
             )
 
     def call(self, teacher, student, labels=None, training=None):
+        teacher = class_map.in_students_classes(teacher, self.teacher_classes)
+        if self.grid is not None:
+            teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
         temperature = schedules.now(self.temperature)
         return temperature**2 * softened_divergence(teacher, student, temperature)
 
     def get_config(self):
-        return {**super().get_config(), "temperature": schedules.serialized(self.temperature)}
+        temperature = schedules.serialized(self.temperature)
+        own = {"temperature": temperature, "teacher_classes": self.teacher_classes}
+        return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config):
@@ -66,8 +78,8 @@ class SoftTargets(DistillationLoss):
 def softened_divergence(teacher, student, temperature):
     """Returns `KL(softmax(teacher / temperature) || softmax(student / temperature))` in nats.
 
-    Of logits `(batch, classes)`, as float32 of shape `(batch,)`. A class that the teacher masks by
-    `-inf` counts for nothing.
+    Of logits `(batch, ..., classes)`, as float32 of shape `(batch,)`, the mean over positions. A
+    class that the teacher masks by `-inf` counts for nothing.
     """
     teacher, student = teacher / temperature, student / temperature
     log_p, log_q = ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1)
@@ -80,9 +92,11 @@ def softened_divergence(teacher, student, temperature):
     u = ops.where(ops.isnan(gap), 0.0, ops.clip(gap, -1e3, 1e3))
     u = u - ops.sum(p * u, axis=-1, keepdims=True)
     close = ops.max(ops.abs(u), axis=-1) < _CLOSE
-    u = ops.where(close[:, None], u, 0.0)
+    u = ops.where(close[..., None], u, 0.0)
     beyond_linear = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 24 - u / 120)))
-    return ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
+    each = ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
+    positions = tuple(range(1, len(each.shape)))
+    return ops.mean(each, axis=positions) if positions else each
 
 
 _CLOSE = 0.25  # Up to here the series of exp(-u) - 1 + u is right to 2e-5.

@@ -207,8 +207,9 @@ def found_num_classes(model):
         )
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
         raise ValueError(
-            "Expected a classifier with one output of shape (batch, classes). Received: "
-            f"{model.name!r} with outputs of shape {shape}"
+            "Expected a classifier with one output of shape (batch, classes): what is measured is "
+            f"for one class for each example. Received: {model.name!r} with outputs of shape "
+            f"{shape}. For dense outputs, update a ConditionalMutualInformation yourself."
         )
     return shape[1]
 

@@ -73,10 +73,10 @@ class ConditionalMutualInformation(keras.metrics.Metric):
             y_pred: Outputs of the classifier, shape `(batch, num_classes)`.
             sample_weight: Weight of every example, at least 0, shape `(batch,)`, or `None`.
         """
+        log_p = self._log_probabilities(y_pred)
         labels = checks.class_indices(y_true)
         known = ops.logical_and(labels >= 0, labels < self.num_classes)
         labels = ops.where(known, labels, -1)  # segment_sum skips negative ones.
-        log_p = self._log_probabilities(y_pred)
         p = ops.exp(log_p)
         negative_entropy = ops.sum(ops.where(p > 0, p * log_p, 0.0), axis=-1)
         weight = ops.ones_like(negative_entropy)
@@ -175,7 +175,12 @@ def _cross_entropy_sums(p, log_p):
 def check_outputs(shape, num_classes):
     """Checks that outputs are one vector of `num_classes` numbers for each example."""
     if len(shape) != 2 or shape[-1] != num_classes:
+        dense = (
+            " Positions of a dense output become examples by ops.reshape: outputs to "
+            f"(-1, {num_classes}), labels to (-1,)."
+        )
         raise ValueError(
             f"Expected outputs of shape (batch, {num_classes}), one for each of the "
             f"num_classes={num_classes} classes. Received: outputs of shape {tuple(shape)}"
+            f"{'.' + dense if len(shape) > 2 else ''}"
         )

@@ -25,8 +25,8 @@ def num_classes(teacher):
     shape = getattr(spec, "shape", None)
     if shape is None or len(shape) != 2 or shape[1] is None or shape[1] < 2:
         raise ValueError(
-            "Expected a teacher with one output of shape (batch, classes). "
-            f"Received: {teacher.name!r} with output {spec!r}"
+            "Expected a teacher with one output of shape (batch, classes): MCMI is for one class "
+            f"for each example. Received: {teacher.name!r} with output {spec!r}"
         )
     if holds_probabilities(teacher):
         raise ValueError(

@@ -1,0 +1,75 @@
+"""Outputs and labels as rows: one for each example, or for each position of a dense output."""
+
+import keras
+import numpy as np
+
+from keras_mikd import checks
+
+_MOST = 2**16  # Rows that are looked at; a batch of dense outputs has millions.
+_ENOUGH = 32  # Rows, for a verdict about a network.
+
+
+def are_shares(outputs):
+    """Whether rows over classes are probabilities, or a multiple of them."""
+    if keras.tree.is_nested(outputs) or len(outputs.shape) < 2 or outputs.shape[-1] < 2:
+        return False
+    rows = _rows(outputs)
+    sums = rows.sum(axis=1)
+    return len(rows) > 1 and rows.min() >= 0 < sums.min() and np.ptp(sums) < 2e-3 * sums.mean()
+
+
+def are_several_labels(y, rank):
+    """Whether labels are rows of 0 and 1 with several or no classes, for outputs of this rank."""
+    if keras.tree.is_nested(y) or len(getattr(y, "shape", ())) != rank or y.shape[-1] < 2:
+        return False
+    rows = _rows(y)
+    return bool(np.all((rows == 0) | (rows == 1)) and np.any(rows.sum(axis=1) != 1))
+
+
+def classes_of(y, rank):
+    """Returns the class of every example, `(batch, ...)`, for outputs of this rank.
+
+    `None` for labels of another kind: several for an example, or none.
+    """
+    if y is None or keras.tree.is_nested(y) or are_several_labels(y, rank):
+        return None
+    if rank == 2:
+        try:
+            return np.asarray(checks.class_indices(y, one_hot=True))
+        except ValueError:
+            return None
+    labels = np.asarray(y)
+    if labels.ndim == rank:
+        return labels[..., 0] if labels.shape[-1] == 1 else labels.argmax(axis=-1)
+    return labels if labels.ndim == rank - 1 else None
+
+
+def share_of_right(logits, classes, ignored=None):
+    """Returns how often the largest logit is that of the class, or `None` without a verdict.
+
+    Labels that are `ignored` do not count. There is no verdict on few labels, labels of less than
+    half of the classes, or labels at other positions than the logits.
+    """
+    if keras.tree.is_nested(logits) or len(logits.shape) < 2 or logits.shape[-1] < 2:
+        return None
+    if tuple(logits.shape[:-1]) != classes.shape:
+        return None
+    rows, classes = _rows(logits), _spread(classes.reshape(-1))
+    if ignored is not None:
+        rows, classes = rows[classes != ignored], classes[classes != ignored]
+    seen = len(np.unique(classes))
+    if len(classes) < _ENOUGH or seen < min(logits.shape[-1], len(classes)) / 2:
+        return None
+    if classes.max() >= logits.shape[-1]:
+        return None
+    return float(np.mean(rows.argmax(axis=1) == classes))
+
+
+def _rows(outputs):
+    flat = keras.ops.reshape(outputs, (-1, outputs.shape[-1]))
+    return np.asarray(_spread(flat), "float64")
+
+
+def _spread(rows):
+    # An odd step, so that it does not meet the same column of every image.
+    return rows[:: rows.shape[0] // _MOST | 1]

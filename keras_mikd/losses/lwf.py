@@ -1,0 +1,61 @@
+"""Learning without forgetting: a second head of the student, for the teacher's classes."""
+
+import keras
+
+from keras_mikd import checks
+from keras_mikd.features.grids import pool_to
+from keras_mikd.losses.distillation_loss import DistillationLoss
+from keras_mikd.losses.shape_checks import logits_grid
+from keras_mikd.losses.soft_targets import softened_divergence
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
+class LwF(DistillationLoss):
+    """Divergence of a second head of the student from a teacher of other classes (LwF).
+
+        loss = KL(softmax(teacher / T) || softmax(head(s) / T)),
+
+    in nats, where `s` is a feature of the student, and the head a dense layer with a column for
+    each class of the teacher. It is trained with the student, saved with the distiller, and no part
+    of the student. The modified cross-entropy of the paper is this plus the entropy of the softened
+    teacher, which is constant: gradients are the same. As there, no factor `T^2`. On maps the head
+    is a 1x1 convolution, and the loss the mean over the positions of the smaller grid.
+
+    The paper starts from the old network and its old head. Here the student is another network, and
+    the head starts at random, as where VID's authors compare with it.
+
+    Args:
+        teacher_layer: Place of the teacher's logits, `(batch, classes)` or `(batch, ..., classes)`.
+        student_layer: Place of the student's feature, `(batch, channels)`, or
+            `(batch, ..., channels)` for a dense output.
+        temperature: `T`, a finite float above 0. The paper has 2.
+        **kwargs: `weight` and other arguments of `DistillationLoss`; the paper has a weight of 1.
+
+    Raises:
+        ValueError: If `temperature` is out of range; in `build`, if the tensors have other ranks
+            or positions, or the teacher has one class.
+
+    References:
+        Li and Hoiem, Learning without forgetting (arXiv:1606.09282), section 3, eqs. 2 to 4.
+    """
+
+    expects_logits = "teacher"
+
+    def __init__(self, *, teacher_layer=None, student_layer="pooled", temperature=2.0, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        if self._has_default_name:
+            self.name = self.name.replace("lw_f", "lwf")
+        self.temperature = checks.temperature(temperature)
+
+    def build(self, teacher_shape, student_shape):
+        self.grid = logits_grid(teacher_shape, student_shape)
+        self.head = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
+        self.head.build(tuple(student_shape))
+
+    def call(self, teacher, student, labels=None, training=None):
+        if self.grid is not None:
+            teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
+        return softened_divergence(teacher, self.head(student), self.temperature)
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
