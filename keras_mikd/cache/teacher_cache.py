@@ -12,6 +12,7 @@ from keras_mikd.cache.batches import Batch
 from keras_mikd.cache.columns import Columns
 from keras_mikd.cache.views import MIXES, Views
 from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps
+from keras_mikd.features.inputs import TeacherInputs
 
 _PROBES = 16
 
@@ -57,6 +58,7 @@ class TeacherCache:
         max_bytes: Largest cache that may be built.
         batch_size: Examples that the teacher sees at once.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed teacher.
+        teacher_inputs: What makes the teacher's input of an image, the same as in the `Distiller`.
 
     Raises:
         ValueError: If an argument is out of range, a place does not exist, the cache would be
@@ -82,14 +84,16 @@ class TeacherCache:
         max_bytes=2**30,
         batch_size=64,
         features=None,
+        teacher_inputs=None,
     ):
         checks.model("teacher", teacher)
         images, labels = _arrays(images, labels)
         _check(images, labels, mix_alpha, views, seed, dtype, batch_size)
         self.batch_size, self._dtype = batch_size, dtype
         symbolic = keras.KerasTensor((None, *images.shape[1:]), dtype=str(images.dtype))
-        inputs = None if features is None else symbolic
-        self._taps = FeatureTaps(teacher, places, features=features, inputs=inputs)
+        convert = None if teacher_inputs is None else TeacherInputs(teacher_inputs)
+        inputs = None if features is None and convert is None else symbolic
+        self._taps = FeatureTaps(teacher, places, features=features, inputs=inputs, convert=convert)
         self.places = self._taps.places
         self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
         self._classes = self._specs[OUTPUT].shape[-1]
@@ -118,7 +122,7 @@ class TeacherCache:
                 f"{_readable(self.nbytes)}. Keep fewer places or views, float16, top_k logits, or "
                 "raise `max_bytes`."
             )
-        self._key = fingerprints.of_model(teacher)
+        self._key = fingerprints.of_teacher(teacher, convert and convert.steps)
         fingerprint = None if directory is None else self._identity(features, seed, mix, mix_alpha)
         self._kept = Columns(
             self._columns, self._views.rows, directory=directory, fingerprint=fingerprint

@@ -93,6 +93,7 @@ class FirstLook:
         for name, tensors in features.items():
             for place, tensor in tensors.items():
                 self._check_finite(name, place, tensor)
+        features = self._networks.combined(features, y)
         for term in self._networks.terms:
             self._check_term(term, features, y)
         for model, loss, output in self._labelled:
@@ -133,10 +134,9 @@ class FirstLook:
             )
 
     def _run(self, x, teacher_features):
-        features = {}
+        features = self._networks.cached(teacher_features)
         for name, taps in self._networks.taps.items():
-            if teacher_features is not None and name in self._networks.fixed:
-                features[name] = teacher_features
+            if name in features:
                 continue
             states = taps.model.non_trainable_variables
             before = [state.numpy() for state in states]
@@ -198,17 +198,21 @@ class FirstLook:
                     f"{', '.join(self._comparing())} compares examples of a batch: shuffle it.",
                     stacklevel=2,
                 )
+        networks = self._networks
         right = {
-            name: _share_of_right(tensors[OUTPUT], classes)
-            for name, tensors in features.items()
-            if name in ("teacher", "student")
+            name: _share_of_right(features[name][OUTPUT], classes)
+            for name in (*networks.fixed, "student")
+            if name in networks.models
         }
-        if right.get("teacher") is not None:
-            self._judge_teacher(right, len(classes), features["teacher"][OUTPUT].shape[-1])
+        for name in networks.fixed:
+            if right[name] is not None:
+                logits = features[name][OUTPUT]
+                self._judge_teacher(name, right, len(classes), logits.shape[-1])
 
-    def _judge_teacher(self, right, examples, classes):
-        share, student = right["teacher"], right.get("student")
-        said = f"The teacher is right for {share:.1%} of the first {examples} examples"
+    def _judge_teacher(self, name, right, examples, classes):
+        share, student = right[name], right["student"]
+        teacher = f"The teacher {name!r}" if len(self._networks.fixed) > 1 else "The teacher"
+        said = f"{teacher} is right for {share:.1%} of the first {examples} examples"
         weights = {n: m.count_params() for n, m in self._networks.models.items()}
         if (share - 1 / classes) / (1 - 1 / classes) < _NEAR_CHANCE:
             warnings.warn(
@@ -216,7 +220,7 @@ class FirstLook:
                 "statistics of BatchNormalization, and images scaled as it was trained with?",
                 stacklevel=2,
             )
-        elif student is not None and student > share and weights["student"] > weights["teacher"]:
+        elif student is not None and student > share and weights["student"] > weights[name]:
             warnings.warn(
                 f"{said}, the student for {student:.1%}, and the student has more weights. Are "
                 "teacher and student swapped?",
