@@ -12,9 +12,7 @@ from keras_mikd.features.layer_graph import ends, has_graph, image_augmentations
 class TeacherInputs:
     """Makes the input of a teacher from that of the student, by layers and functions in order.
 
-    Layers run in inference mode, and nobody trains them. The steps run as one TensorFlow function,
-    since Keras' image layers keep integers where they run eagerly, and make floats of them in a
-    graph.
+    Layers run in inference mode, and nobody trains them.
 
     Args:
         steps: A `keras.layers.Layer`, a function `x -> x`, or a list of these.
@@ -44,11 +42,10 @@ class TeacherInputs:
                 "Augment the data set instead, which both networks read.",
                 stacklevel=2,
             )
-        self._run = tf.function(self._in_order, autograph=False, reduce_retracing=True)
 
     def __call__(self, x):
         """Returns the teacher's input for a batch, a tensor or a structure of tensors."""
-        return self._run(x)
+        return self._graph()(x) if tf.executing_eagerly() else self._in_order(x)
 
     def specs(self, x):
         """Returns `KerasTensor`s of what comes out for arrays, tensors or specs of them.
@@ -58,7 +55,7 @@ class TeacherInputs:
         """
         x = keras.tree.map_structure(_spec, x)
         try:
-            made = self._run.get_concrete_function(x).structured_outputs
+            made = self._graph().get_concrete_function(x).structured_outputs
         except Exception as error:  # Whatever a function of the caller raises.
             raise ValueError(
                 "Expected `teacher_inputs` that takes the batches of the student. Received: it "
@@ -67,11 +64,20 @@ class TeacherInputs:
         tensors = keras.tree.flatten(made)
         if not all(tf.is_tensor(tensor) and tensor.shape.rank for tensor in tensors):
             raise ValueError(
-                f"Expected `teacher_inputs` to make batches of tensors. Received: {made!r}"
+                f"Expected `teacher_inputs` to make batches, tensors of at least one axis. "
+                f"Received: {made!r}"
             )
         return keras.tree.map_structure(
             lambda tensor: keras.KerasTensor((None, *tensor.shape[1:]), tensor.dtype.name), made
         )
+
+    def _graph(self):
+        """Returns the steps as a graph, also for where a model runs eagerly.
+
+        Keras' image layers keep integers there, and make floats of them in a graph. It is a new one
+        every time, since a graph keeps what a Normalization knew when it was made.
+        """
+        return tf.function(self._in_order, autograph=False)
 
     def _in_order(self, x):
         for step in self.steps:
