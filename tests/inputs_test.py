@@ -376,11 +376,11 @@ def test_a_cache_knows_the_numbers_of_a_normalization():
     teacher = network((8, 8, 2))
     keys = set()
     for mean in ([0.0, 1.0], [0.0, 2.0], np.array([0.0, 3.0])):
-        keys.add(_cache(teacher, L.Normalization(mean=mean, variance=[1.0, 1.0]))._key)
+        keys.add(_cache(teacher, L.Normalization(mean=mean, variance=[1.0, 1.0])).fingerprint)
     for scale in (1, 2):
         normalization = L.Normalization()
         normalization.adapt(scale * images((8, 8, 2))[0])
-        keys.add(_cache(teacher, normalization)._key)
+        keys.add(_cache(teacher, normalization).fingerprint)
     assert len(keys) == 5
 
 
