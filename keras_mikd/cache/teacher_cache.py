@@ -182,11 +182,11 @@ class TeacherCache:
                 larger than the data set.
         """
         examples = self._views.examples
-        caches = (self, *beside)
-        for cache in caches if with_teacher else ():
+        caches = (self, *beside) if with_teacher else ()
+        for cache in caches:
             cache.check_built()
-            if cache is not self:
-                self._check_beside(cache)
+        for cache in caches[1:]:
+            self._check_beside(cache)
         checks.integer("batch_size", batch_size, at_least=1, at_most=examples)
         checks.integer("first_epoch", first_epoch, at_least=0)
         rows = tf.data.Dataset.range(examples)
