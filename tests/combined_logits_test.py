@@ -100,7 +100,10 @@ def test_confidence_needs_labels_that_fit(labels, message):
 
 
 def test_symbolic_batches_of_open_size():
-    @tf.function(input_signature=[tf.TensorSpec((None, 3)), tf.TensorSpec((None,), "uint8")])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, 3)), tf.TensorSpec((None,), "uint8")],
+        autograph=False,
+    )
     def run(logits, labels):
         return combined([logits, 2 * logits], labels, "confidence")
 

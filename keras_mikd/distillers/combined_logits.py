@@ -49,7 +49,7 @@ def confidence(logits, truth):
     log_p = ops.log_softmax(logits, axis=-1)
     errors = -ops.sum(ops.where(truth > 0.0, truth * log_p, 0.0), axis=-1)
     errors = ops.minimum(errors, _LARGEST)  # It is infinite where a teacher masks the true class.
-    return (1.0 - ops.softmax(errors, axis=0)) / (len(logits) - 1)
+    return (1.0 - ops.softmax(errors, axis=0)) / (logits.shape[0] - 1)
 
 
 _LARGEST = 1e4
