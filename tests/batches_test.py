@@ -29,7 +29,7 @@ def test_a_plain_batch_has_nothing_of_a_teacher(data, parts):
 
 def test_a_batch_of_a_cache_brings_the_tensors_of_its_teacher():
     batch = take_apart(Batch(X, Y, WEIGHT, FEATURES))
-    assert batch == Batch(X, Y, WEIGHT, FEATURES["fingerprint"])
+    assert batch == Batch(X, Y, WEIGHT, FEATURES)
     assert take_apart(Batch(X, teacher_features=FEATURES))[:3] == (X, None, None)
     assert take_apart(Batch(X)) == (X, None, None, None)
 
@@ -42,7 +42,7 @@ def test_a_data_set_keeps_the_parts_apart():
     (element,) = dataset
     batch = take_apart(element)
     np.testing.assert_array_equal(batch.y, Y)
-    np.testing.assert_array_equal(batch.teacher_features["output"], np.ones((2, 4)))
+    np.testing.assert_array_equal(batch.teacher_features["fingerprint"]["output"], np.ones((2, 4)))
 
 
 def test_class_weights_need_labels():

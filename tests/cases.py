@@ -12,13 +12,22 @@ NUM_CLASSES = 4
 IMAGE_SHAPE = (8, 8, 2)
 
 
-def network(widths, *, normalize=False, dropout=0.0, dense=False, classes=NUM_CLASSES, seed=0):
+def network(
+    widths,
+    *,
+    normalize=False,
+    dropout=0.0,
+    dense=False,
+    classes=NUM_CLASSES,
+    seed=0,
+    shape=IMAGE_SHAPE,
+):
     """A small convolutional network with two stages, putting out logits.
 
     A classifier; or, if it is dense, a segmenter with logits at 4 x 4 positions.
     """
     keras.utils.set_random_seed(seed)
-    inputs = keras.Input(IMAGE_SHAPE)
+    inputs = keras.Input(shape)
     x = inputs
     for stage, width in enumerate(widths, 1):
         x = keras.layers.Conv2D(width, 3, strides=stage, padding="same", name=f"conv{stage}")(x)
@@ -134,6 +143,24 @@ def _online(first, second):
     return mikd.MutualDistiller([first, second], losses, xla_critics=False)
 
 
+def _of_two_teachers(teacher, student):
+    """The second one sees larger images, and is as deep as the first one and not as wide."""
+    small = network((4, 7), seed=3, shape=(None, None, 2))
+    return mikd.Distiller(
+        {"teacher": teacher, "of_larger": small},
+        student,
+        [
+            mikd.SoftTargets(weight=0.9),
+            _vid(teacher="teacher"),
+            _jsd(teacher="of_larger"),
+            mikd.SoftTargets(temperature=1.0, teacher="of_larger", name="kd_of_larger"),
+        ],
+        teacher_inputs={"of_larger": keras.layers.Resizing(12, 12)},
+        combine="confidence",
+        xla_critics=False,
+    )
+
+
 # name -> a function (network, network) -> distiller; every public distiller is here.
 DISTILLERS = {
     "distiller": lambda t, s: mikd.Distiller(
@@ -143,6 +170,7 @@ DISTILLERS = {
         task_loss_weight=0.5,
         xla_critics=False,
     ),
+    "two_teachers": _of_two_teachers,
     "vid": lambda t, s: mikd.VIDDistiller(t, s, logits_weight=0.5),
     "mimkd": mikd.MIMKDDistiller,
     "self": lambda _, s: mikd.SelfDistiller(
@@ -163,7 +191,10 @@ DISTILLERS = {
     ),
 }
 # Those that take a step of their own kind; the others differ from these in their losses only.
-KINDS = {name: DISTILLERS[name] for name in ("distiller", "balanced", "self", "mutual", "mcmi")}
+KINDS = {
+    name: DISTILLERS[name]
+    for name in ("distiller", "balanced", "two_teachers", "self", "mutual", "mcmi")
+}
 
 
 def distiller(name, teacher_model=None):

@@ -262,7 +262,7 @@ def test_a_step_that_xla_compiles_as_a_whole_gives_the_same_history(name):
     _assert_same_histories(_alone(name).history, _fit(distiller))
 
 
-@_for_each(cases.DISTILLERS, default=["distiller", "mcmi"])
+@_for_each(cases.DISTILLERS, default=["distiller", "two_teachers", "mcmi"])
 def test_whole_step_of_static_shapes_compiles_and_gives_the_same_history(name):
     """What can be checked of a TPU without one: there the step is compiled in the same way."""
     batches = tf.data.Dataset.from_tensor_slices(cases.data()).batch(8, drop_remainder=True)
@@ -286,7 +286,8 @@ def test_compiled_critics_give_what_plain_ones_give(name):
 def test_the_networks_alone_are_the_plain_architecture(name, tmp_path):
     x, _ = cases.data()
     plain = {
-        model.get_layer("conv1").filters: model for model in (cases.teacher(), cases.student())
+        model.get_layer("conv1").filters: model
+        for model in (cases.teacher(), cases.student(), cases.network((4, 7)))
     }
     for model in _alone(name).distiller._networks.models.values():
         untouched = plain[model.get_layer("conv1").filters]

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 
 import keras
+import numpy as np
 import pytest
 
 import keras_mikd as mikd
@@ -71,6 +73,32 @@ def test_peers_are_reported_one_by_one_and_by_their_mean(folder):
         )[:4]
     assert "muse_peer1_to_peer2_stage3_mutual_nats" in rows[-1]["nats"]
     assert keras.saving.load_model(folder / "online_distill" / "student.keras")
+
+
+def test_a_chain_of_assistants_is_compared_and_goes_on_where_it_was(folder):
+    keras.utils.set_random_seed(0)
+    mikd.models.resnet8(10, (8, 8, 1)).save(folder / "untrained.keras")
+    arguments = [f"--teacher={folder / 'untrained.keras'}", "--chain=digits_cnn,digits_cnn", *FEW]
+    printed, rows = _run(folder, "assistants", *arguments)
+    assert {row["name"]: row["taught_by"] for row in rows} == {
+        "assistant1": ["teacher"],
+        "alone": [],
+        "direct": ["teacher"],
+        "chain": ["assistant1"],
+        "all": ["teacher", "assistant1"],
+    }
+    for row in rows:
+        numbers = [f"{row['validation']:.2f}", f"{row['test']:.2f}"]
+        assert [row["name"], "digits_cnn", *numbers] in _lines(printed)
+    weights = keras.saving.load_model(folder / "assistants" / "student.keras").get_weights()
+    # What is trained before a kill is not trained again.
+    for name in ("results.json", "student.keras"):
+        (folder / "assistants" / name).unlink()
+    shutil.rmtree(folder / "assistants" / "resume" / "all")
+    assert _run(folder, "assistants", *arguments)[1] == rows
+    again = keras.saving.load_model(folder / "assistants" / "student.keras").get_weights()
+    for a, b in zip(weights, again, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")

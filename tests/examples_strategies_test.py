@@ -16,11 +16,14 @@ FEW = ["--epochs=1", "--labels_per_class=3", "--batch_size=11"]
 SCRIPTS = {
     "train_teacher": ["--model=digits_cnn", "--epochs=1", "--batch_size=101"],
     "distill": ["--student=digits_cnn", *FEW, "--methods=student,mimkd"],
+    "assistants": ["--chain=digits_cnn,digits_cnn", *FEW],
     "tune_teacher": ["--epochs=1", "--centroids=epoch", "--batch_size=101"],
     "self_distill": ["--student=digits_cnn", *FEW, "--methods=plain,muse"],
     "online_distill": ["--peers=digits_cnn,digits_cnn", *FEW, "--methods=alone,dml_muse"],
     "distill_detector": ["--epochs=1"],
 }
+
+TAUGHT = ("distill", "assistants", "tune_teacher")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def teacher(tmp_path_factory):
 
 
 def _arguments(script, teacher, output):
-    given = [f"--teacher={teacher}"] if script in ("distill", "tune_teacher") else []
+    given = [f"--teacher={teacher}"] if script in TAUGHT else []
     return [f"--output_dir={output}", *SCRIPTS[script], *given]
 
 

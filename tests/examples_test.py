@@ -111,6 +111,7 @@ def _refused(script, *arguments):
     [
         ("train_teacher", "teacher.keras", []),
         ("distill", "results.json", ["--teacher={folder}/teacher.keras"]),
+        ("assistants", "results.json", ["--teacher={folder}/teacher.keras"]),
         ("tune_teacher", "weight1.keras", ["--teacher={folder}/teacher.keras", "--weight=1"]),
         ("self_distill", "logs", []),
         ("online_distill", "student.keras", []),
@@ -130,6 +131,7 @@ def test_what_is_there_is_kept(tmp_path, script, name, arguments):
     "script, arguments, maker",
     [
         ("distill", ["--output_dir={folder}"], "train_teacher.py"),
+        ("assistants", ["--output_dir={folder}"], "train_teacher.py"),
         ("tune_teacher", ["--output_dir={folder}", "--teacher={folder}/no"], "train_teacher.py"),
         ("export_student", ["--student={folder}/no"], "distill.py"),
     ],

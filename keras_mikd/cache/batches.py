@@ -6,7 +6,6 @@ import keras
 import tensorflow as tf
 
 from keras_mikd import checks
-from keras_mikd.cache import fingerprints
 
 
 class Batch(NamedTuple):
@@ -16,7 +15,7 @@ class Batch(NamedTuple):
     y: Any = ()
     sample_weight: Any = ()
     teacher_features: Any = ()
-    """`{place: tensor}`; in the batches of a cache `{fingerprint of the teacher: {...}}`."""
+    """`{fingerprint of a teacher: {place: tensor}}`, in the batches of a cache."""
 
 
 def take_apart(data):
@@ -27,7 +26,7 @@ def take_apart(data):
     if not isinstance(data, Batch):
         return Batch(*keras.utils.unpack_x_y_sample_weight(data), None)
     y, sample_weight, features = (None if _is_missing(part) else part for part in data[1:])
-    return Batch(data.x, y, sample_weight, features and next(iter(features.values())))
+    return Batch(data.x, y, sample_weight, features)
 
 
 def with_class_weight(dataset, class_weight):
@@ -46,34 +45,46 @@ def with_class_weight(dataset, class_weight):
     return dataset.map(weigh)
 
 
-def check_teacher(specs, teacher, places):
-    """Checks that cached batches (by their specs) are of `teacher` and hold all `places`.
+def check_teachers(specs, teachers, fingerprint):
+    """Checks that cached batches (by their specs) are of `teachers` and hold all their places.
+
+    Args:
+        specs: Specs of the batches of a data set.
+        teachers: `{name: (model, places)}`; those that the cache does not hold run by themselves.
+        fingerprint: Function of a name that returns the fingerprint of that teacher.
+
+    Returns:
+        `{name: fingerprint}` of all teachers; empty for plain batches.
 
     Raises:
         ValueError: If there is no teacher, the cache is of another one, or it lacks a place.
     """
     if not isinstance(specs, Batch) or _is_missing(specs.teacher_features):
-        return
-    if teacher is None:
+        return {}
+    if not teachers:
         raise ValueError(
             "Expected plain batches, since this distiller has no teacher. Received: batches of a "
             "TeacherCache. `cache.batches(..., with_teacher=False)` are plain ones."
         )
-    ((key, features),) = specs.teacher_features.items()
-    own = fingerprints.of_model(teacher)
-    if key != own:
-        raise ValueError(
-            "Expected a TeacherCache of this distiller's teacher, with the weights that it has "
-            f"now. Received: a cache of {key}; the teacher {teacher.name!r} is {own}. Build the "
-            "cache again, or distil from the teacher that it was built with."
-        )
-    missing = sorted(set(places) - set(features))
-    if missing:
-        raise ValueError(
-            f"Expected a TeacherCache of every place that the losses read; it lacks {missing}. "
-            f"Received: places={sorted(features)}. Build one with "
-            f"TeacherCache(..., places={sorted(set(places) | set(features))})."
-        )
+    own = {name: fingerprint(name) for name in teachers}
+    for key, features in specs.teacher_features.items():
+        of_key = [teachers[name] for name in own if own[name] == key]
+        if not of_key:
+            named = [f"{teachers[name][0].name!r} is {own[name]}" for name in own]
+            raise ValueError(
+                "Expected a TeacherCache of this distiller's teacher, with the weights that it has "
+                f"now and the same `teacher_inputs`. Received: a cache of {key}; the teacher "
+                f"{', the teacher '.join(named)}. Build the cache again, or distil from the "
+                "teacher that it was built with."
+            )
+        missing = sorted({place for _, places in of_key for place in places} - set(features))
+        if missing:
+            raise ValueError(
+                "Expected a TeacherCache of every place that the losses read; it lacks "
+                f"{missing}. Received: places={sorted(features)}. Build one with "
+                f"TeacherCache(..., places={sorted({*missing, *features})})."
+            )
+    return own
 
 
 def _is_missing(part):

@@ -22,7 +22,7 @@ def of_bytes(*contents):
 
 
 def of_model(model):
-    """Returns a name of a model, by its layers, their weights and their wiring.
+    """Returns a name of a model or a layer, by its layers, their weights and their wiring.
 
     The wiring of subclassed models does not count.
     """
@@ -31,7 +31,8 @@ def of_model(model):
         graph = LayerGraph(model)
         wiring = [call.parents for call in graph.calls], graph.outputs
         digest.update(json.dumps(wiring).encode())
-    for layer in keras_internals.layers_of(model, include_self=False):
+    itself = not isinstance(model, keras.Model)
+    for layer in keras_internals.layers_of(model, include_self=itself):
         # Automatic names differ from one process to the next.
         inner = list(keras_internals.layers_of(layer, include_self=False))
         config = {} if inner else {k: v for k, v in layer.get_config().items() if k != "name"}
@@ -42,6 +43,14 @@ def of_model(model):
         digest.update(repr((value.shape, str(value.dtype))).encode())
         digest.update(value.tobytes())
     return digest.hexdigest()[:16]
+
+
+def of_teacher(model, steps=None):
+    """Returns a name of a teacher and of the steps that make its inputs, see `TeacherInputs`."""
+    if not steps:
+        return of_model(model)
+    names = [of_model(s) if isinstance(s, keras.layers.Layer) else of_function(s) for s in steps]
+    return of_bytes(json.dumps([of_model(model), *names]).encode())
 
 
 def of_function(function):

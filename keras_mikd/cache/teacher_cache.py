@@ -12,8 +12,7 @@ from keras_mikd.cache.batches import Batch
 from keras_mikd.cache.columns import Columns
 from keras_mikd.cache.views import MIXES, Views
 from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps
-
-_PROBES = 16
+from keras_mikd.features.inputs import TeacherInputs
 
 
 class TeacherCache:
@@ -61,6 +60,7 @@ class TeacherCache:
         max_bytes: Largest cache that may be built.
         batch_size: Examples that the teacher sees at once.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed teacher.
+        teacher_inputs: What makes the teacher's input of an image, the same as in the `Distiller`.
 
     Raises:
         ValueError: If an argument is out of range, a place does not exist, the cache would be
@@ -87,14 +87,16 @@ class TeacherCache:
         max_bytes=2**30,
         batch_size=64,
         features=None,
+        teacher_inputs=None,
     ):
         checks.model("teacher", teacher)
         images, labels = _arrays(images, labels)
         _check(images, labels, mix_alpha, views, seed, dtype, batch_size)
         self.batch_size, self._dtype = batch_size, dtype
         symbolic = keras.KerasTensor((None, *images.shape[1:]), dtype=str(images.dtype))
-        inputs = None if features is None else symbolic
-        self._taps = FeatureTaps(teacher, places, features=features, inputs=inputs)
+        convert = None if teacher_inputs is None else TeacherInputs(teacher_inputs)
+        inputs = None if features is None and convert is None else symbolic
+        self._taps = FeatureTaps(teacher, places, features=features, inputs=inputs, convert=convert)
         self.places = self._taps.places
         self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
         self._classes = self._specs[OUTPUT].shape[-1]
@@ -126,8 +128,8 @@ class TeacherCache:
                 f"{_readable(self.nbytes)}. Keep fewer places or views, float16, top_k logits, or "
                 "raise `max_bytes`."
             )
-        self._key = fingerprints.of_model(teacher)
-        fingerprint = None if directory is None else self._identity(features, seed, mix, mix_alpha)
+        self.fingerprint = fingerprints.of_teacher(teacher, convert and convert.steps)
+        fingerprint = None if directory is None else self._identity(features)
         self._kept = Columns(
             self._columns, self._views.rows, directory=directory, fingerprint=fingerprint
         )
@@ -161,7 +163,9 @@ class TeacherCache:
             progress.update(last)
         return self
 
-    def batches(self, batch_size, *, seed=0, shuffle=True, with_teacher=True, first_epoch=0):
+    def batches(
+        self, batch_size, *, seed=0, shuffle=True, with_teacher=True, first_epoch=0, beside=()
+    ):
         """Returns batches for `Distiller.fit`.
 
         Args:
@@ -173,6 +177,8 @@ class TeacherCache:
                 its teacher on the same batches.
             first_epoch: Epoch that is read first. The order of an epoch follows from `seed` and
                 its number, so a run can go on with `first_epoch=resume.epoch`, see `ExactResume`.
+            beside: Caches of other teachers of the distiller, over the same views of the same
+                images, whose tensors the batches carry too. A teacher without a cache runs.
 
         Returns:
             `tf.data.Dataset` of one epoch, with static shapes: batches
@@ -180,14 +186,15 @@ class TeacherCache:
             the teacher, `(images, labels)`.
 
         Raises:
-            ValueError: If the cache is not built, or the batch is larger than the data set.
+            ValueError: If a cache is not built, one `beside` is of other views, or the batch is
+                larger than the data set.
         """
         examples = self._views.examples
-        if with_teacher and self._done < self._views.rows:
-            raise ValueError(
-                f"Expected a built cache: call `build()` first. Received: {self._done} of "
-                f"{self._views.rows} rows."
-            )
+        caches = (self, *beside) if with_teacher else ()
+        for cache in caches:
+            cache.check_built()
+        for cache in caches[1:]:
+            self._check_beside(cache)
         checks.integer("batch_size", batch_size, at_least=1, at_most=examples)
         checks.integer("first_epoch", first_epoch, at_least=0)
         rows = tf.data.Dataset.range(examples)
@@ -199,9 +206,13 @@ class TeacherCache:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        read = self._read if with_teacher else self._views
+
+        def read(rows):
+            x, y = self._views(rows)
+            return Batch(x, y, teacher_features={c.fingerprint: c.tensors(rows) for c in caches})
+
         return (
-            rows.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+            rows.map(read if with_teacher else self._views, num_parallel_calls=tf.data.AUTOTUNE)
             .prefetch(tf.data.AUTOTUNE)
             .with_options(options)
         )
@@ -210,9 +221,32 @@ class TeacherCache:
     def _done(self):
         return self._kept.done
 
-    def _read(self, rows):
-        """Returns the batch of rows: images, labels and the teacher's tensors."""
-        x, y = self._views(rows)
+    def check_built(self):
+        """Refuses a cache whose teacher has yet to see rows.
+
+        Raises:
+            ValueError: If there are some.
+        """
+        if self._done < self._views.rows:
+            raise ValueError(
+                f"Expected a built cache: call `build()` first. Received: {self._done} of "
+                f"{self._views.rows} rows."
+            )
+
+    def same_views(self, identity):
+        """Whether the rows are those of an `identity`, see `Views`."""
+        return self._views.identity() == identity
+
+    def _check_beside(self, other):
+        if other.fingerprint == self.fingerprint or not other.same_views(self._views.identity()):
+            raise ValueError(
+                "Expected caches `beside` of other teachers over the same images, labels and "
+                "views. Received: one of the same teacher, or with other data, `augment`, `mix`, "
+                "`views` or `seed`."
+            )
+
+    def tensors(self, rows):
+        """Returns the teacher's tensors for rows, an int64 tensor: `{place: tensor}`."""
         names = list(self._columns)
         kinds = [tf.as_dtype(self._columns[name][1]) for name in names]
         # TensorFlow keeps the function until the process ends. The data set keeps the cache.
@@ -226,7 +260,7 @@ class TeacherCache:
             name: tf.ensure_shape(value, (rows.shape[0], *self._columns[name][0]))
             for name, value in zip(names, values, strict=True)
         }
-        return Batch(x, y, teacher_features={self._key: self._features(columns)})
+        return self._features(columns)
 
     def _forward(self, rows):
         """Returns what is kept of the teacher's tensors, `{column: tensor}`."""
@@ -289,22 +323,11 @@ class TeacherCache:
             }
         return columns
 
-    def _identity(self, features, seed, mix, mix_alpha):
+    def _identity(self, features):
         """Returns everything that a row depends on, to compare a folder with."""
-        views = self._views
-        probes = np.linspace(0, views.rows - 1, min(_PROBES, views.rows)).astype("int64")
-        shown = [part.numpy() for part in views(tf.constant(probes))]
         return {
-            "teacher": [self._key, fingerprints.of_function(features)],
-            "data": fingerprints.of_bytes(views.images.numpy(), views.labels.numpy()),
-            # An augmentation is known by its code and by its results for some of the images.
-            "views": {
-                "views": self.views,
-                "seed": seed,
-                "mix": mix and [mix, mix_alpha],
-                "augment": fingerprints.of_function(views.augment),
-                "augmented": fingerprints.of_bytes(*shown),
-            },
+            "teacher": [self.fingerprint, fingerprints.of_function(features)],
+            **self._views.identity(),
             "columns": {name: [list(s), str(t)] for name, (s, t) in self._columns.items()},
         }
 

@@ -5,7 +5,10 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_mikd.cache import fingerprints
+
 MIXES = ("mixup", "cutmix")
+_PROBES = 16
 
 
 class Views:
@@ -34,6 +37,22 @@ class Views:
         if self.mix is not None:
             label = tf.TensorSpec((self.num_classes,), tf.float32)
         return tf.map_fn(self._row, rows, fn_output_signature=(image, label))
+
+    def identity(self):
+        """Returns everything that a row depends on, to tell other views from these."""
+        probes = np.linspace(0, self.rows - 1, min(_PROBES, self.rows)).astype("int64")
+        shown = [part.numpy() for part in self(tf.constant(probes))]
+        return {
+            "data": fingerprints.of_bytes(self.images.numpy(), self.labels.numpy()),
+            # An augmentation is known by its code and by its results for some of the images.
+            "views": {
+                "views": self.rows // self.examples,
+                "seed": self.seed,
+                "mix": self.mix and [self.mix, self.mix_alpha],
+                "augment": fingerprints.of_function(self.augment),
+                "augmented": fingerprints.of_bytes(*shown),
+            },
+        }
 
     def orders(self, seed, first_epoch):
         """Returns a data set of rows: each time, all examples in a new order, in a view each.

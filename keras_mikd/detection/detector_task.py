@@ -150,7 +150,8 @@ class DetectorTask:
 
     def get_config(self):
         config = super().get_config()
-        for network in config.values():
+        several = [part for part in config.values() if isinstance(part, dict)]
+        for network in [*several, *(each for part in several for each in part.values())]:
             # Keras warns that it cannot compile a detector; the distiller does that.
             if isinstance(network, dict):
                 network.pop("compile_config", None)

@@ -99,9 +99,11 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
     def _read_fixed(self, batch):
         """Runs the fixed networks, or takes their tensors from a cache."""
-        if batch.teacher_features is not None:
-            return dict.fromkeys(self._networks.fixed, batch.teacher_features)
-        return self._read(self._networks.fixed, batch.x, training=False)
+        networks = self._networks
+        features = networks.cached(batch.teacher_features)
+        if missing := [name for name in networks.fixed if name not in features]:
+            features = features | self._read(missing, batch.x, training=False)
+        return networks.combined(features, batch.y)
 
     def _read(self, names, x, training):
         """Runs each of the networks once: `{name: {place: tensor}}`."""

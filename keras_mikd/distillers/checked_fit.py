@@ -7,7 +7,6 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import keras_internals
-from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch, with_class_weight
 from keras_mikd.distillers import data_checks, loss_checks, network_checks, optimizers
 from keras_mikd.distillers.callbacks import with_own
@@ -187,7 +186,7 @@ class CheckedFit(DistributedModel):
         self._networks.check_cache(data[0] if isinstance(data, tuple) else data)
         _, loss, output = self._labelled(self.loss)[0]
         return data_checks.checked_data(
-            argument, data, models=self._networks.models, loss=loss, output=output, look=look
+            argument, data, taps=self._networks.taps, loss=loss, output=output, look=look
         )
 
     def all_optimizers(self):
@@ -199,7 +198,7 @@ class CheckedFit(DistributedModel):
         if self.gradient_balance is not None:
             kept["balance_every"] = self.gradient_balance.every
         for name in networks.fixed:
-            kept[name] = fingerprints.of_model(networks.models[name])
+            kept[name if name == "teacher" else f"teacher {name}"] = networks.fingerprint(name)
         for term in networks.terms:
             kept[term.loss.name] = _numbers(term.loss.get_config())
         for number, optimizer in enumerate(self.all_optimizers(), start=1):

@@ -13,17 +13,17 @@ from keras_mikd.keras_internals import layers_of
 _AT_ONCE = 4096  # Rows of an array that are looked at together, so that no large copy is made.
 
 
-def checked_data(argument, data, *, models, loss, output, look):
+def checked_data(argument, data, *, taps, loss, output, look):
     """Returns `data`, after a `ValueError` if it cannot be what the networks are to be trained on.
 
-    `data` is `x` or a tuple `(x, y, ...)`; `models`, `{name: model}`, take `x`, and `output` is the
-    symbolic output that the labels are for. `look` gets the first batch, see `FirstLook`. Arrays
-    are checked here. A `tf.data.Dataset` is not read, which would change the order of its
+    `data` is `x` or a tuple `(x, y, ...)`; `taps`, `{name: FeatureTaps}`, read `x`, and `output` is
+    the symbolic output that the labels are for. `look` gets the first batch, see `FirstLook`.
+    Arrays are checked here. A `tf.data.Dataset` is not read, which would change the order of its
     shuffling: it comes back with a check of every batch (see `told`). Other sources are not
     checked.
     """
     if isinstance(data, tf.data.Dataset):
-        return _checked_dataset(argument, data, models, loss, output, look)
+        return _checked_dataset(argument, data, taps, loss, output, look)
     if isinstance(data[0] if isinstance(data, tuple) else data, TeacherCache):
         raise ValueError(
             f"Expected batches as `{argument}`. Received: a TeacherCache; pass "
@@ -31,12 +31,11 @@ def checked_data(argument, data, *, models, loss, output, look):
         )
     x, y, sample_weight = (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
     if isinstance(x, tf.data.Dataset):
-        return (_checked_dataset(argument, x, models, loss, output, look), *data[1:])
+        return (_checked_dataset(argument, x, taps, loss, output, look), *data[1:])
     arrays = keras.tree.flatten(x)
     if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
         return data
-    for array in arrays:
-        _check_images(models, argument, array)
+    _check_inputs(taps, argument, x)
     of_labels = "y" if argument == "x" and y is not None else argument
     for part, values in zip(_PARTS, (x, y, sample_weight), strict=False):
         if not all(_is_finite(array) for array in keras.tree.flatten(values)):
@@ -56,12 +55,11 @@ def checked_data(argument, data, *, models, loss, output, look):
     return data
 
 
-def _checked_dataset(argument, dataset, models, loss, output, look):
+def _checked_dataset(argument, dataset, taps, loss, output, look):
     if dataset.cardinality() == 0:
         raise ValueError(f"Expected a batch. Received: `{argument}` is an empty data set.")
     batch = take_apart(dataset.element_spec)
-    for spec in keras.tree.flatten(batch.x):
-        _check_images(models, argument, spec)
+    _check_inputs(taps, argument, batch.x)
     _check_names(argument, batch.y, loss, output)
     classes = _num_classes(loss, output, batch.y)
     if classes is not None:
@@ -145,40 +143,47 @@ def _fit(labels, classes, ignored):
     return tf.reduce_all(fits)
 
 
-def _check_images(models, argument, array):
-    if array.shape[0] == 0:
-        raise ValueError(
-            f"Expected at least one example, but `{argument}` is empty. Received: "
-            f"shape={tuple(array.shape)}"
-        )
+def _check_inputs(taps, argument, x):
+    """Checks what every network gets of `x`: arrays, or the specs of a batch."""
+    arrays = keras.tree.flatten(x)
+    for array in arrays:
+        if array.shape[0] == 0:
+            raise ValueError(
+                f"Expected at least one example, but `{argument}` is empty. Received: "
+                f"shape={tuple(array.shape)}"
+            )
+    # Networks that read the batch as it is come first: what others get is made of it.
+    for name, each in sorted(taps.items(), key=lambda item: item[1].convert is not None):
+        shown = f"`{argument}`" if each.convert is None else "`teacher_inputs`"
+        for fed in keras.tree.flatten(each.fed(x)):
+            if len(fed.shape) == 4:
+                _check_size(name, each.model, shown, fed.shape)
+                _check_integers(name, each.model, shown, fed)
+
+
+def _check_integers(name, model, shown, array):
     dtype = keras.backend.standardize_dtype(array.dtype)
-    if len(array.shape) != 4:
-        return
-    _check_size(models, argument, array.shape)
-    if "int" not in dtype:
-        return
-    for name, model in models.items():
-        if not accepts_integers(model):
-            raise ValueError(
-                f"Expected floats such as x / 255: `{argument}` holds integer images, and the "
-                f"{name} takes floats and has no Rescaling layer. Received: dtype={dtype}. Cast "
-                "images to float32 if the networks rescale in another way."
-            )
+    if "int" in dtype and not accepts_integers(model):
+        own = "" if name == "student" else ", or let `teacher_inputs` rescale them for the teacher"
+        raise ValueError(
+            f"Expected floats such as x / 255: {shown} holds integer images, and the {name} takes "
+            f"floats and has no Rescaling layer. Received: dtype={dtype}. Cast images to float32 "
+            f"if the networks rescale in another way{own}."
+        )
 
 
-def _check_size(models, argument, shape):
+def _check_size(name, model, shown, shape):
     """Refuses images of another size, or with other channels, than a network takes."""
-    for name, model in models.items():
-        inputs = [t.shape for t in getattr(model, "inputs", None) or [] if len(t.shape) == 4]
-        if len(inputs) != 1:
-            continue
-        pairs = zip(inputs[0][1:], shape[1:], strict=True)
-        if not all(None in pair or pair[0] == pair[1] for pair in pairs):
-            raise ValueError(
-                f"Expected images that the {name} {model.name!r} takes, {tuple(inputs[0][1:])}. "
-                f"Received: `{argument}` with images {tuple(shape[1:])}. Resize them, convert them "
-                "(tf.image.rgb_to_grayscale), or put such a layer in front of the network."
-            )
+    inputs = [t.shape for t in getattr(model, "inputs", None) or [] if len(t.shape) == 4]
+    if len(inputs) != 1:
+        return
+    pairs = zip(inputs[0][1:], shape[1:], strict=True)
+    if not all(None in pair or pair[0] == pair[1] for pair in pairs):
+        raise ValueError(
+            f"Expected images that the {name} {model.name!r} takes, {tuple(inputs[0][1:])}. "
+            f"Received: {shown} with images {tuple(shape[1:])}. Resize them, convert them "
+            "(tf.image.rgb_to_grayscale), or put such a layer in front of the network."
+        )
 
 
 def accepts_integers(model):

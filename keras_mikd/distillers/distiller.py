@@ -1,18 +1,21 @@
-"""Offline distillation: a fixed teacher, a student, and a list of what is matched between them."""
+"""Offline distillation: fixed teachers, a student, and a list of what is matched between them."""
 
 import contextlib
+import types
 
 import keras
 
+from keras_mikd import checks
 from keras_mikd.cache import fingerprints
-from keras_mikd.distillers import loss_checks, network_checks
+from keras_mikd.distillers import combined_logits, loss_checks, network_checks, teachers
 from keras_mikd.distillers.base_distiller import BaseDistiller
-from keras_mikd.distillers.networks import Networks, Term
+from keras_mikd.distillers.networks import Networks
+from keras_mikd.features.inputs import TeacherInputs
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class Distiller(BaseDistiller):
-    """Trains a student on its task and on what it shares with a fixed teacher.
+    """Trains a student on its task and on what it shares with a fixed teacher, or with several.
 
     `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
     + regularizers and add_loss terms of the student`.
@@ -23,9 +26,14 @@ class Distiller(BaseDistiller):
     `ExactResume` lets a killed `fit` go on. Logs show every loss under its name, and `task_loss`
     and the total, `loss`.
 
+    Of several teachers, a loss reads the one that it names as `teacher=`. A loss of logits that
+    names none gets the logits of all as one target, see `combine`.
+
     Args:
-        teacher: Trained Keras model; a subclassed one needs `teacher_features`.
-        student: Keras model with the same inputs; a subclassed one needs `student_features`.
+        teacher: Trained Keras model; a subclassed one needs `teacher_features`. Several are a dict
+            `{name: model}`, or a list, whose names are `"teacher1"`, `"teacher2"`, ...
+        student: Keras model with the same inputs, unless `teacher_inputs` makes those of the
+            teacher; a subclassed one needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         balance: `"gradient"`: weights, of the task too, are ratios of the norms of the terms'
@@ -35,14 +43,22 @@ class Distiller(BaseDistiller):
             is neither compiled as a whole nor run eagerly: `True`, `False`, or `"auto"`, which
             means `True` on a machine with an accelerator.
         teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed
-            teacher.
+            teacher; of several teachers, a dict by their names.
         student_features: Likewise for the student.
+        teacher_inputs: What makes the teacher's input of the batch: a layer, such as
+            `keras.layers.Resizing(96, 96)`, a function `x -> the teacher's x`, or a list of these,
+            in order; of several teachers, a dict by their names. It runs in inference mode and is
+            not trained.
+        combine: How the logits of several teachers become one target: `"mean"`; or `"confidence"`,
+            weighted for every example by how well each teacher predicts its label (Zhang et al.,
+            arXiv:2201.00007).
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
         ValueError: Before any training, if a place is unknown, the networks do not take the same
-            inputs, probabilities stand where logits are expected, there are no losses, two share a
-            name, or a weight is not a finite number of at least 0.
+            inputs and `teacher_inputs` does not make them, probabilities stand where logits are
+            expected, there are no losses, two share a name, a loss of features names none of
+            several teachers, or a weight is not a finite number of at least 0.
 
     Example:
         ```python
@@ -52,6 +68,8 @@ class Distiller(BaseDistiller):
         distiller.student.save("student.keras")
         ```
     """
+
+    arguments_of_step = (*BaseDistiller.arguments_of_step, "teacher_inputs", "combine")
 
     def __init__(
         self,
@@ -65,21 +83,33 @@ class Distiller(BaseDistiller):
         xla_critics="auto",
         teacher_features=None,
         student_features=None,
+        teacher_inputs=None,
+        combine="mean",
         **kwargs,
     ):
-        losses = loss_checks.checked_losses(distillation_losses)
-        models = {"teacher": teacher, "student": student}
-        network_checks.check_networks(models)
+        named = teachers.by_name(teacher)
+        names = list(named)
+        losses = loss_checks.checked_losses(distillation_losses, teachers=names)
+        features = teachers.of_each("teacher_features", teacher_features, names)
+        inputs = teachers.of_each("teacher_inputs", teacher_inputs, names)
+        models = {**named, "student": student}
+        network_checks.check_networks(models, converted=inputs)
         super().__init__(**{"dtype": network_checks.policy([student]), **kwargs})
         self.student = student
         self.teacher_features = teacher_features
         self.student_features = student_features
+        self.combine = checks.one_of("combine", combine, combined_logits.COMBINATIONS)
         networks = Networks(
             models,
-            [Term(loss, "teacher", "student") for loss in losses],
-            fixed=("teacher",),
-            features={"teacher": teacher_features, "student": student_features},
+            teachers.terms(losses, names),
+            fixed=names,
+            features={**features, "student": student_features},
+            converts={name: TeacherInputs(steps) for name, steps in inputs.items()},
+            combine=combine,
         )
+        teachers.check_combined(networks, combine)
+        # A mapping of its own, since Keras would track the layers in it.
+        self._teacher_inputs = types.MappingProxyType({"given": teacher_inputs})
         self._set_up(
             networks,
             task_loss_weight=task_loss_weight,
@@ -88,14 +118,34 @@ class Distiller(BaseDistiller):
             xla_critics=xla_critics,
         )
         self._teacher_hidden = False
-        self._unset_teacher = None
+        self._unset = []
+
+    @property
+    def teachers(self):
+        """The teachers by name: the caller's own objects."""
+        self._check_shown()
+        return {name: self._networks.models[name] for name in self._networks.fixed}
 
     @property
     def teacher(self):
-        """The teacher: the caller's own object."""
+        """The teacher, if there is one: the caller's own object."""
+        self._check_shown()
+        if len(self._networks.fixed) > 1:
+            raise AttributeError(
+                f"Expected one teacher. This distiller has {list(self._networks.fixed)}, in "
+                "`distiller.teachers`."
+            )
+        return next(iter(self.teachers.values()))
+
+    @property
+    def teacher_inputs(self):
+        """What makes the inputs of the teachers, as it was given."""
+        self._check_shown()
+        return self._teacher_inputs["given"]
+
+    def _check_shown(self):
         if self._teacher_hidden:
-            raise AttributeError("The teacher is left out of weight files.")
-        return self._networks.models["teacher"]
+            raise AttributeError("Teachers, and what makes their inputs, are no part of weights.")
 
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
@@ -105,15 +155,16 @@ class Distiller(BaseDistiller):
         return self.student.export(filepath, *args, **kwargs)
 
     def summary(self, *args, **kwargs):
-        """Prints the student and the losses, like `keras.Model.summary`, and then the teacher."""
+        """Prints the student and the losses, like `keras.Model.summary`, and then the teachers."""
         super().summary(*args, **kwargs)
         show = kwargs.get("print_fn") or print
-        show(
-            f"Teacher, not trained: {self.teacher.name!r}, {self.teacher.count_params():,} weights"
-        )
+        for name, teacher in self.teachers.items():
+            title = "Teacher" if name == teachers.ONE else f"Teacher {name!r}"
+            weights = f"{teacher.count_params():,} weights"
+            show(f"{title}, not trained: {teacher.name!r}, {weights}")
 
     def save_weights(self, filepath, *args, **kwargs):
-        """Saves the weights of the student, the losses and the optimizers, not the teacher's."""
+        """Saves the weights of the student, the losses and the optimizers, not of teachers."""
         with self._without_teacher():
             return super().save_weights(filepath, *args, **kwargs)
 
@@ -132,8 +183,8 @@ class Distiller(BaseDistiller):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        if not self._teacher_hidden:  # A `.keras` file, in which the teacher's weights come next.
-            self._unset_teacher = None
+        if not self._teacher_hidden:  # A `.keras` file, in which the teachers' weights come next.
+            self._unset = []
 
     @classmethod
     def from_config(cls, config):
@@ -142,23 +193,32 @@ class Distiller(BaseDistiller):
         return distiller
 
     def doubt_teacher(self):
-        """Keeps in mind that nobody has given the teacher weights yet; a file or the user may."""
-        if self.teacher.weights:
-            self._unset_teacher = fingerprints.of_model(self.teacher)
+        """Keeps in mind that nobody has given teachers weights yet; a file or the user may."""
+        # Names alone, since Keras would track the models.
+        self._unset = [fingerprints.of_model(each) for each in self._not_trained()]
 
     def _check_teacher(self):
         """Refuses a teacher that has the weights with which a configuration was made a model."""
-        if self._unset_teacher is None:
-            return
-        if self._unset_teacher == fingerprints.of_model(self.teacher):
-            raise ValueError(
-                "Expected a teacher with trained weights. Received: a distiller out of a "
-                "configuration (clone_model, model_from_json, an .h5 file), whose teacher has the "
-                "weights that it was initialised with, since configurations and weight files hold "
-                "none for it. Load a '.keras' file, call distiller.teacher.load_weights, or make a "
-                "new distiller with a trained teacher."
-            )
-        self._unset_teacher = None
+        for each, fingerprint in zip(self._not_trained(), self._unset, strict=False):
+            if fingerprint == fingerprints.of_model(each):
+                raise ValueError(
+                    "Expected a teacher with trained weights. Received: a distiller out of a "
+                    "configuration (clone_model, model_from_json, an .h5 file), whose teacher has "
+                    f"the weights that it was initialised with (in {each.name!r}), since "
+                    "configurations and weight files hold none for it. Load a '.keras' file, call "
+                    "distiller.teacher.load_weights, or make a new distiller with a trained "
+                    "teacher."
+                )
+        self._unset = []
+
+    def _not_trained(self):
+        """Returns the teachers, and the layers that make their inputs, as far as they have weights.
+
+        None of them is in a weight file.
+        """
+        taps = self._networks.taps.values()
+        steps = [layer for each in taps if each.convert for layer in each.convert.layers]
+        return [each for each in (*self.teachers.values(), *steps) if each.weights]
 
     @contextlib.contextmanager
     def _without_teacher(self):
@@ -170,13 +230,25 @@ class Distiller(BaseDistiller):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
+        models = {name: serialize(model) for name, model in self.teachers.items()}
         return {
             **super().get_config(),
             "balance": self.balance,
             "balance_every": self.balance_every,
-            "teacher": serialize(self.teacher),
+            "teacher": models[teachers.ONE] if list(models) == [teachers.ONE] else models,
             "student": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
-            "teacher_features": loss_checks.serialized_features(self.teacher_features),
-            "student_features": loss_checks.serialized_features(self.student_features),
+            "teacher_features": _serialized(self.teacher_features),
+            "student_features": _serialized(self.student_features),
+            "teacher_inputs": _serialized(self.teacher_inputs),
+            "combine": self.combine,
         }
+
+
+def _serialized(functions):
+    """Returns a function or layer, or lists and dicts of these, as a file holds them."""
+    if isinstance(functions, dict):
+        return {name: _serialized(each) for name, each in functions.items()}
+    if isinstance(functions, (list, tuple)):
+        return [_serialized(each) for each in functions]
+    return loss_checks.serialized_features(functions)

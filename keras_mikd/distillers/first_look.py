@@ -98,6 +98,7 @@ class FirstLook:
         for name, tensors in features.items():
             for place, tensor in tensors.items():
                 self._check_finite(name, place, tensor)
+        features = self._networks.combined(features, y)
         for term in self._networks.terms:
             self._check_term(term, features, y)
         for model, loss, output in self._labelled:
@@ -138,10 +139,9 @@ class FirstLook:
             )
 
     def _run(self, x, teacher_features):
-        features = {}
+        features = self._networks.cached(teacher_features)
         for name, taps in self._networks.taps.items():
-            if teacher_features is not None and name in self._networks.fixed:
-                features[name] = teacher_features
+            if name in features:
                 continue
             states = taps.model.non_trainable_variables
             before = [state.numpy() for state in states]
@@ -209,37 +209,46 @@ class FirstLook:
                     f"{', '.join(self._comparing())} compares examples of a batch: shuffle it.",
                     stacklevel=2,
                 )
-        outputs = {n: features[n][OUTPUT] for n in ("teacher", "student") if n in features}
-        if "teacher" not in outputs or keras.tree.is_nested(outputs["teacher"]):
-            return
-        outputs["teacher"] = self._in_labels_classes(features["teacher"])
-        found = outputs["teacher"].shape[-1]
-        nested = keras.tree.is_nested(self._output)
-        own = found if nested else max(2, self._output.shape[-1])  # One logit is for two classes.
-        if found != own:
-            if self._verbose:
-                print(
-                    f"The teacher has {found} classes and the labels {own}, so this cannot tell "
-                    "how often it is right.",
-                    flush=True,
-                )
-            return
+        networks = self._networks
         ignored = getattr(self._loss, "ignore_class", None)
-        right = {n: output_rows.share_of_right(o, classes, ignored) for n, o in outputs.items()}
-        if right["teacher"] is not None:
-            self._judge_teacher(right, len(classes), own)
+        student = features.get("student", {}).get(OUTPUT)
+        for name in networks.fixed:
+            if keras.tree.is_nested(features[name][OUTPUT]):
+                continue
+            output = self._in_labels_classes(name, features[name])
+            found = output.shape[-1]
+            nested = keras.tree.is_nested(self._output)
+            own = found if nested else max(2, self._output.shape[-1])  # One logit: two classes.
+            if found != own:
+                if self._verbose:
+                    print(
+                        f"{self._called(name)} has {found} classes and the labels {own}, so this "
+                        "cannot tell how often it is right.",
+                        flush=True,
+                    )
+                continue
+            right = output_rows.share_of_right(output, classes, ignored)
+            of_student = (
+                None if student is None else output_rows.share_of_right(student, classes, ignored)
+            )
+            if right is not None:
+                self._judge_teacher(name, right, of_student, len(classes), own)
 
-    def _in_labels_classes(self, tensors):
-        """Returns the teacher's output, as logits of the labels' classes if a loss maps them."""
-        losses = [term.loss for term in self._networks.terms if term.teacher == "teacher"]
+    def _in_labels_classes(self, name, tensors):
+        """Returns a teacher's output, as logits of the labels' classes if a loss maps them."""
+        losses = [term.loss for term in self._networks.terms if term.teacher == name]
         maps = [(x.teacher_layer, x.teacher_classes) for x in losses if x.teacher_classes]
         place, classes = maps[0] if maps else (OUTPUT, None)
         return class_map.in_students_classes(tensors[place], classes)
 
-    def _judge_teacher(self, right, examples, classes):
-        share, student = right["teacher"], right.get("student")
+    def _called(self, name):
+        return f"The teacher {name!r}" if len(self._networks.fixed) > 1 else "The teacher"
+
+    def _judge_teacher(self, name, share, student, examples, classes):
         parts = "" if self._rank == 2 else "positions in the "
-        said = f"The teacher is right for {share:.1%} of the {parts}first {examples} examples"
+        said = (
+            f"{self._called(name)} is right for {share:.1%} of the {parts}first {examples} examples"
+        )
         weights = {n: m.count_params() for n, m in self._networks.models.items()}
         if (share - 1 / classes) / (1 - 1 / classes) < _NEAR_CHANCE:
             warnings.warn(
@@ -248,7 +257,7 @@ class FirstLook:
                 "images scaled as it was trained with?",
                 stacklevel=2,
             )
-        elif student is not None and student > share and weights["student"] > weights["teacher"]:
+        elif student is not None and student > share and weights["student"] > weights[name]:
             warnings.warn(
                 f"{said}, the student for {student:.1%}, and the student has more weights. Are "
                 "teacher and student swapped?",

@@ -15,8 +15,11 @@ from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter
 _RESERVED_NAMES = ("loss", "task_loss")
 
 
-def checked_losses(losses, *, optional=False):
-    """Returns the list of distillation losses, with those of `keras.distillation` adapted."""
+def checked_losses(losses, *, teachers=(), optional=False):
+    """Returns the list of distillation losses, with those of `keras.distillation` adapted.
+
+    `teachers` are the names among which a loss may choose its teacher.
+    """
     is_list = isinstance(losses, (list, tuple)) and not isinstance(losses, DistillationLoss)
     if not is_list or not (losses or optional):
         number = "" if optional else "at least one "
@@ -38,6 +41,12 @@ def checked_losses(losses, *, optional=False):
             raise ValueError(
                 f"Expected new losses for every distiller. Received: {loss.name!r}, which belongs "
                 "to another distiller and holds its trained weights. Make new losses."
+            )
+        if loss.teacher not in (None, *teachers):
+            among = f"one of the teachers {list(teachers)}" if teachers else "none by name here"
+            raise ValueError(
+                f"Expected the `teacher` that a loss reads to be {among}. Received: "
+                f"teacher={loss.teacher!r} of {loss.name!r}"
             )
     _check_shared(losses)
     default_names = collections.Counter()
@@ -156,6 +165,27 @@ def logit_places(loss):
         for role in roles
         for place in (read[role] if isinstance(read[role], list) else [read[role]])
     ]
+
+
+def check_same_classes(teachers, loss):
+    """Checks that the logits of several teachers, `FeatureTaps`, are of one shape."""
+    for place in listed([loss.teacher_layer]):
+        shapes = {
+            taps.model.name: keras.tree.map_structure(lambda t: tuple(t.shape), taps.specs[place])
+            for taps in teachers
+        }
+        if len({repr(shape) for shape in shapes.values()}) > 1:
+            raise ValueError(
+                "Expected teachers with the same classes, whose logits become one target for "
+                f"{loss.name!r}. Received: {place!r} of shape {shapes}. Name one of them as "
+                "`teacher=`, and make such a loss for every teacher."
+            )
+
+
+def listed(places):
+    """Returns the names in a list of places, of which some are lists, each once."""
+    flat = [place if isinstance(place, list) else [place] for place in places]
+    return list(dict.fromkeys(name for names in flat for name in names))
 
 
 def build_loss(loss, teacher, student):

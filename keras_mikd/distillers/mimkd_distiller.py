@@ -3,7 +3,7 @@
 import keras
 
 from keras_mikd.critics.critic import SeparableCritic
-from keras_mikd.distillers import loss_checks, recipes
+from keras_mikd.distillers import loss_checks, recipes, teachers
 from keras_mikd.distillers.distiller import Distiller
 
 
@@ -35,7 +35,8 @@ class MIMKDDistiller(Distiller):
         **kwargs: Arguments of `Distiller`.
 
     Raises:
-        ValueError: As `Distiller`, or if no stages are found, `critic` is a layer, or arguments of
+        ValueError: As `Distiller`, or if no stages are found, there are several teachers without
+            losses, `critic` is a layer, or arguments of
             the critics come with losses.
     """
 
@@ -71,6 +72,7 @@ class MIMKDDistiller(Distiller):
         }
         loss_checks.check_unused(self, MIMKDDistiller, distillation_losses, own)
         if distillation_losses is None:
+            teachers.check_one(MIMKDDistiller, teacher)
             distillation_losses = recipes.mimkd(teacher, student, **own)
         if soft_targets is not None:
             distillation_losses = [soft_targets, *distillation_losses]

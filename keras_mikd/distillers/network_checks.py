@@ -9,21 +9,35 @@ from keras_mikd import checks
 from keras_mikd.distillers import task_losses
 from keras_mikd.distillers.data_checks import accepts_integers
 from keras_mikd.features.feature_taps import output_at
-from keras_mikd.features.layer_graph import check_channels_last, ends, has_graph
+from keras_mikd.features.inputs import compatible, shapes
+from keras_mikd.features.layer_graph import (
+    check_channels_last,
+    ends,
+    has_graph,
+    image_augmentations,
+)
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.keras_internals import layers_of, operation_of, strategy_made_under
 
 
-def check_networks(models):
-    """Checks that `{name: model}` are different models that take the same inputs."""
+def check_networks(models, converted=()):
+    """Checks that `{name: model}` are different models that take the same inputs.
+
+    Those in `converted` get inputs of their own, see `TeacherInputs`.
+    """
     for name, model in models.items():
         checks.model(name, model)
-    for pair in itertools.combinations(models.items(), 2):
-        _check_pair(*pair)
+    pairs = list(itertools.combinations(models.items(), 2))
+    for (first, model), (second, other_model) in pairs:
+        _check_separate(first, model, second, other_model)
+    # Those with the student, the last one, first: with it all others have to fit.
+    for (first, model), (second, other_model) in pairs[::-1]:
+        both = has_graph(model) and has_graph(other_model)
+        if both and not {first, second} & set(converted):
+            _check_inputs(first, model, second, other_model)
 
 
-def _check_pair(named, other):
-    (first, model), (second, other_model) = named, other
+def _check_separate(first, model, second, other_model):
     if model is other_model:
         raise ValueError(
             f"Expected {first} and {second} to be different models. Received: the same object "
@@ -32,31 +46,39 @@ def _check_pair(named, other):
     shared = {id(v) for v in model.variables} & {id(v) for v in other_model.variables}
     if shared:
         raise ValueError(
-            f"Expected {first} and {second} to share no weights, since they are not trained by the "
-            f"same gradient. Received: models that share {len(shared)} variables."
+            f"Expected {first} and {second} to share no weights, since each is trained, or kept as "
+            f"it is, by itself. Received: models that share {len(shared)} variables."
         )
-    inputs = _input_shapes(model), _input_shapes(other_model)
-    if None not in inputs and not _compatible(*inputs):
+
+
+def _check_inputs(first, model, second, other_model):
+    """Refuses two networks that no batch fits, by shape or since one reads integers only."""
+    inputs, other_inputs = ends(model)[0], ends(other_model)[0]
+    if not compatible(shapes(inputs), shapes(other_inputs)):
         raise ValueError(
             f"Expected {first} and {second} to take the same inputs. Received: {first} inputs of "
-            f"shape {inputs[0]}, {second} inputs of shape {inputs[1]}. Put a resizing or rescaling "
-            "layer in front of one of them, in a functional model."
+            f"shape {shapes(inputs)}, {second} inputs of shape {shapes(other_inputs)}. Put a "
+            "resizing or rescaling layer in front of one of them, in a functional model"
+            + (
+                f"; or let the distiller make those of the {first}, such as "
+                "teacher_inputs=keras.layers.Resizing(height, width)."
+                if second == "student"
+                else "."
+            )
         )
-    _check_dtypes(first, model, second, other_model)
-
-
-def _check_dtypes(first, model, second, other_model):
-    """Refuses inputs of which one is given what the other cannot read: integers and floats."""
-    if not (has_graph(model) and has_graph(other_model)):
-        return
-    for a, b in zip(*(keras.tree.flatten(ends(m)[0]) for m in (model, other_model)), strict=True):
+    for a, b in zip(keras.tree.flatten(inputs), keras.tree.flatten(other_inputs), strict=True):
         kinds = {"int" in a.dtype: (first, model), "int" in b.dtype: (second, other_model)}
         if len(kinds) == 2 and len(a.shape) == 4 and not accepts_integers(kinds[False][1]):
             raise ValueError(
                 f"Expected {first} and {second} to take the same images. Received: {first} inputs "
                 f"of {a.dtype}, {second} inputs of {b.dtype}. No data fits both: Keras casts "
                 "floats below 1 to the integer 0. Put keras.layers.Rescaling(1 / 255) in front of "
-                f"the {kinds[False][0]}, and train on integer images."
+                f"the {kinds[False][0]}, and train on integer images"
+                + (
+                    f"; or pass `teacher_inputs`, which makes {a.dtype} for the {first}."
+                    if second == "student"
+                    else "."
+                )
             )
 
 
@@ -71,7 +93,7 @@ def check_maps(models, taps, fixed):
     for name, model in models.items():
         if any(len(getattr(spec, "shape", ())) > 3 for spec in taps[name].specs.values()):
             check_channels_last(model)
-        random = [layer.name for layer in layers_of(model) if _changes_images(layer)]
+        random = image_augmentations(model)
         if random and len(models) > 1 and name not in fixed:
             warnings.warn(
                 f"The {name} {model.name!r} changes its images at random ({', '.join(random)}), so "
@@ -79,14 +101,6 @@ def check_maps(models, taps, fixed):
                 "ones. Augment the data set instead, which both networks read.",
                 stacklevel=2,
             )
-
-
-def _changes_images(layer):
-    kinds = [kind.__name__ for kind in type(layer).__mro__]
-    return any(kind in _AUGMENTATIONS or kind.startswith("Random") for kind in kinds)
-
-
-_AUGMENTATIONS = {"BaseImageAugmentationLayer", "MixUp", "CutMix", "AugMix", "RandAugment"}
 
 
 def policy(models):
@@ -193,30 +207,6 @@ def _inputs_built_for(model):
         return None
     return keras.tree.map_shape_structure(
         lambda shape: keras.KerasTensor((None, *shape[1:]), model.input_dtype), shapes
-    )
-
-
-def _input_shapes(model):
-    """Returns input shapes by name or by position; `None` for a subclassed model."""
-    if not has_graph(model):
-        return None
-    inputs = ends(model)[0]
-    if isinstance(inputs, dict):
-        return {name: tuple(tensor.shape) for name, tensor in sorted(inputs.items())}
-    return [tuple(tensor.shape) for tensor in keras.tree.flatten(inputs)]
-
-
-def _compatible(first, second):
-    if type(first) is not type(second) or len(first) != len(second):
-        return False
-    if isinstance(first, dict):
-        if first.keys() != second.keys():
-            return False
-        first, second = list(first.values()), list(second.values())
-    return all(
-        len(a) == len(b)
-        and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
-        for a, b in zip(first, second, strict=True)
     )
 
 

@@ -4,10 +4,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mikd.cache.batches import check_teacher
-from keras_mikd.distillers import loss_checks, network_checks
+from keras_mikd.cache import fingerprints
+from keras_mikd.cache.batches import check_teachers
+from keras_mikd.distillers import combined_logits, loss_checks, network_checks
 from keras_mikd.features.feature_taps import FeatureTaps, pick
 from keras_mikd.losses.distillation_loss import DistillationLoss
+
+ALL = "teachers"
+"""Stands for the teacher of a term that compares with all fixed networks together."""
 
 
 class Term(NamedTuple):
@@ -15,6 +19,7 @@ class Term(NamedTuple):
 
     loss: DistillationLoss
     teacher: str
+    """Name of a network, or `ALL`."""
     student: str
     factor: float = 1.0
     """Factor beside the weight of the loss."""
@@ -27,31 +32,45 @@ class Networks:
 
     It hides from Keras what must not be tracked: fixed networks are not trained, and taps share
     their layers with the networks. The networks in `fixed` run in inference mode, outside the
-    gradient. `features` holds the functions for subclassed models, see `FeatureTaps`.
+    gradient. `features` holds the functions for subclassed models and `converts` the
+    `TeacherInputs` of networks that do not read the batch as it is, see `FeatureTaps`. `combine` is
+    how the logits of all fixed networks become one target, see `combined_logits`.
 
     Raises:
         ValueError: If a place does not exist, or a loss cannot compare what it is given.
     """
 
-    def __init__(self, models, terms, *, fixed=(), features=None):
+    def __init__(self, models, terms, *, fixed=(), features=None, converts=None, combine="mean"):
         self.models = models
         self.terms = terms
         self.fixed = fixed
-        inputs = network_checks.common_inputs(models)
+        self.combine = combine
+        features, converts = features or {}, converts or {}
+        read = {name: model for name, model in models.items() if name not in converts}
+        inputs = network_checks.common_inputs(read)
         self.taps = {
             name: FeatureTaps(
-                model, self._places(name), features=(features or {}).get(name), inputs=inputs
+                model,
+                self._places(name),
+                features=features.get(name),
+                inputs=inputs,
+                convert=converts.get(name),
             )
             for name, model in models.items()
         }
+        self._cached_as = {}
         network_checks.check_maps(models, self.taps, fixed)
         for term in terms:
-            loss_checks.check_logits(self.taps[term.teacher], self.taps[term.student], term.loss)
+            teachers = [self.taps[name] for name in self._teachers(term)]
+            for teacher in teachers:
+                loss_checks.check_logits(teacher, self.taps[term.student], term.loss)
+            loss_checks.check_same_classes(teachers, term.loss)
 
     def build_losses(self):
         """Creates the weights of every loss, from the symbolic tensors."""
         for term in self.terms:
-            teacher = pick(self.taps[term.teacher].specs, term.loss.teacher_layer)
+            first, *_ = self._teachers(term)
+            teacher = pick(self.taps[first].specs, term.loss.teacher_layer)
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
             loss_checks.build_loss(term.loss, teacher, student)
 
@@ -60,21 +79,49 @@ class Networks:
         """Names of the networks that are trained."""
         return [name for name in self.models if name not in self.fixed]
 
+    def fingerprint(self, name):
+        """Returns a name of a network with its weights and with what makes its inputs."""
+        convert = self.taps[name].convert
+        return fingerprints.of_teacher(self.models[name], convert and convert.steps)
+
+    def combined(self, features, labels):
+        """Adds, under `ALL`, what all fixed networks say together, to `{name: {place: tensor}}`."""
+        places = [term.loss.teacher_layer for term in self.terms if term.teacher == ALL]
+        tensors = {
+            place: combined_logits.combined(
+                [features[name][place] for name in self.fixed], labels, self.combine
+            )
+            for place in loss_checks.listed(places)
+        }
+        return {**features, ALL: tensors} if tensors else features
+
     def check_cache(self, data):
-        """Refuses the batches of a `TeacherCache` of another network than the fixed one here."""
+        """Refuses the batches of a `TeacherCache` of another network than the fixed ones here."""
         if isinstance(data, tf.data.Dataset):
-            fixed = next(iter(self.fixed), None)
-            places = self.taps[fixed].places if fixed else ()
-            check_teacher(data.element_spec, self.models.get(fixed), places)
+            teachers = {name: (self.models[name], self.taps[name].places) for name in self.fixed}
+            found = check_teachers(data.element_spec, teachers, self.fingerprint)
+            self._cached_as = found or self._cached_as
+
+    def cached(self, teacher_features):
+        """Returns `{name: {place: tensor}}` of the fixed networks that a cache stands for."""
+        if teacher_features is None:
+            return {}
+        if len(self.fixed) == 1:
+            return dict(zip(self.fixed, teacher_features.values(), strict=True))
+        return {
+            name: teacher_features[key]
+            for name, key in self._cached_as.items()
+            if key in teacher_features
+        }
+
+    def _teachers(self, term):
+        """Returns the names of the networks that are the teacher of a term."""
+        return self.fixed if term.teacher == ALL else [term.teacher]
 
     def _places(self, name):
         """Places that the losses read in a network."""
-        places = []
+        read = []
         for term in self.terms:
-            for network, read in (
-                (term.teacher, term.loss.teacher_layer),
-                (term.student, term.loss.student_layer),
-            ):
-                if network == name:
-                    places += read if isinstance(read, list) else [read]
-        return list(dict.fromkeys(places))
+            read += [term.loss.teacher_layer] if name in self._teachers(term) else []
+            read += [term.loss.student_layer] if name == term.student else []
+        return loss_checks.listed(read)

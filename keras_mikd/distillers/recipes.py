@@ -220,6 +220,22 @@ def be_your_own_teacher(teacher, student, *, weight=1.0):
     return [heads]
 
 
+def from_teacher(name, losses):
+    """Lets losses read one of several teachers: `from_teacher("a", vid(a, student))`.
+
+    Args:
+        name: Name of the teacher in the `Distiller`.
+        losses: New losses, such as those of a recipe. They get the teacher's name in front of their
+            own: `"a_vid_stage2"`.
+
+    Returns:
+        The same losses.
+    """
+    for loss in losses:
+        loss.teacher, loss.name = name, f"{name}_{loss.name}"
+    return losses
+
+
 def stage_pairs(teacher, student):
     """Pairs the stages of two networks, or the early stages of one with its last.
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mikd.distillers import loss_checks, recipes
+from keras_mikd.distillers import loss_checks, recipes, teachers
 from keras_mikd.distillers.distiller import Distiller
 
 
@@ -29,7 +29,8 @@ class VIDDistiller(Distiller):
         **kwargs: Arguments of `Distiller`.
 
     Raises:
-        ValueError: As `Distiller`, or if no stages are found, or arguments of the heads come with
+        ValueError: As `Distiller`, or if no stages are found, there are several teachers without
+            losses, or arguments of the heads come with
             losses.
     """
 
@@ -52,6 +53,7 @@ class VIDDistiller(Distiller):
         options = {"stage_weight": stage_weight, "logits_weight": logits_weight, "raw": raw, **head}
         loss_checks.check_unused(self, VIDDistiller, distillation_losses, options)
         if distillation_losses is None:
+            teachers.check_one(VIDDistiller, teacher)
             distillation_losses = recipes.vid(teacher, student, **options)
         if soft_targets is not None:
             distillation_losses = [soft_targets, *distillation_losses]

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mikd.features.inputs import check_fit
 from keras_mikd.features.layer_graph import ends, has_graph, tapped
 from keras_mikd.features.places import (
     OUTPUT,
@@ -44,10 +45,12 @@ class FeatureTaps:
             returns `"output"` and every other place in `places`, under names of its choice.
         inputs: `KerasTensor`s in the structure of `x`, for a (subclassed) model without symbolic
             inputs.
+        convert: `TeacherInputs` that make the model's input of `x`; `None` if `x` is that.
 
     Attributes:
         places: Tuple of the places, without repetition, always with `"output"`.
         features: The function, or `None`.
+        convert: The argument.
         specs: `{place: KerasTensor}`; a structure of them for an output of several tensors.
 
     Raises:
@@ -56,13 +59,17 @@ class FeatureTaps:
             its layers, or `features` returns something else.
     """
 
-    def __init__(self, model, places, *, features=None, inputs=None):
+    def __init__(self, model, places, *, features=None, inputs=None, convert=None):
         self.model = model
         self.places = checked_places(places)
         self.features = features
+        self.convert = convert
         self._paths, self._tap = {}, None
         inner = [place for place in self.places if not is_output(place)]
         known = has_graph(model)
+        if convert is not None and inputs is not None:
+            inputs = self.fed(inputs)
+            check_fit(model, as_called(model, inputs))
         if inputs is None and known:
             inputs = ends(model)[0]
         if features is None and known:
@@ -80,7 +87,12 @@ class FeatureTaps:
 
         A tensor will do for a dict of one. Returns `{place: tensor}` for every place in `places`.
         """
+        x = x if self.convert is None else self.convert(x)
         return self._by_place(self._run(x, training))
+
+    def fed(self, x):
+        """Returns `x`, or `KerasTensor`s of what the model gets where that is made of `x`."""
+        return x if self.convert is None else self.convert.specs(x)
 
     def _run(self, x, training):
         if self.features is not None:
@@ -156,7 +168,7 @@ def _check_kind(model, x):
             raise ValueError(
                 f"Expected integer images, since {described(model)} takes {spec.dtype}: as such, "
                 f"floats below 1 are all 0. Received: images of {dtype}. Give it images from 0 to "
-                "255, or build it with a float input."
+                "255 (a distiller makes them by `teacher_inputs`), or build it with a float input."
             )
 
 

@@ -152,6 +152,21 @@ def check_channels_last(model):
             )
 
 
+def image_augmentations(model):
+    """Returns the names of the layers, also of a layer itself, that change images at random."""
+    kinds = {
+        layer.name: [kind.__name__ for kind in type(layer).__mro__] for layer in layers_of(model)
+    }
+    return [
+        name
+        for name, of_layer in kinds.items()
+        if any(kind in _AUGMENTATIONS or kind.startswith("Random") for kind in of_layer)
+    ]
+
+
+_AUGMENTATIONS = {"BaseImageAugmentationLayer", "MixUp", "CutMix", "AugMix", "RandAugment"}
+
+
 def ends(model):
     """Returns the symbolic inputs and outputs of a model in the structure in which it is called."""
     if isinstance(model, keras.Sequential):

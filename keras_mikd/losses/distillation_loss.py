@@ -35,14 +35,16 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         weight: Factor of this loss in the total: a finite float of at least 0, or a
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
             values are not checked.
+        teacher: Name of the teacher to read, in a `Distiller` of several. A loss of logits without
+            one reads all of them, together.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.
         **kwargs: `name` and other arguments of `keras.layers.Layer`. Logs show the loss under its
             name, by default that of the class and of a place inside the student, such as
             `"hint_stage2"`; further losses of that name in a distiller are numbered from 2.
 
     Raises:
-        ValueError: If `weight` is negative, not finite or not a number, a place is not a name, or a
-            list names a place twice.
+        ValueError: If `weight` is negative, not finite or not a number, a place or `teacher` is not
+            a name, or a list names a place twice.
     """
 
     expects_logits = False
@@ -62,7 +64,14 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     """For each class of the student the teacher's class, or a list of them; `None`: the same."""
 
     def __init__(
-        self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs
+        self,
+        *,
+        teacher_layer=None,
+        student_layer=None,
+        weight=1.0,
+        teacher=None,
+        dtype="float32",
+        **kwargs,
     ):
         teacher_layer = _places("teacher_layer", teacher_layer)
         student_layer = _places("student_layer", student_layer)
@@ -73,6 +82,12 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
         self.weight = schedules.checked_weight("weight", weight)
+        if teacher is not None and not isinstance(teacher, str):
+            raise ValueError(
+                "Expected `teacher` to be None or the name of a teacher of the distiller. "
+                f"Received: teacher={teacher!r}"
+            )
+        self.teacher = teacher
         self._has_default_name = has_default_name
         self._joined = False
 
@@ -144,6 +159,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
             "weight": schedules.serialized(self.weight),
+            "teacher": self.teacher,
         }
 
     @classmethod
