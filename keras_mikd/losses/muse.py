@@ -124,8 +124,8 @@ class MUSE(DistillationLoss):
             sizes = shape[2:] if len(shape) == 3 else shape[1:]
             if len(shape) not in (2, 3, 4) or None in sizes:
                 raise ValueError(
-                    "Expected vectors (batch, channels), feature maps (batch, height, width, "
-                    "channels) of known size or sequences (batch, tokens, channels). Received: "
+                    "Expected vectors (batch, channels), sequences (batch, tokens, channels) or "
+                    "feature maps (batch, height, width, channels) of known size. Received: "
                     f"shape={tuple(shape)}"
                 )
         self._compared = [
