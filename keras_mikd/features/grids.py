@@ -42,13 +42,14 @@ def _grid(shapes, limit):
 def patch_grid(tokens, aspect=(1, 1)):
     """Returns the grid `(rows, columns)` that the last of `tokens` form, or `None`.
 
-    It is the largest one with the aspect of `aspect`, a grid. At most 8 tokens may come before it:
-    class and register tokens.
+    It is the largest one with the aspect of `aspect`, a grid. At most 8 tokens, and fewer than the
+    grid has, may come before it: class and register tokens.
     """
     divisor = math.gcd(*aspect)
     rows, columns = (size // divisor for size in aspect)
     scale = math.isqrt((tokens or 0) // (rows * columns))
-    if not scale or tokens - scale**2 * rows * columns > MOST_SPECIAL_TOKENS:
+    patches = scale**2 * rows * columns
+    if not scale or tokens - patches > min(MOST_SPECIAL_TOKENS, patches - 1):
         return None
     return scale * rows, scale * columns
 

@@ -111,7 +111,7 @@ class MUSE(DistillationLoss):
 
     @property
     def takes_masks(self):
-        return masks.taken_by(self.bound)
+        return masks.takes(self.bound, "mask")
 
     def build(self, teacher_shape, student_shape):
         target, *source = _each(teacher_shape)
