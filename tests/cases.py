@@ -99,7 +99,8 @@ TOKEN_LOSSES = {
 }
 
 # name -> a function that makes a new loss; every public DistillationLoss is here.
-LOSSES = TOKEN_LOSSES | {
+LOSSES = {
+    **TOKEN_LOSSES,
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
     "hint_repdistiller": lambda: mikd.Hint(

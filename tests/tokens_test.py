@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import keras_mikd as mikd
 from keras_mikd import bounds
+from keras_mikd.features.places import mask_of
 
 BATCH, TOKENS = 5, 6
 LENGTHS = (6, 4, 1, 0, 3)
@@ -499,9 +500,9 @@ def _features(model, x, training):
 
 
 class _Subclassed(keras.Model):
-    def __init__(self, width):
+    def __init__(self, width, mask_zero=False):
         super().__init__()
-        self.embedding = keras.layers.Embedding(9, width)
+        self.embedding = keras.layers.Embedding(9, width, mask_zero=mask_zero)
         self.head = keras.layers.Dense(3)
 
     def call(self, x):
@@ -521,6 +522,22 @@ def test_a_place_can_be_the_mask():
     first, second = teacher.get_layer("embed")(ids).numpy(), student.embedding(ids).numpy()
     error = np.square(first - second @ np.array(loss.regressor.kernel)).mean(-1)
     assert seen["hint"] == pytest.approx(_mean(error, ids > 0).mean(), rel=1e-5)
+
+
+def test_a_features_function_may_return_what_keras_has_masked():
+    ids, _ = _texts()
+    network = _Subclassed(3, mask_zero=True)
+    network(ids)
+
+    def features(model, x, training):
+        tokens = model.embedding(x)
+        return {"tokens": tokens, "output": model.head(tokens[:, 0])}
+
+    taps = mikd.FeatureTaps(
+        network, ["tokens"], features=features, inputs=keras.Input((TOKENS,), dtype="int32")
+    )
+    assert taps.specs[mask_of("tokens")].shape == (None, TOKENS)
+    np.testing.assert_array_equal(taps(ids, False)[mask_of("tokens")], ids > 0)
 
 
 class _NoMasks(mikd.DistillationLoss):
@@ -552,6 +569,8 @@ def test_a_loss_that_knows_no_masks_is_refused_where_tokens_are_padded(make):
 
 
 def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"mask.shape=\(2, 3, 4\), product.shape=\(2, 3, 4\)"):
+        bounds.jsd(np.ones((2, 4)), np.ones((2, 3, 4)), mask=np.ones((2, 3, 4), bool))
     loss = mikd.Hint(teacher_layer="block1", student_layer="block1", student_mask_layer="gap")
     with pytest.raises(
         ValueError, match=r"as many tokens.*\(None, 6, 4\).*mask of shape \(None, 4\)"

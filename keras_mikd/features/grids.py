@@ -111,6 +111,9 @@ class Comparison:
         tokens are zeros, and the sequences have whole lanes, see `masks`.
         """
         teacher, student = _read(teacher, self.teacher), _read(student, self.student)
+        # Layers may hand on a mask to what is no sequence any more.
+        teacher_mask = teacher_mask if self.teacher.rank == 3 else None
+        student_mask = student_mask if self.student.rank == 3 else None
         if teacher_mask is None and student_mask is None:
             pooled = _pooled(teacher, self.teacher.grid), _pooled(student, self.student.grid)
             return *pooled, None
