@@ -619,30 +619,39 @@ def test_sequences_that_do_not_fit_are_refused(make, shapes, message):
 
 def _image_tokens(size, patch, special, width):
     """The tokens of a vision transformer: patches after class and register tokens."""
-    inputs = keras.Input((size, size, 2))
+    inputs = keras.Input((*size, 2))
     x = keras.layers.Conv2D(width, patch, strides=patch)(inputs)
     x = keras.layers.Reshape((-1, width))(x)
     x = keras.layers.ZeroPadding1D((special, 0), name="tokens")(x)
     return keras.Model(inputs, keras.layers.Dense(3)(x[:, 0]))
 
 
-@pytest.mark.parametrize(("student_tokens", "grid"), [((8, 4, 2), (2, 2)), ((8, 2, 1), None)])
-def test_tokens_of_images_are_grids_where_their_numbers_differ(student_tokens, grid, tmp_path):
-    teacher, student = _image_tokens(8, 2, 1, 4), _image_tokens(*student_tokens, 3)
+@pytest.mark.parametrize(("patch", "special"), [(4, 2), (2, 1)])
+def test_tokens_of_images_are_grids_where_their_numbers_differ(patch, special, tmp_path):
+    """Images of 8 x 16: 32 patches and a class token; 8 and two tokens, or as many."""
+    teacher, student = _image_tokens((8, 16), 2, 1, 4), _image_tokens((8, 16), patch, special, 3)
     loss = mikd.Hint(teacher_layer="tokens", student_layer="tokens", name="hint")
     distiller = _compiled(mikd.Distiller(teacher, student, [loss]))
-    x = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(4, 8, 16, 2)).astype("float32")
     labels = np.arange(4) % 3
     first, second = (
         mikd.FeatureTaps(model, ["tokens"])(x, False)["tokens"].numpy()
         for model in (teacher, student)
     )
-    if grid is not None:
-        first = first[:, 1:].reshape(4, 2, 2, 2, 2, 4).mean(axis=(2, 4)).reshape(4, 4, 4)
-        second = second[:, -4:]
-    kernel = np.array(loss.regressor.kernel)
-    expected = np.square(first - second @ kernel).mean()
+    if patch == 4:
+        first = first[:, 1:].reshape(4, 2, 2, 4, 2, 4).mean(axis=(2, 4)).reshape(4, 8, 4)
+        second = second[:, -8:]
+    expected = np.square(first - second @ np.array(loss.regressor.kernel)).mean()
     distiller.save(tmp_path / "distiller.keras")
     for each in (distiller, keras.saving.load_model(tmp_path / "distiller.keras")):
         seen = each.evaluate(x, labels, verbose=0, return_dict=True)
         assert seen["hint"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_tokens_of_images_that_form_no_grid_are_refused():
+    teacher, student = _image_tokens((8, 16), 2, 1, 4), _image_tokens((8, 16), 4, 9, 3)
+    loss = mikd.Hint(teacher_layer="tokens", student_layer="tokens")
+    with pytest.raises(
+        ValueError, match=r"student's tokens .* 8 x 16, that of the images.*33, 4\).*17, 3\)"
+    ):
+        mikd.Distiller(teacher, student, [loss])

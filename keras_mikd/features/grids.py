@@ -75,16 +75,16 @@ class Comparison:
 
     Two maps are averaged to the smaller grid, of at most `limit` rows and columns. Two sequences of
     as many tokens are compared one by one; others are averaged to the smaller number. A map meets
-    tokens that form a grid of its aspect, see `patch_grid`. With `of_images`, so do two sequences
-    of different numbers of tokens that form square grids. A vector meets each place of the other.
+    tokens that form a grid of its aspect, see `patch_grid`. With an `image_size`, different numbers
+    of tokens are patches of that image, and form grids too. A vector meets each place of the other.
 
     Raises:
         ValueError: If the two cannot be compared.
     """
 
-    def __init__(self, teacher_shape, student_shape, *, limit=None, of_images=False):
+    def __init__(self, teacher_shape, student_shape, *, limit=None, image_size=None):
         shapes = {"teacher": tuple(teacher_shape), "student": tuple(student_shape)}
-        patches = _patches(shapes, of_images)
+        patches = _patches(shapes, image_size)
         read = {
             name: (shape[0], *patches[name], shape[-1]) if patches[name] else shape
             for name, shape in shapes.items()
@@ -157,26 +157,26 @@ class Comparison:
         return {name: grids[len(shape)](name) for name, shape in shapes.items()}
 
 
-def _patches(shapes, of_images):
+def _patches(shapes, image_size):
     """Returns the grids of those tokens that are read as a map, `{name: grid or None}`."""
     patches = dict.fromkeys(shapes)
-    ranks = {name: len(shape) for name, shape in shapes.items()}
-    tokens = [name for name, rank in ranks.items() if rank == 3]
-    maps = [name for name, rank in ranks.items() if rank == 4]
+    tokens = {name: shape[1] for name, shape in shapes.items() if len(shape) == 3}
+    maps = [shape for shape in shapes.values() if len(shape) == 4]
     if tokens and maps:
-        aspect = _grid({maps[0]: shapes[maps[0]]}, None)
-        patches[tokens[0]] = patch_grid(shapes[tokens[0]][1], aspect)
-        if patches[tokens[0]] is None:
+        aspect = _grid(dict.fromkeys(["map"], maps[0]), None)
+    elif image_size and len(set(tokens.values())) == 2:
+        aspect = image_size
+    else:
+        return patches
+    for name, number in tokens.items():
+        patches[name] = patch_grid(number, aspect)
+        if patches[name] is None:
             raise ValueError(
-                f"Expected tokens that form a grid like that of the map, {aspect[0]} x {aspect[1]} "
-                f"or a multiple, after at most {MOST_SPECIAL_TOKENS} class and register tokens. "
-                f"Received: {_received(shapes)}. Compare the pooled vector with one of them, or "
-                "two maps, or two sequences of tokens."
+                f"Expected the {name}'s tokens to form a grid with the aspect of "
+                f"{aspect[0]} x {aspect[1]}, that of the {'map' if maps else 'images'}, after at "
+                f"most {MOST_SPECIAL_TOKENS} class and register tokens. Received: "
+                f"{_received(shapes)}. Compare a vector with tokens, two maps, or as many tokens."
             )
-    elif of_images and len(tokens) == 2:
-        grids = {name: patch_grid(shape[1]) for name, shape in shapes.items()}
-        if len({shape[1] for shape in shapes.values()}) == 2 and all(grids.values()):
-            patches = grids
     return patches
 
 

@@ -130,7 +130,7 @@ class GaussianVIDHead(DistillationLoss):
         check_pair(teacher_shape, student_shape)
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
-        self.compared = Comparison(teacher_shape, student_shape, of_images=self.of_images)
+        self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
         grid = self.compared.student.grid or ()
         self.epsilon = variant.vector_epsilon if vectors else variant.epsilon
         self.alpha = self.add_weight(

@@ -116,7 +116,7 @@ class JSDCritic(DistillationLoss):
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
         self.compared = Comparison(
-            teacher_shape, student_shape, limit=self.grid, of_images=self.of_images
+            teacher_shape, student_shape, limit=self.grid, image_size=self.image_size
         )
         read_out = BoundInformation if bounds.reads_itself(self.bound) else MutualInformation
         self.mi_nats = read_out(name=f"{self.name}_mi_nats")

@@ -129,7 +129,7 @@ class MUSE(DistillationLoss):
                     f"shape={tuple(shape)}"
                 )
         self._compared = [
-            Comparison(target, shape, limit=self.grid, of_images=self.of_images)
+            Comparison(target, shape, limit=self.grid, image_size=self.image_size)
             for shape in _each(student_shape)
         ]
         self.critics = [self._built_critic(target, shape) for shape in _each(student_shape)]
