@@ -98,7 +98,8 @@ class TeacherCache:
         inputs = None if features is None and convert is None else symbolic
         self._taps = FeatureTaps(teacher, places, features=features, inputs=inputs, convert=convert)
         self.places = self._taps.places
-        self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
+        # With the masks of padded sequences beside them.
+        self._specs = {place: _fixed(place, spec) for place, spec in self._taps.specs.items()}
         self._classes = self._specs[OUTPUT].shape[-1]
         _check_labels(labels, images, self._specs[OUTPUT], augment, mix)
         num_classes = checks.integer("num_classes", num_classes, at_least=2, optional=True)
@@ -266,7 +267,7 @@ class TeacherCache:
         """Returns what is kept of the teacher's tensors, `{column: tensor}`."""
         x, _ = self._views(rows)
         features = self._taps(x, training=False)
-        columns = {p: tf.cast(features[p], tf.float32) for p in self.places}
+        columns = {p: _kept(features[p]) for p in self._specs}
         if self._top_k is not None:
             logits = columns.pop(OUTPUT)
             top, classes = tf.math.top_k(logits, self._top_k)
@@ -303,7 +304,7 @@ class TeacherCache:
 
     def _features(self, columns):
         """Returns the teacher's tensors from what is kept."""
-        features = {p: columns[p] for p in self.places if p in columns}
+        features = {p: columns[p] for p in self._specs if p in columns}
         if self._top_k is not None:
             top, classes, rest = (columns[f"output/{n}"] for n in ("top", "classes", "rest"))
             rest = tf.repeat(rest[..., None], self._classes, axis=-1)
@@ -312,7 +313,10 @@ class TeacherCache:
 
     def _all_columns(self):
         """Returns `{column: (shape of a row, dtype)}`."""
-        columns = {p: (spec.shape[1:], self._dtype) for p, spec in self._specs.items()}
+        columns = {
+            p: (spec.shape[1:], "bool" if spec.dtype == "bool" else self._dtype)
+            for p, spec in self._specs.items()
+        }
         if self._top_k is not None:
             *positions, _ = columns.pop(OUTPUT)[0]
             positions = tuple(positions)
@@ -340,6 +344,10 @@ def _with(logits, classes, values):
     places = tf.stack([rows, tf.reshape(classes, (-1,))], axis=1)
     flat = tf.tensor_scatter_nd_update(flat, places, tf.reshape(values, (-1,)))
     return tf.reshape(flat, tf.shape(logits))
+
+
+def _kept(tensor):
+    return tensor if tensor.dtype == tf.bool else tf.cast(tensor, tf.float32)
 
 
 def _fixed(place, spec):

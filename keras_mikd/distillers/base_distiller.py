@@ -140,7 +140,8 @@ class BaseDistiller(checks.Settled, CheckedFit):
         parts = {}
         for term in self._networks.terms:
             loss, (teacher, student) = term.loss, self._pair(term, features)
-            values = loss(teacher, student, labels=batch.y, training=training)
+            masks = self._networks.masks(term, features)
+            values = loss(teacher, student, labels=batch.y, training=training, **masks)
             _check_shape(loss, values)
             value = weighted_mean(values, batch.sample_weight, loss.student_layer)
             self._term_trackers[loss.name].update_state(value, sample_weight=_batch_size(batch.x))

@@ -136,6 +136,7 @@ class FirstLook:
             term.loss.look_at(
                 pick(features[term.teacher], term.loss.teacher_layer),
                 pick(features[term.student], term.loss.student_layer),
+                **self._networks.masks(term, features),
             )
 
     def _run(self, x, teacher_features):

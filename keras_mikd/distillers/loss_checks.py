@@ -7,6 +7,7 @@ import warnings
 
 import keras
 
+from keras_mikd.distillers.mask_checks import check_masks
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.keras_internals import layers_of
 from keras_mikd.losses.distillation_loss import DistillationLoss
@@ -188,13 +189,19 @@ def listed(places):
     return list(dict.fromkeys(name for names in flat for name in names))
 
 
-def build_loss(loss, teacher, student):
-    """Creates the weights of `loss` for the symbolic tensors at its places."""
+def build_loss(loss, teacher, student, masks, image_size):
+    """Creates the weights of `loss` for the symbolic tensors at its places.
+
+    `masks` are those that its `call` will get, `image_size` is that of the images that both read.
+    """
     try:
         shapes = _loss_shapes(loss, teacher, student)
+        check_masks(loss, shapes, masks)
         if loss.built:
             _check_built_for(loss, shapes)
         else:
+            # Tokens of which some are padded do not form the grid of an image.
+            loss.image_size = None if masks else image_size
             loss.build(*shapes)
             _check_layers(loss)
     except ValueError as error:

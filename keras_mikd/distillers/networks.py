@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import check_teachers
 from keras_mikd.distillers import combined_logits, loss_checks, network_checks
-from keras_mikd.features.feature_taps import FeatureTaps, pick
+from keras_mikd.features.feature_taps import FeatureTaps, pick, pick_masks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 ALL = "teachers"
@@ -72,7 +72,33 @@ class Networks:
             first, *_ = self._teachers(term)
             teacher = pick(self.taps[first].specs, term.loss.teacher_layer)
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
-            loss_checks.build_loss(term.loss, teacher, student)
+            masks = self.masks(term, {name: taps.specs for name, taps in self.taps.items()})
+            loss_checks.build_loss(term.loss, teacher, student, masks, self._image_size(term))
+
+    def masks(self, term, features):
+        """Returns the masks that the loss of a term gets, `{argument: mask}`, of those it reads.
+
+        `features` are `{network: {place: tensor}}`. There is none where nothing is padded; of
+        several teachers that are one target, the first has the mask.
+        """
+        loss, (first, *_) = term.loss, self._teachers(term)
+        masks = {
+            "teacher_mask": pick_masks(
+                features[first], loss.teacher_layer, loss.teacher_mask_layer
+            ),
+            "student_mask": pick_masks(
+                features[term.student], loss.student_layer, loss.student_mask_layer
+            ),
+        }
+        return {argument: mask for argument, mask in masks.items() if mask is not None}
+
+    def _image_size(self, term):
+        """Returns the size of the images that both networks of a term read, up to its scale."""
+        first, *_ = self._teachers(term)
+        sizes = [self.taps[name].image_size for name in (first, term.student)]
+        if None in sizes or sizes[0][0] * sizes[1][1] != sizes[0][1] * sizes[1][0]:
+            return None
+        return sizes[1]
 
     @property
     def trained(self):
@@ -122,6 +148,9 @@ class Networks:
         """Places that the losses read in a network."""
         read = []
         for term in self.terms:
-            read += [term.loss.teacher_layer] if name in self._teachers(term) else []
-            read += [term.loss.student_layer] if name == term.student else []
-        return loss_checks.listed(read)
+            loss = term.loss
+            if name in self._teachers(term):
+                read += [loss.teacher_layer, loss.teacher_mask_layer]
+            if name == term.student:
+                read += [loss.student_layer, loss.student_mask_layer]
+        return loss_checks.listed(place for place in read if place is not None)

@@ -2,10 +2,11 @@
 
 import keras
 
-from keras_mikd import checks
-from keras_mikd.features.grids import pool_to
+from keras_mikd import masks
+from keras_mikd.features.grids import Comparison
+from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import logits_grid
+from keras_mikd.losses.shape_checks import check_logits
 from keras_mikd.losses.soft_targets import softened_divergence
 
 
@@ -19,7 +20,8 @@ class LwF(DistillationLoss):
     each class of the teacher. It is trained with the student, saved with the distiller, and no part
     of the student. The modified cross-entropy of the paper is this plus the entropy of the softened
     teacher, which is constant: gradients are the same. As there, no factor `T^2`. On maps the head
-    is a 1x1 convolution, and the loss the mean over the positions of the smaller grid.
+    is a 1x1 convolution, and the loss the mean over the positions of the smaller grid; on sequences
+    it is the mean over tokens that are not padded.
 
     The paper starts from the old network and its old head. Here the student is another network, and
     the head starts at random, as where VID's authors compare with it.
@@ -28,7 +30,8 @@ class LwF(DistillationLoss):
         teacher_layer: Place of the teacher's logits, `(batch, classes)` or `(batch, ..., classes)`.
         student_layer: Place of the student's feature, `(batch, channels)`, or
             `(batch, ..., channels)` for a dense output.
-        temperature: `T`, a finite float above 0. The paper has 2.
+        temperature: `T`, a finite float above 0, or a schedule like that of a weight. The paper
+            has 2.
         **kwargs: `weight` and other arguments of `DistillationLoss`; the paper has a weight of 1.
 
     Raises:
@@ -45,17 +48,32 @@ class LwF(DistillationLoss):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         if self._has_default_name:
             self.name = self.name.replace("lw_f", "lwf")
-        self.temperature = checks.temperature(temperature)
+        self.temperature = schedules.checked_temperature(temperature)
 
     def build(self, teacher_shape, student_shape):
-        self.grid = logits_grid(teacher_shape, student_shape)
+        check_logits(teacher_shape, student_shape)
+        self.compared = Comparison(teacher_shape, student_shape)
         self.head = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.head.build(tuple(student_shape))
 
-    def call(self, teacher, student, labels=None, training=None):
-        if self.grid is not None:
-            teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
-        return softened_divergence(teacher, self.head(student), self.temperature)
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
+        teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
+        temperature = schedules.now(self.temperature)
+        divergence = softened_divergence(teacher, self.head(student), temperature)
+        return masks.mean_of_positions(divergence, mask)
 
     def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
+        return {**super().get_config(), "temperature": schedules.serialized(self.temperature)}
+
+    @classmethod
+    def from_config(cls, config):
+        temperature = schedules.deserialized(config["temperature"])
+        return super().from_config({**config, "temperature": temperature})

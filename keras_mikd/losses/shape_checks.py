@@ -1,40 +1,47 @@
 """Checks of shapes for the losses that compare one tensor with one tensor."""
 
-from keras_mikd.features.grids import common_grid
+_KINDS = {
+    2: "vectors (batch, channels)",
+    3: "sequences (batch, tokens, channels)",
+    4: "feature maps (batch, height, width, channels)",
+}
 
-_KINDS = {2: "vectors (batch, channels)", 4: "feature maps (batch, height, width, channels)"}
 
+def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4)):
+    """Checks that two tensors can be compared: two vectors, sequences of tokens or feature maps.
 
-def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
-    """Checks that two tensors can be compared: two vectors or two feature maps.
+    A map and a sequence can be compared as well, where both are in `ranks`.
 
     Raises:
         ValueError: If there is a list of tensors instead of one, the rank is not one of `ranks`
-            (`None`: any from 2 on), the ranks differ, or a number of channels is unknown.
+            (`None`: any from 2 on), the ranks do not fit, or a number of channels is unknown.
     """
     received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
-    for shape in (teacher_shape, student_shape):
+    shapes = teacher_shape, student_shape
+    for shape in shapes:
         if any(isinstance(size, (list, tuple)) for size in shape):
             raise ValueError(
                 "Expected one tensor of each network, so one place, not a list, for "
                 f"`teacher_layer` and for `student_layer`. {received}"
             )
-    rank = len(teacher_shape)
-    if rank != len(student_shape) or (rank < 2 if ranks is None else rank not in ranks):
+    found = {len(shape) for shape in shapes}
+    known = min(found) >= 2 if ranks is None else found <= set(ranks)
+    if not known or (len(found) > 1 and (ranks is None or found != {3, 4})):
         kinds = " or two ".join(_KINDS[rank] for rank in ranks or _KINDS)
         raise ValueError(
             f"Expected two {kinds}. {received}. Choose other places with `teacher_layer` and "
-            "`student_layer`: 'pooled' and 'output' usually are vectors, 'stage1' ... are maps."
+            "`student_layer`: 'pooled' and 'output' usually are vectors, 'stage1' ... are maps, "
+            "'block1' ... are sequences."
         )
     if teacher_shape[-1] is None or student_shape[-1] is None:
         raise ValueError(f"Expected the last axis of both tensors to be known. {received}")
 
 
-def logits_grid(teacher_shape, student_shape):
-    """Returns the grid on which logits at positions, `(batch, ..., classes)`, are compared.
+def check_logits(teacher_shape, student_shape):
+    """Checks that logits at positions, `(batch, ..., classes)`, can be compared.
 
-    `None` says that both have the same positions, or none: `(batch, classes)`. The student's tensor
-    may be a feature of which logits are made.
+    Maps are averaged to the smaller grid; others have the same positions, or none. The student's
+    tensor may be a feature of which logits are made.
 
     Raises:
         ValueError: If the ranks differ, the positions differ and are not those of two maps, or the
@@ -47,11 +54,9 @@ def logits_grid(teacher_shape, student_shape):
             "Expected logits of at least two classes: the softmax of one is always 1, so that "
             f"the loss would always be 0. {received}. Train networks with one logit per class."
         )
-    if tuple(teacher_shape[1:-1]) == tuple(student_shape[1:-1]):
-        return None
-    if len(teacher_shape) == 4:
-        return common_grid(teacher_shape, student_shape)
-    raise ValueError(
-        f"Expected logits at the same positions. {received}. Resample the finer of the two in its "
-        "network, by a layer before the output."
-    )
+    positions = [tuple(shape[1:-1]) for shape in (teacher_shape, student_shape)]
+    if positions[0] != positions[1] and len(teacher_shape) != 4:
+        raise ValueError(
+            f"Expected logits at the same positions. {received}. Resample the finer of the two in "
+            "its network, by a layer before the output."
+        )

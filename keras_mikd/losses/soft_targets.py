@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
-from keras_mikd.features.grids import pool_to
+from keras_mikd import masks
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses import class_map, schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import logits_grid
+from keras_mikd.losses.shape_checks import check_logits
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -17,9 +18,9 @@ class SoftTargets(DistillationLoss):
 
     summed over the classes, in nats times `T^2`. The factor keeps the size of the gradient about
     the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`, or a
-    vector of logits at every position, `(batch, ..., classes)`, such as a pixel. The loss of an
-    example is then the mean over all positions, those with an ignored label too. Maps of unlike
-    size are averaged to the smaller grid.
+    vector of logits at every position, `(batch, ..., classes)`, such as a pixel or a token. The
+    loss of an example is then the mean over its positions, those with an ignored label too, without
+    padded tokens. Maps of unlike size are averaged to the smaller grid.
 
     Args:
         temperature: `T`, a finite float above 0, or a schedule like that of a weight. Most
@@ -46,7 +47,8 @@ class SoftTargets(DistillationLoss):
         self.teacher_classes = class_map.checked_map(teacher_classes)
 
     def build(self, teacher_shape, student_shape):
-        self.grid = logits_grid(teacher_shape, student_shape)
+        check_logits(teacher_shape, student_shape)
+        self.compared = Comparison(teacher_shape, student_shape)
         if self.teacher_classes is not None:
             class_map.check_fits(self.teacher_classes, teacher_shape, student_shape)
         elif teacher_shape[-1] != student_shape[-1]:
@@ -57,12 +59,20 @@ class SoftTargets(DistillationLoss):
                 "teacher's classes (keras_mikd.LwF), or match features."
             )
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
         teacher = class_map.in_students_classes(teacher, self.teacher_classes)
-        if self.grid is not None:
-            teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
+        teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         temperature = schedules.now(self.temperature)
-        return temperature**2 * softened_divergence(teacher, student, temperature)
+        divergence = softened_divergence(teacher, student, temperature)
+        return temperature**2 * masks.mean_of_positions(divergence, mask)
 
     def get_config(self):
         temperature = schedules.serialized(self.temperature)
@@ -78,8 +88,8 @@ class SoftTargets(DistillationLoss):
 def softened_divergence(teacher, student, temperature):
     """Returns `KL(softmax(teacher / temperature) || softmax(student / temperature))` in nats.
 
-    Of logits `(batch, ..., classes)`, as float32 of shape `(batch,)`, the mean over positions. A
-    class that the teacher masks by `-inf` counts for nothing.
+    Of logits `(batch, ..., classes)`, as float32 of shape `(batch, ...)`. A class that the teacher
+    masks by `-inf` counts for nothing.
     """
     teacher, student = teacher / temperature, student / temperature
     log_p, log_q = ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1)
@@ -94,9 +104,7 @@ def softened_divergence(teacher, student, temperature):
     close = ops.max(ops.abs(u), axis=-1) < _CLOSE
     u = ops.where(close[..., None], u, 0.0)
     beyond_linear = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 24 - u / 120)))
-    each = ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
-    positions = tuple(range(1, len(each.shape)))
-    return ops.mean(each, axis=positions) if positions else each
+    return ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
 
 
 _CLOSE = 0.25  # Up to here the series of exp(-u) - 1 + u is right to 2e-5.
