@@ -165,7 +165,7 @@ def test_logits_of_another_resolution_meet_on_the_coarser_grid(finer):
     y = np.repeat(np.repeat(y, 2, 1), 2, 2) if finer == "student" else y
     distiller = _distiller(**networks)
     (loss,) = distiller.distillation_losses
-    assert loss.grid == (4, 4)
+    assert loss.compared.teacher.grid == loss.compared.student.grid == (4, 4)
     assert np.isfinite(_fit(distiller, x, y)["kd"][0])
 
 

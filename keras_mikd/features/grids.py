@@ -77,19 +77,22 @@ class Comparison:
     as many tokens are compared one by one; others are averaged to the smaller number. A map meets
     tokens that form a grid of its aspect, see `patch_grid`. With an `image_size`, different numbers
     of tokens are patches of that image, and form grids too. A vector meets each place of the other.
+    With `as_they_are`, both have the same places, of any number and with any axes.
 
     Raises:
         ValueError: If the two cannot be compared.
     """
 
-    def __init__(self, teacher_shape, student_shape, *, limit=None, image_size=None):
+    def __init__(
+        self, teacher_shape, student_shape, *, limit=None, image_size=None, as_they_are=False
+    ):
         shapes = {"teacher": tuple(teacher_shape), "student": tuple(student_shape)}
         patches = _patches(shapes, image_size)
         read = {
             name: (shape[0], *patches[name], shape[-1]) if patches[name] else shape
             for name, shape in shapes.items()
         }
-        grids = self._grids(read, limit)
+        grids = dict.fromkeys(read) if as_they_are else self._grids(read, limit)
         numbers = [shape[1] for shape in read.values() if len(shape) == 3]
         self._resamples = len(numbers) == 2 and numbers[0] != numbers[1]
         self.teacher, self.student = (
@@ -154,10 +157,7 @@ class Comparison:
             return dict.fromkeys(shapes, (None if None in numbers else min(numbers),))
         grids = {2: lambda name: None, 3: lambda name: (shapes[name][1],)}
         grids[4] = lambda name: _grid({name: shapes[name]}, limit)
-        # Of more axes, as those of volumes, all places are the same.
-        return {
-            name: grids.get(len(shape), lambda name: None)(name) for name, shape in shapes.items()
-        }
+        return {name: grids[len(shape)](name) for name, shape in shapes.items()}
 
 
 def _patches(shapes, image_size):
@@ -194,10 +194,9 @@ def _read(feature, side):
             2: "a vector (batch, channels)",
             3: "a sequence (batch, tokens, channels)",
             4: f"a map of {side.grid} cells",
-            5: "a volume",
         }
         raise ValueError(
-            f"Expected {kinds.get(side.rank)}, for which the loss was built. Received: "
+            f"Expected {kinds.get(side.rank, f'{side.rank} axes')}, for which the loss was built. Received: "
             f"shape={tuple(feature.shape)}. Make a new loss for tensors of another rank."
         )
     return as_map(feature, side.patches) if side.patches else feature

@@ -3,10 +3,9 @@
 import keras
 
 from keras_mikd import masks
-from keras_mikd.features.grids import Comparison
 from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_logits
+from keras_mikd.losses.shape_checks import compared_logits
 from keras_mikd.losses.soft_targets import softened_divergence
 
 
@@ -51,8 +50,7 @@ class LwF(DistillationLoss):
         self.temperature = schedules.checked_temperature(temperature)
 
     def build(self, teacher_shape, student_shape):
-        check_logits(teacher_shape, student_shape)
-        self.compared = Comparison(teacher_shape, student_shape)
+        self.compared = compared_logits(teacher_shape, student_shape)
         self.head = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.head.build(tuple(student_shape))
 

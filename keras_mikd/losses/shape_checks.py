@@ -1,5 +1,7 @@
 """Checks of shapes for the losses that compare one tensor with one tensor."""
 
+from keras_mikd.features.grids import Comparison
+
 _KINDS = {
     2: "vectors (batch, channels)",
     3: "sequences (batch, tokens, channels)",
@@ -37,8 +39,8 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4)):
         raise ValueError(f"Expected the last axis of both tensors to be known. {received}")
 
 
-def check_logits(teacher_shape, student_shape):
-    """Checks that logits at positions, `(batch, ..., classes)`, can be compared.
+def compared_logits(teacher_shape, student_shape):
+    """Returns the `Comparison` of logits at positions, `(batch, ..., classes)`.
 
     Maps are averaged to the smaller grid; others have the same positions, or none. The student's
     tensor may be a feature of which logits are made.
@@ -54,9 +56,10 @@ def check_logits(teacher_shape, student_shape):
             "Expected logits of at least two classes: the softmax of one is always 1, so that "
             f"the loss would always be 0. {received}. Train networks with one logit per class."
         )
-    positions = [tuple(shape[1:-1]) for shape in (teacher_shape, student_shape)]
-    if positions[0] != positions[1] and len(teacher_shape) != 4:
+    same = tuple(teacher_shape[1:-1]) == tuple(student_shape[1:-1])
+    if not same and len(teacher_shape) != 4:
         raise ValueError(
             f"Expected logits at the same positions. {received}. Resample the finer of the two in "
             "its network, by a layer before the output."
         )
+    return Comparison(teacher_shape, student_shape, as_they_are=same)

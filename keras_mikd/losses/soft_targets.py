@@ -4,10 +4,9 @@ import keras
 from keras import ops
 
 from keras_mikd import masks
-from keras_mikd.features.grids import Comparison
 from keras_mikd.losses import class_map, schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_logits
+from keras_mikd.losses.shape_checks import compared_logits
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -47,8 +46,7 @@ class SoftTargets(DistillationLoss):
         self.teacher_classes = class_map.checked_map(teacher_classes)
 
     def build(self, teacher_shape, student_shape):
-        check_logits(teacher_shape, student_shape)
-        self.compared = Comparison(teacher_shape, student_shape)
+        self.compared = compared_logits(teacher_shape, student_shape)
         if self.teacher_classes is not None:
             class_map.check_fits(self.teacher_classes, teacher_shape, student_shape)
         elif teacher_shape[-1] != student_shape[-1]:
