@@ -116,6 +116,16 @@ def test_several_labels_for_one_example_are_no_classes(source):
     assert np.isfinite(_fit(plain, x, y, source=source)["loss"])
 
 
+def test_outputs_without_an_axis_of_classes_pass():
+    student = cases.student()
+    one = keras.layers.Reshape(())(keras.layers.Dense(1)(student.get_layer("gap").output))
+    student = keras.Model(student.inputs, one)
+    hint = mikd.Hint(teacher_layer="gap", student_layer="gap")
+    distiller = _distiller(cases.teacher(), student, [hint], keras.losses.MeanSquaredError())
+    x, y = cases.data()
+    assert np.isfinite(_fit(distiller, x, np.float32(y))["loss"])
+
+
 def _sorted_data(examples=512):
     x, _ = cases.data(examples)
     return x, np.sort(np.arange(examples) % cases.NUM_CLASSES)

@@ -45,7 +45,8 @@ class FirstLook:
         self._batch_size = batch_size
         self._labelled = labelled
         _, self._loss, self._output = labelled[0]
-        self._rank = 2 if keras.tree.is_nested(self._output) else len(self._output.shape)
+        nested = keras.tree.is_nested(self._output)
+        self._rank = 2 if nested else max(2, len(self._output.shape))
         self._shuffled = shuffled
         self._verbose = verbose
         self._done = done
@@ -218,8 +219,8 @@ class FirstLook:
                 continue
             output = self._in_labels_classes(name, features[name])
             found = output.shape[-1]
-            nested = keras.tree.is_nested(self._output)
-            own = found if nested else max(2, self._output.shape[-1])  # One logit: two classes.
+            own = None if keras.tree.is_nested(self._output) else self._output.shape[-1]
+            own = max(2, own or found)  # One logit is for two classes.
             if found != own:
                 if self._verbose:
                     print(

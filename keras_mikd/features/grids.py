@@ -195,8 +195,9 @@ def _read(feature, side):
             3: "a sequence (batch, tokens, channels)",
             4: f"a map of {side.grid} cells",
         }
+        built_for = kinds.get(side.rank, f"{side.rank} axes")
         raise ValueError(
-            f"Expected {kinds.get(side.rank, f'{side.rank} axes')}, for which the loss was built. Received: "
+            f"Expected {built_for}, for which the loss was built. Received: "
             f"shape={tuple(feature.shape)}. Make a new loss for tensors of another rank."
         )
     return as_map(feature, side.patches) if side.patches else feature
