@@ -21,13 +21,14 @@ def find_blocks(graph, learned):
         learned: Whether the result of each call depends on a kernel.
     """
     parents = [_followed(call, learned) for call in graph.calls]
-    runs = []  # The trunk from an attention to the next.
+    runs = []  # The trunk from an attention to the next, and what is between it and the former.
     for before, position in itertools.pairwise(graph.trunk(parents)):
-        if _attends_between(graph, before, position):
-            runs.append([])
+        between = _between(graph, before, position)
+        if any(_is_attention(call) for call in between):
+            runs.append(([], between))
         if runs:
-            runs[-1].append(position)
-    return [_end(graph, parents, run) for run in runs if _is_stream(graph.calls[run[0]])]
+            runs[-1][0].append(position)
+    return [_end(graph, parents, *run) for run in runs if _is_stream(graph.calls[run[0][0]])]
 
 
 def _followed(call, learned):
@@ -40,23 +41,21 @@ def _followed(call, learned):
     return parents[:1] if attends(call.layer) else parents
 
 
-def _attends_between(graph, before, position):
-    """Whether there is an attention on a way from one tensor of the trunk to the next."""
-    waiting, seen = [position], set()
+def _between(graph, before, position):
+    """Returns the calls from one tensor of the trunk to the next, with that of the next."""
+    waiting, found = [position], {}
     while waiting:
         call = waiting.pop()
-        if call <= before or call in seen:
-            continue
-        if _is_stream(graph.calls[call]) and attends(graph.calls[call].layer, _word(call, graph)):
-            return True
-        seen.add(call)
-        waiting.extend(graph.calls[call].parents)
-    return False
+        if call > before and call not in found:
+            found[call] = graph.calls[call]
+            waiting.extend(graph.calls[call].parents)
+    return list(found.values())
 
 
-def _word(call, graph):
+def _is_attention(call):
     # Channel and spatial attention are gates of convolutional networks.
-    return "multihead" if len(graph.calls[call].shapes[0]) == 4 else "attention"
+    word = "multihead" if len(call.shapes[0]) == 4 else "attention"
+    return _is_stream(call) and attends(call.layer, word)
 
 
 def _is_stream(call):
@@ -64,23 +63,25 @@ def _is_stream(call):
     return len(call.shapes[0]) in (3, 4)
 
 
-def _end(graph, parents, run):
+def _end(graph, parents, run, between):
     calls = [graph.calls[position] for position in run]
-
-    def is_sum(index):
-        return len(set(parents[run[index]])) > 1
-
-    def is_normalization(index):
-        return index < len(run) and "Normalization" in type(calls[index].layer).__name__
-
+    sums = [len(set(parents[position])) > 1 for position in run]
     ends = [
         index
         for index, call in enumerate(calls)
-        if call.shapes[0] == calls[0].shapes[0] and (is_sum(index) or _holds_layers(call.layer))
+        if call.shapes[0] == calls[0].shapes[0] and (sums[index] or _holds_layers(call.layer))
     ]
     end = max([0, *ends])
-    post_norm = is_sum(0) and is_normalization(1)
-    return run[end + 1] if post_norm and is_normalization(end + 1) else run[end]
+    post_norm = sums[0] and _normalized(calls, 1) and not any(map(_is_normalization, between))
+    return run[end + 1] if post_norm and _normalized(calls, end + 1) else run[end]
+
+
+def _normalized(calls, index):
+    return index < len(calls) and _is_normalization(calls[index])
+
+
+def _is_normalization(call):
+    return "norm" in type(call.layer).__name__.lower()
 
 
 def _holds_layers(layer):
