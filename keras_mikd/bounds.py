@@ -3,7 +3,11 @@
 A critic gives every pair a score. `joint`, of shape `(batch, ...)`, holds the scores of pairs that
 belong together. `product`, of shape `(batch, negatives, ...)`, holds those of example i with the
 partners of others: draws from the product of the marginals. Trailing axes, the same in both, are
-locations of a feature map; bounds are averaged over them.
+locations of a feature map, or tokens; bounds are averaged over them.
+
+Where tokens are padded, `mask` says which pairs count: bool of shape `(batch, 1 + negatives,
+tokens)`, an example's own pair first. Others are in no sum, no logarithm and no number. A token
+without a negative is left out of the mean; an example without a token gets 0.
 
 Every bound is to be *maximised*. It is float32 of shape `(batch,)`, and its mean over the batch is
 the bound. Without negatives (a batch of one) the value is 0 nats (for `jsd` that of a constant
@@ -21,10 +25,12 @@ import math
 import keras
 from keras import ops
 
-from keras_mikd import checks
+from keras_mikd import checks, masks
 
 # exp() overflows float32 at 88; stopping at 60 keeps sums over a batch finite as well.
 _LARGEST_EXPONENT = 60.0
+# Of a pair that does not count: its exponential is 0. An infinite one would have no gradient.
+_NO_SCORE = -1e30
 
 
 def _bound(**says):
@@ -59,8 +65,20 @@ def ceiling(bound, negatives):
     return _says(bound, "ceiling", lambda negatives: math.inf)(negatives)
 
 
+def mean_ceiling(bound, product, mask=None):
+    """The ceiling with the negatives of `product`; with a `mask` that of every example.
+
+    The latter, of shape `(batch,)`, is the mean over the tokens that are compared.
+    """
+    if mask is None:
+        return ceiling(bound, ops.cast(ops.shape(product)[1], "float32"))
+    negatives = ops.sum(ops.cast(mask[:, 1:], "float32"), axis=1)
+    ceilings = ceiling(bound, negatives) + ops.zeros_like(negatives)
+    return masks.mean(ceilings, masks.compared(mask))
+
+
 @_bound(couples_examples=False, ceiling=lambda negatives: 0.0, uninformed=-2.0 * math.log(2.0))
-def jsd(joint, product, *, shifted=False):
+def jsd(joint, product, *, shifted=False, mask=None):
     """Objective of the Jensen-Shannon divergence (JSD) between joint and product of marginals.
 
     `-softplus(-joint) - mean_k softplus(product)`. Its optimal critic is the log density ratio
@@ -76,6 +94,7 @@ def jsd(joint, product, *, shifted=False):
         joint: Scores, shape `(batch, ...)`.
         product: Scores, shape `(batch, negatives, ...)`.
         shifted: Whether to add `2 log 2`; a constant critic then gets at most 0.
+        mask: Which pairs count, `(batch, 1 + negatives, ...)`; all if `None`.
 
     Returns:
         Objective in nats, shape `(batch,)`, at most 0 (2 log 2 if `shifted`).
@@ -84,14 +103,14 @@ def jsd(joint, product, *, shifted=False):
         ValueError: If the two shapes do not fit.
     """
     joint, product = _scores(joint, product)
-    product_term = ops.sum(ops.softplus(product), axis=1) / _count(product, axes=(1,))
-    value = -ops.softplus(-joint) - product_term
-    value = _per_example(value, product, no_negatives=-2.0 * math.log(2.0))
-    return value + 2.0 * math.log(2.0) if shifted else value
+    product_term = ops.sum(_counting(ops.softplus(product), mask), axis=1)
+    value = -ops.softplus(-joint) - product_term / _count(product, (1,), mask)
+    value = _per_example(value, product, mask, no_negatives=-2.0 * math.log(2.0))
+    return value + _if_any(2.0 * math.log(2.0), mask) if shifted else value
 
 
 @_bound(couples_examples=False)
-def nwj(joint, product, *, log_ratio=False):
+def nwj(joint, product, *, log_ratio=False, mask=None):
     """Lower bound on MI of Nguyen, Wainwright and Jordan (also called f-GAN KL, MINE-f).
 
     `joint - mean_k exp(product - 1)`, tight where the critic is 1 + the log density ratio. It is
@@ -108,6 +127,7 @@ def nwj(joint, product, *, log_ratio=False):
         product: Scores, shape `(batch, negatives, ...)`.
         log_ratio: Whether the scores estimate the log density ratio itself, as those of a critic
             trained on `jsd` do; 1 is then added to every score.
+        mask: Which pairs count, `(batch, 1 + negatives, ...)`; all if `None`.
 
     Returns:
         Bound in nats, shape `(batch,)`.
@@ -118,14 +138,14 @@ def nwj(joint, product, *, log_ratio=False):
     joint, product = _scores(joint, product)
     if log_ratio:
         joint, product = joint + 1.0, product + 1.0
-    exponent = _log_mean_exp(product - 1.0, axes=(1,))
+    exponent = _log_mean_exp(product - 1.0, (1,), mask)
     tangent = 1.0 + ops.relu(exponent - _LARGEST_EXPONENT)
     partition = ops.exp(ops.minimum(exponent, _LARGEST_EXPONENT)) * tangent
-    return _per_example(joint - partition, product)
+    return _per_example(joint - partition, product, mask)
 
 
 @_bound(couples_examples=True)
-def donsker_varadhan(joint, product):
+def donsker_varadhan(joint, product, *, mask=None):
     """Lower bound on MI of Donsker and Varadhan (that of MINE, without its moving average).
 
     `joint - log mean exp(product)`, with the mean over all product scores of the batch (at a
@@ -140,6 +160,7 @@ def donsker_varadhan(joint, product):
     Args:
         joint: Scores, shape `(batch, ...)`.
         product: Scores, shape `(batch, negatives, ...)`.
+        mask: Which pairs count, `(batch, 1 + negatives, ...)`; all if `None`.
 
     Returns:
         Bound in nats, shape `(batch,)`.
@@ -148,11 +169,11 @@ def donsker_varadhan(joint, product):
         ValueError: If the two shapes do not fit.
     """
     joint, product = _scores(joint, product)
-    return _per_example(joint - _log_mean_exp(product, axes=(0, 1)), product)
+    return _per_example(joint - _log_mean_exp(product, (0, 1), mask), product, mask)
 
 
 @_bound(couples_examples=True)
-def smile(joint, product, *, clip=5.0):
+def smile(joint, product, *, clip=5.0, mask=None):
     """Donsker-Varadhan with clipped product scores: less variance, but no longer a bound.
 
     `joint - log mean exp(min(max(product, -clip), clip))`. Clipped scores get no gradient. The
@@ -166,6 +187,7 @@ def smile(joint, product, *, clip=5.0):
         joint: Scores, shape `(batch, ...)`.
         product: Scores, shape `(batch, negatives, ...)`.
         clip: Finite float above 0, in nats; a large one gives `donsker_varadhan`.
+        mask: Which pairs count, `(batch, 1 + negatives, ...)`; all if `None`.
 
     Returns:
         Estimate in nats, shape `(batch,)`.
@@ -175,11 +197,11 @@ def smile(joint, product, *, clip=5.0):
     """
     checks.number("clip", clip, above=0)
     joint, product = _scores(joint, product)
-    return donsker_varadhan(joint, ops.clip(product, -clip, clip))
+    return donsker_varadhan(joint, ops.clip(product, -clip, clip), mask=mask)
 
 
 @_bound(couples_examples=False, ceiling=lambda negatives: ops.log1p(negatives), reads_itself=True)
-def info_nce(joint, product):
+def info_nce(joint, product, *, mask=None):
     """InfoNCE lower bound on MI: tell the joint pair from K product pairs.
 
     `joint - logsumexp([joint, product_1, ..., product_K]) + log(K + 1)`. It has low variance, but
@@ -193,6 +215,7 @@ def info_nce(joint, product):
     Args:
         joint: Scores, shape `(batch, ...)`.
         product: Scores, shape `(batch, negatives, ...)`.
+        mask: Which pairs count, `(batch, 1 + negatives, ...)`; all if `None`.
 
     Returns:
         Bound in nats, shape `(batch,)`, at most `log(negatives + 1)`.
@@ -202,8 +225,12 @@ def info_nce(joint, product):
     """
     joint, product = _scores(joint, product)
     pairs = ops.concatenate([ops.expand_dims(joint, 1), product], axis=1)
+    number = _count(pairs, (1,))
+    if mask is not None:
+        pairs = ops.where(mask, pairs, _NO_SCORE)
+        number = ops.maximum(ops.sum(ops.cast(mask, "float32"), axis=1), 1.0)
     log_probability = ops.log_softmax(pairs, axis=1)[:, 0]
-    return _per_example(log_probability + ops.log(_count(pairs, axes=(1,))), product)
+    return _per_example(log_probability + ops.log(number), product, mask)
 
 
 def split_scores(scores):
@@ -237,7 +264,7 @@ def split_scores(scores):
     return joint, ops.reshape(rest[:, :-1], (batch, ops.shape(rest)[0], *locations))
 
 
-def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
+def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True, mask=None):
     """Gaussian `log q(target | source)`: the bound of Barber and Agakov up to a constant.
 
     `I(target; source) >= H(target) + E log q(target | source)`. The entropy H of a frozen teacher's
@@ -257,6 +284,8 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
         reduction: Over the elements of an example: `"sum"` (the bound), or `"mean"` (nats per
             element, as in the code released for variational information distillation).
         normalized: Whether to include the constant `-0.5 * log(2 pi)` of each element.
+        mask: Which positions count, of a `target` `(batch, tokens, channels)` and one variance per
+            channel: bool of shape `(batch, tokens)`; all if `None`.
 
     Returns:
         Log likelihood in nats, shape `(batch,)`.
@@ -275,7 +304,10 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
         )
     error = ops.square(target - mean)
     positions, inner = 1, tuple(range(1, len(target.shape) - 1))
-    if all(size == 1 for size in variance.shape[:-1]):
+    if mask is not None:
+        positions = masks.number(mask)
+        error, variance = masks.mean(error, mask), ops.reshape(variance, variance.shape[-1:])
+    elif all(size == 1 for size in variance.shape[:-1]):
         # Positions first: the rest then costs little, and a feature map is read once.
         positions = ops.prod(ops.shape(target)[1:-1])
         error, variance = ops.mean(error, axis=inner), ops.reshape(variance, variance.shape[-1:])
@@ -284,7 +316,8 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True):
         value = value - 0.5 * math.log(2.0 * math.pi)
     axes = tuple(range(1, len(value.shape)))
     if reduction == "mean":
-        return ops.mean(value, axis=axes)
+        value = ops.mean(value, axis=axes)
+        return value if mask is None else ops.where(positions > 0, value, 0.0)
     return ops.sum(value, axis=axes) * ops.cast(positions, "float32")
 
 
@@ -369,16 +402,33 @@ def _broadcasts(shape, target):
     )
 
 
-def _count(x, axes):
-    """Number of elements along `axes`, but at least 1, as float32."""
-    shape = ops.shape(x)
+def _count(product, axes, mask=None):
+    """Number of product pairs along `axes`, but at least 1, as float32."""
+    if mask is not None:
+        return ops.maximum(ops.sum(ops.cast(mask[:, 1:], "float32"), axis=axes), 1.0)
+    shape = ops.shape(product)
     return ops.cast(ops.maximum(math.prod(shape[axis] for axis in axes), 1), "float32")
 
 
-def _log_mean_exp(x, axes):
-    return ops.logsumexp(x, axis=axes) - ops.log(_count(x, axes))
+def _log_mean_exp(product, axes, mask=None):
+    scores = _counting(product, mask, _NO_SCORE)
+    return ops.logsumexp(scores, axis=axes) - ops.log(_count(product, axes, mask))
 
 
-def _per_example(value, product, *, no_negatives=0.0):
-    value = ops.mean(value, axis=tuple(range(1, len(value.shape))))
-    return ops.where(ops.shape(product)[1] > 0, value, no_negatives)
+def _counting(product, mask, otherwise=0.0):
+    """Returns the terms of product pairs, `otherwise` for those that do not count."""
+    return product if mask is None else ops.where(mask[:, 1:], product, otherwise)
+
+
+def _per_example(value, product, mask=None, *, no_negatives=0.0):
+    if mask is None:
+        value = ops.mean(value, axis=tuple(range(1, len(value.shape))))
+        return ops.where(ops.shape(product)[1] > 0, value, no_negatives)
+    compared = masks.compared(mask)
+    value = masks.mean(value, compared)
+    return ops.where(ops.any(compared, axis=1), value, _if_any(no_negatives, mask))
+
+
+def _if_any(constant, mask):
+    """Returns a constant, where there is a mask for the examples that have a token."""
+    return constant if mask is None else constant * ops.cast(ops.any(mask[:, 0], axis=1), "float32")

@@ -66,6 +66,14 @@ def has_keras_call(model):
     return type(model).call.__module__.startswith("keras.src.models.")
 
 
+def mask_at(tensor):
+    """Returns the mask that layers such as `Embedding(mask_zero=True)` give a tensor, or `None`.
+
+    `_keras_mask`, of symbolic and real tensors. Without it: `Layer.compute_mask` along the graph.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
 def compiled_loss(model):
     """Returns the compiled task loss, a function `(y, y_pred, sample_weight)`, or `None`.
 

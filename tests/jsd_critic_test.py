@@ -394,7 +394,7 @@ def test_bad_arguments_are_refused(options, message):
 @pytest.mark.parametrize(
     ("teacher_shape", "student_shape"),
     [
-        ((None, 4, 6), (None, 3)),
+        ((None, 4, None), (None, 3)),
         ((None, 6), (None,)),
         ((None, 6), (None, 2, 2, 2, 3)),
         (((None, 6), (None, 7)), (None, 3)),

@@ -291,8 +291,8 @@ def test_bad_places_are_refused():
         _loss(self_information="input")
     with pytest.raises(ValueError, match=r"of known size. Received: shape=\(None, None, 4, 3\)"):
         _loss(stages=[(None, None, 4, 3)])
-    with pytest.raises(ValueError, match=r"maps .*Received: shape=\(5, 4, 3\)"):
-        _loss(stages=[(5, 4, 3)])
+    with pytest.raises(ValueError, match=r"sequences .*Received: shape=\(5, 4, None\)"):
+        _loss(stages=[(5, 4, None)])
 
 
 def test_gradients_reach_the_first_stage_and_stop_at_the_target():

@@ -7,9 +7,9 @@ def watched(loss):
     for metric in loss.metrics:
         suffix = metric.name.removeprefix(f"{loss.name}_")
 
-        def note(*values, suffix=suffix, update_state=metric.update_state):
+        def note(*values, suffix=suffix, update_state=metric.update_state, **options):
             seen[suffix] = values
-            update_state(*values)
+            update_state(*values, **options)
 
         metric.update_state = note
     return seen

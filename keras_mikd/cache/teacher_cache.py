@@ -91,7 +91,8 @@ class TeacherCache:
         inputs = None if features is None else symbolic
         self._taps = FeatureTaps(teacher, places, features=features, inputs=inputs)
         self.places = self._taps.places
-        self._specs = {place: _fixed(place, self._taps.specs[place]) for place in self.places}
+        # With the masks of padded sequences beside them.
+        self._specs = {place: _fixed(place, spec) for place, spec in self._taps.specs.items()}
         self._classes = self._specs[OUTPUT].shape[-1]
         _check_mix(mix, images, labels, self._classes)
         self._top_k = checks.integer(
@@ -224,7 +225,7 @@ class TeacherCache:
         """Returns what is kept of the teacher's tensors, `{column: tensor}`."""
         x, _ = self._views(rows)
         features = self._taps(x, training=False)
-        columns = {p: tf.cast(features[p], tf.float32) for p in self.places}
+        columns = {p: _kept(features[p]) for p in self._specs}
         if self._top_k is not None:
             logits = columns.pop(OUTPUT)
             top, classes = tf.math.top_k(logits, self._top_k)
@@ -261,7 +262,7 @@ class TeacherCache:
 
     def _features(self, columns):
         """Returns the teacher's tensors from what is kept."""
-        features = {p: columns[p] for p in self.places if p in columns}
+        features = {p: columns[p] for p in self._specs if p in columns}
         if self._top_k is not None:
             top, classes, rest = (columns[f"output/{n}"] for n in ("top", "classes", "rest"))
             chosen = tf.one_hot(classes, self._classes, dtype=top.dtype)
@@ -272,7 +273,10 @@ class TeacherCache:
 
     def _all_columns(self):
         """Returns `{column: (shape of a row, dtype)}`."""
-        columns = {p: (spec.shape[1:], self._dtype) for p, spec in self._specs.items()}
+        columns = {
+            p: (spec.shape[1:], "bool" if spec.dtype == "bool" else self._dtype)
+            for p, spec in self._specs.items()
+        }
         if self._top_k is not None:
             del columns[OUTPUT]
             columns |= {
@@ -300,6 +304,10 @@ class TeacherCache:
             },
             "columns": {name: [list(s), str(t)] for name, (s, t) in self._columns.items()},
         }
+
+
+def _kept(tensor):
+    return tensor if tensor.dtype == tf.bool else tf.cast(tensor, tf.float32)
 
 
 def _fixed(place, spec):

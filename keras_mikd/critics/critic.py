@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd import checks
+from keras_mikd import checks, masks
 
 _SMALLEST_VARIANCE = 1e-6  # Relative to the mean square: float32 cannot tell less from rounding.
 _TAIL = 2.0  # Standard deviations from which on a feature counts logarithmically.
@@ -64,8 +64,11 @@ class Critic(checks.Settled, keras.layers.Layer):
         """Maps `(pool, locations, channels)` to embeddings `(pool, locations, units)`."""
         raise NotImplementedError
 
-    def observe(self, teacher, student):
-        """Sees the features of a training step before they are scored, to measure them."""
+    def observe(self, teacher, student, mask=None):
+        """Sees the features of a training step before they are scored, to measure them.
+
+        `mask`, of shape `(batch, locations)`, says which locations are real; `None` for all.
+        """
 
     def score(self, teacher, student):
         """Scores embeddings that broadcast to `(..., locations, units)`: `(..., locations)`."""
@@ -121,10 +124,10 @@ class ConcatCritic(Critic):
         self.hidden_layer = dense(self.width, "hidden", hidden_shape, activation="relu")
         self.score_layer = dense(1, "score", hidden_shape)
 
-    def observe(self, teacher, student):
+    def observe(self, teacher, student, mask=None):
         if self.standardizes:
-            _measure_once(self.teacher_moments, teacher)
-            _measure_once(self.student_moments, student)
+            _measure_once(self.teacher_moments, teacher, mask)
+            _measure_once(self.student_moments, student, mask)
 
     def embed_teacher(self, teacher):
         return self.teacher_layer(self._standardized(teacher, self.teacher_moments))
@@ -241,11 +244,17 @@ def _asinh(x):
     return ops.sign(x) * ops.log(size + root), lambda upstream: upstream / root
 
 
-def _measure_once(moments, feature):
+def _measure_once(moments, feature, mask):
     """Keeps the moments of the first batch whose features are not all the same."""
-    count = ops.cast(ops.maximum(ops.shape(feature)[0] * ops.shape(feature)[1], 1), feature.dtype)
     root = ops.sign(feature) * ops.sqrt(ops.abs(feature))  # Outliers weigh less.
-    sums = [ops.sum(x, axis=(0, 1)) for x in (root, ops.abs(feature))]
+    if mask is None or feature.shape[1] == 1:
+        number = ops.shape(feature)[0] * ops.shape(feature)[1]
+        sums = [ops.sum(x, axis=(0, 1)) for x in (root, ops.abs(feature))]
+    else:
+        number = ops.count_nonzero(mask)
+        padded = (masks.only_real(x, mask) for x in (root, ops.abs(feature)))
+        sums = [ops.sum(masks.total(x), axis=0) for x in padded]
+    count = ops.cast(ops.maximum(number, 1), feature.dtype)
     mean, square = ops.unstack(moments)
     varies = square - ops.square(mean) > _SMALLEST_VARIANCE * ops.mean(square)
     moments.assign(ops.where(ops.any(varies), moments, ops.stack(sums) / count))

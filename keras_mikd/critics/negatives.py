@@ -55,6 +55,8 @@ class Pool(NamedTuple):
     """Indices into it, int32 of shape `(batch, 1 + negatives)`: an example's own, then others."""
     is_batch: bool = False
     """Whether the students are those of the examples, in their order, so that none is gathered."""
+    mask: Any = None
+    """Which pairs count: bool of shape `(batch, 1 + negatives, locations)`; `None` for all."""
 
 
 class Negatives:
@@ -89,11 +91,12 @@ class Negatives:
         self.source = source
         self.gather = gather
 
-    def pool(self, student, labels=None):
+    def pool(self, student, labels=None, mask=None):
         """Returns the students to compare with, once for any number of teachers' features.
 
-        `student` has the shape `(batch, locations or 1, channels)`. Negatives of other classes need
-        the class of every example, as indices or one-hot.
+        `student` has the shape `(batch, locations or 1, channels)`, `mask` `(batch, locations)`. A
+        pair counts where the example's own location does, and that of the student, if it has
+        several. Negatives of other classes need the class of every example, as indices or one-hot.
 
         Raises:
             ValueError: If labels are needed and missing, or an example has more than one.
@@ -103,13 +106,18 @@ class Negatives:
             # Floats are not cast: as integers, all of [0, 1) would be one class.
             hint = 'negatives_from="batch" needs none.'
             classes = checks.class_indices(labels, one_hot=True, dtype=None, hint=hint)
-        own = _indices(ops.shape(student)[0])
+        own, real = _indices(ops.shape(student)[0]), mask
         if self._globally():
             own = own + replicas.first_index(student)
             student = replicas.gather(student)
             classes = None if classes is None else replicas.gather(classes)
+            real = None if real is None else replicas.gather(ops.cast(real, "int32")) > 0
         rows = self._rows(own, ops.shape(student)[0], classes)
-        pool = Pool(student, rows, is_batch=not self._globally())
+        if mask is not None:
+            real = ops.take(real, rows, axis=0) if student.shape[1] != 1 else mask[:, None]
+            mask = ops.logical_and(real, mask[:, None])
+            mask = ops.broadcast_to(mask, (*ops.shape(rows), ops.shape(mask)[2]))
+        pool = Pool(student, rows, not self._globally(), mask)
         few = self.number is not None and self.number + 1 < replicas.count()
         return _without_the_rest(pool) if few and self._globally() else pool
 
@@ -121,23 +129,30 @@ class Negatives:
         `bound` for every example.
         """
 
+        def bounded(joint, product, mask):
+            return bound(joint, product) if mask is None else bound(joint, product, mask=mask)
+
         def scored(teacher, pool):
             joint, product = self.scores(critic, teacher, pool)
-            return bound(joint, product), joint, product
+            return bounded(joint, product, pool.mask), joint, product
 
         scored = compiled(scored)
 
         def compared(teacher, pool):
             if not self._globally():
                 return scored(teacher, pool)
+            masked = () if pool.mask is None else (pool.mask,)
             value, joint, product = replicas.run_network(
-                lambda x: scored(x[0], Pool(*x[1:])), (teacher, pool.student, pool.rows)
+                lambda x: scored(x[0], Pool(x[1], x[2], False, *x[3:])),
+                (teacher, pool.student, pool.rows, *masked),
             )
             if bounds.couples_examples(bound):
                 # It needs the scores of all replicas. They are sent together, because a collective
                 # fails on the scores of no negatives.
                 scores = replicas.gather(ops.concatenate([joint[:, None], product], axis=1))
-                value = replicas.own_part(bound(scores[:, 0], scores[:, 1:]), of=teacher)
+                mask = pool.mask
+                mask = None if mask is None else replicas.gather(ops.cast(mask, "int32")) > 0
+                value = replicas.own_part(bounded(scores[:, 0], scores[:, 1:], mask), of=teacher)
             return value, joint, product
 
         return compared
@@ -195,7 +210,8 @@ def _random_order(size, step):
 def _without_the_rest(pool):
     """Returns a pool of the students that are scored alone, so that no others are embedded."""
     rows = ops.reshape(_indices(ops.size(pool.rows)), ops.shape(pool.rows))
-    return Pool(ops.take(pool.student, ops.reshape(pool.rows, (-1,)), axis=0), rows)
+    student = ops.take(pool.student, ops.reshape(pool.rows, (-1,)), axis=0)
+    return Pool(student, rows, mask=pool.mask)
 
 
 def _own_first(own, size):

@@ -12,6 +12,7 @@ from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
 from keras_mikd.distillers import costs, loss_checks, network_checks, optimizers
 from keras_mikd.distillers.checked_fit import TASK, CheckedFit, not_finite
+from keras_mikd.distillers.networks import masks_of
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
@@ -122,7 +123,8 @@ class BaseDistiller(checks.Settled, CheckedFit):
         parts = {}
         for term in self._networks.terms:
             loss, (teacher, student) = term.loss, self._pair(term, features)
-            values = loss(teacher, student, labels=batch.y, training=training)
+            masks = masks_of(term, features)
+            values = loss(teacher, student, labels=batch.y, training=training, **masks)
             _check_shape(loss, values)
             value = weighted_mean(values, batch.sample_weight, loss.student_layer)
             self._term_trackers[loss.name].update_state(value, sample_weight=_batch_size(batch.x))

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_mikd import checks
 from keras_mikd.cache.batches import Batch, take_apart
 from keras_mikd.distillers import task_losses
+from keras_mikd.distillers.networks import masks_of
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT
@@ -130,6 +131,7 @@ class FirstLook:
             term.loss.look_at(
                 pick(features[term.teacher], term.loss.teacher_layer),
                 pick(features[term.student], term.loss.student_layer),
+                **masks_of(term, features),
             )
 
     def _run(self, x, teacher_features):

@@ -7,6 +7,7 @@ import warnings
 
 import keras
 
+from keras_mikd.distillers.mask_checks import check_masks
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.keras_internals import layers_of
 from keras_mikd.losses.distillation_loss import DistillationLoss
@@ -152,13 +153,19 @@ def check_logits(teacher, student, loss):
                 )
 
 
-def build_loss(loss, teacher, student):
-    """Creates the weights of `loss` for the symbolic tensors at its places."""
+def build_loss(loss, teacher, student, masks, of_images):
+    """Creates the weights of `loss` for the symbolic tensors at its places.
+
+    `masks` are those that its `call` will get; `of_images` says whether both networks read images.
+    """
     try:
         shapes = _loss_shapes(loss, teacher, student)
+        check_masks(loss, shapes, masks)
         if loss.built:
             _check_built_for(loss, shapes)
         else:
+            # Tokens of which some are padded do not form the grid of an image.
+            loss.of_images = of_images and not masks
             loss.build(*shapes)
             _check_layers(loss)
     except ValueError as error:

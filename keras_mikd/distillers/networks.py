@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_mikd.cache.batches import check_teacher
 from keras_mikd.distillers import loss_checks, network_checks
-from keras_mikd.features.feature_taps import FeatureTaps, pick
+from keras_mikd.features.feature_taps import FeatureTaps, pick, pick_masks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
@@ -20,6 +20,23 @@ class Term(NamedTuple):
     """Factor beside the weight of the loss."""
     stop_gradient: bool = True
     """Whether the teacher's tensors are targets, into which no gradient flows."""
+
+
+def masks_of(term, features):
+    """Returns the masks that the loss of a term gets, `{argument: mask}`, of those it reads.
+
+    `features` are `{network: {place: tensor}}`. There is none where nothing is padded.
+    """
+    loss = term.loss
+    masks = {
+        "teacher_mask": pick_masks(
+            features[term.teacher], loss.teacher_layer, loss.teacher_mask_layer
+        ),
+        "student_mask": pick_masks(
+            features[term.student], loss.student_layer, loss.student_mask_layer
+        ),
+    }
+    return {argument: mask for argument, mask in masks.items() if mask is not None}
 
 
 class Networks:
@@ -53,7 +70,10 @@ class Networks:
         for term in self.terms:
             teacher = pick(self.taps[term.teacher].specs, term.loss.teacher_layer)
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
-            loss_checks.build_loss(term.loss, teacher, student)
+            of_images = all(self.taps[name].of_images for name in (term.teacher, term.student))
+            features = {name: taps.specs for name, taps in self.taps.items()}
+            masks = masks_of(term, features)
+            loss_checks.build_loss(term.loss, teacher, student, masks, of_images)
 
     @property
     def trained(self):
@@ -71,10 +91,12 @@ class Networks:
         """Places that the losses read in a network."""
         places = []
         for term in self.terms:
-            for network, read in (
-                (term.teacher, term.loss.teacher_layer),
-                (term.student, term.loss.student_layer),
+            loss = term.loss
+            for network, read, mask_layer in (
+                (term.teacher, loss.teacher_layer, loss.teacher_mask_layer),
+                (term.student, loss.student_layer, loss.student_mask_layer),
             ):
                 if network == name:
                     places += read if isinstance(read, list) else [read]
+                    places += [] if mask_layer is None else [mask_layer]
         return list(dict.fromkeys(places))

@@ -8,9 +8,13 @@ from keras_mikd.features.places import (
     checked_places,
     described,
     is_output,
+    mask_of,
     resolve,
 )
 from keras_mikd.features.stages import POOLED
+from keras_mikd.keras_internals import mask_at
+
+_PADDING_MASK = "padding_mask"  # As KerasHub calls it, which hands it around beside the tokens.
 
 
 class FeatureTaps:
@@ -48,7 +52,10 @@ class FeatureTaps:
     Attributes:
         places: Tuple of the places, without repetition, always with `"output"`.
         features: The function, or `None`.
-        specs: `{place: KerasTensor}`; a structure of them for an output of several tensors.
+        specs: `{place: KerasTensor}`; a structure of them for an output of several tensors. A
+            padded sequence has its mask beside it, as `mask_of(place)`: Keras' own, or the input
+            `padding_mask` of as many tokens.
+        of_images: Whether an input is an image, `(batch, height, width, channels)`.
 
     Raises:
         TypeError: If `places` is not an iterable of names.
@@ -60,7 +67,7 @@ class FeatureTaps:
         self.model = model
         self.places = checked_places(places)
         self.features = features
-        self._paths, self._tap = {}, None
+        self._paths, self._tap, self._masks = {}, None, None
         inner = [place for place in self.places if not is_output(place)]
         known = has_graph(model)
         if inputs is None and known:
@@ -70,24 +77,53 @@ class FeatureTaps:
                 self._paths = resolve(model, inner)
                 self._tap = tapped(model, set(self._paths.values()))
             result = self._tap.output if inner else ends(model)[1]
+            self.specs = self._with_masks(inputs, self._by_place(result))
         else:
             _check_hidden(model, inner, features, inputs)
-            result = _Run(self._run).compute_output_spec(inputs)
-        self.specs = self._by_place(result)
+            self.specs = _Run(self._run).compute_output_spec(inputs)
+        self._masks = self.specs.keys() - set(self.places)
+        self.of_images = any(len(spec.shape) == 4 for spec in keras.tree.flatten(inputs))
 
     def __call__(self, x, training):
         """Runs the model once on `x`, in training mode if `training`.
 
-        A tensor will do for a dict of one. Returns `{place: tensor}` for every place in `places`.
+        A tensor will do for a dict of one. Returns `{place: tensor}` for every place in `places`,
+        and `{mask_of(place): mask}` where `specs` have one: bool of shape `(batch, tokens)`.
         """
-        return self._by_place(self._run(x, training))
+        tensors = self._run(x, training)
+        if tensors.keys() != self.specs.keys():
+            raise ValueError(
+                f"Expected the masks that {described(self.model)} had when the distiller was made, "
+                f"{sorted(self._masks)}. Received: {sorted(tensors.keys() - set(self.places))}. "
+                "Name the place of the mask in the loss, as `teacher_mask_layer` or "
+                "`student_mask_layer`."
+            )
+        return tensors
 
     def _run(self, x, training):
         if self.features is not None:
-            return self.features(self.model, x, training)
-        x = as_called(self.model, x)
-        _check_kind(self.model, x)
-        return (self._tap or self.model)(x, training=training)
+            result = self.features(self.model, x, training)
+        else:
+            x = as_called(self.model, x)
+            _check_kind(self.model, x)
+            result = (self._tap or self.model)(x, training=training)
+        return self._with_masks(x, self._by_place(result))
+
+    def _with_masks(self, x, tensors):
+        """Adds the masks of padded sequences to `{place: tensor}`."""
+        padding = x.get(_PADDING_MASK) if isinstance(x, dict) else None
+        found = {}
+        for place, tensor in tensors.items():
+            if keras.tree.is_nested(tensor) or len(tensor.shape) != 3:
+                continue
+            mask = mask_at(tensor)
+            if mask is None and padding is not None:
+                fits = tuple(padding.shape[1:]) == tuple(tensor.shape[1:2])
+                known = fits if self._masks is None else mask_of(place) in self._masks
+                mask = padding if known else None
+            if mask is not None and len(mask.shape) == 2:
+                found[mask_of(place)] = keras.ops.cast(mask, "bool")
+        return tensors | found
 
     def _by_place(self, result):
         if self.features is not None:
@@ -109,6 +145,21 @@ class FeatureTaps:
 def pick(tensors, places):
     """Returns the tensor at a place, or the list of tensors at a list of places."""
     return [tensors[p] for p in places] if isinstance(places, list) else tensors[places]
+
+
+def pick_masks(tensors, places, mask_layer=None):
+    """Returns the mask at a place, bool of shape `(batch, tokens)`, or `None` without one.
+
+    With `mask_layer`, that place is the mask of every sequence. For a list of places, the result is
+    a dict `{place: mask}`, or `None` without any.
+    """
+    found = {}
+    for place in places if isinstance(places, list) else [places]:
+        if mask_layer is not None and len(getattr(tensors[place], "shape", ())) == 3:
+            found[place] = keras.ops.not_equal(tensors[mask_layer], 0)
+        elif mask_of(place) in tensors:
+            found[place] = tensors[mask_of(place)]
+    return (found or None) if isinstance(places, list) else found.get(places)
 
 
 def output_at(output, place):

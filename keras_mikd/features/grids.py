@@ -1,7 +1,14 @@
-"""Feature maps of different resolution, brought to one grid."""
+"""Feature maps and sequences of tokens, brought to the places at which they are compared."""
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
+
+from keras_mikd import masks
+
+MOST_SPECIAL_TOKENS = 8
 
 
 def common_grid(teacher_shape, student_shape, *, limit=None):
@@ -32,32 +39,204 @@ def _grid(shapes, limit):
     return tuple(size if limit is None else min(size, limit) for size in sizes)
 
 
-def comparison_grids(teacher_shape, student_shape, *, limit=None):
-    """Returns the grids on which two features, vectors or maps, are compared location by location.
+def patch_grid(tokens, aspect=(1, 1)):
+    """Returns the grid `(rows, columns)` that the last of `tokens` form, or `None`.
 
-    Two maps share their common grid. A map that meets a vector keeps its own grid, of at most
-    `limit` rows and columns. A vector has none (`None`).
+    It is the largest one with the aspect of `aspect`, a grid. At most 8 tokens may come before it:
+    class and register tokens.
     """
-    if len(teacher_shape) == len(student_shape) == 4:
-        grid = common_grid(teacher_shape, student_shape, limit=limit)
-        return grid, grid
-    return tuple(
-        _grid({name: shape}, limit) if len(shape) == 4 else None
-        for name, shape in (("teacher", teacher_shape), ("student", student_shape))
-    )
+    divisor = math.gcd(*aspect)
+    rows, columns = (size // divisor for size in aspect)
+    scale = math.isqrt((tokens or 0) // (rows * columns))
+    if not scale or tokens - scale**2 * rows * columns > MOST_SPECIAL_TOKENS:
+        return None
+    return scale * rows, scale * columns
 
 
-def locations(feature, grid):
-    """Brings a vector or map, averaged to `grid`, to `(batch, locations, channels)`."""
-    if len(feature.shape) != (2 if grid is None else 4):
-        built_for = "a vector (batch, channels)" if grid is None else f"a map of {grid} cells"
+def as_map(tokens, grid):
+    """Returns the last tokens, those of a grid, as a map `(batch, rows, columns, channels)`."""
+    rows, columns = grid
+    return ops.reshape(tokens[:, -rows * columns :], (-1, rows, columns, tokens.shape[-1]))
+
+
+class _Side(NamedTuple):
+    """How the tensor of one network is read."""
+
+    rank: int
+    patches: tuple | None
+    """Grid of patch tokens that are read as a map."""
+    grid: tuple | None
+    """`(rows, columns)` of a map, `(tokens,)` of a sequence, `None` of a vector."""
+
+
+class Comparison:
+    """Where two features are compared: vectors, maps or sequences of tokens, from their shapes.
+
+    Two maps are averaged to the smaller grid, of at most `limit` rows and columns. Two sequences of
+    as many tokens are compared one by one; others are averaged to the smaller number. A map meets
+    tokens that form a grid of its aspect, see `patch_grid`. With `of_images`, so do two sequences
+    of different numbers of tokens that form square grids. A vector meets each place of the other.
+
+    Raises:
+        ValueError: If the two cannot be compared.
+    """
+
+    def __init__(self, teacher_shape, student_shape, *, limit=None, of_images=False):
+        shapes = {"teacher": tuple(teacher_shape), "student": tuple(student_shape)}
+        patches = _patches(shapes, of_images)
+        read = {
+            name: (shape[0], *patches[name], shape[-1]) if patches[name] else shape
+            for name, shape in shapes.items()
+        }
+        grids = self._grids(read, limit)
+        numbers = [shape[1] for shape in read.values() if len(shape) == 3]
+        self._resamples = len(numbers) == 2 and numbers[0] != numbers[1]
+        self.teacher, self.student = (
+            _Side(len(shapes[name]), patches[name], grids[name]) for name in shapes
+        )
+
+    @property
+    def places(self):
+        """Number of places at which features are compared; `None` if it is not known."""
+        sizes = [side.grid for side in (self.teacher, self.student) if side.grid is not None]
+        return None if (None,) in sizes else max(map(math.prod, sizes), default=1)
+
+    def __call__(self, teacher, student, teacher_mask=None, student_mask=None):
+        """Brings both to the places where they are compared.
+
+        Masks have the shape `(batch, tokens)`. Returns the teacher's and the student's vectors,
+        maps `(batch, rows, columns, channels)` or sequences `(batch, tokens, channels)`, and a mask
+        of the latter: where real tokens meet. It is `None` where all are real; otherwise padded
+        tokens are zeros, and the sequences have whole lanes, see `masks`.
+        """
+        teacher, student = _read(teacher, self.teacher), _read(student, self.student)
+        if teacher_mask is None and student_mask is None:
+            pooled = _pooled(teacher, self.teacher.grid), _pooled(student, self.student.grid)
+            return *pooled, None
+        if 4 in (len(teacher.shape), len(student.shape)):
+            raise ValueError(
+                "Expected tokens without a mask to compare with a map. Received: a mask of shape "
+                f"{tuple((teacher_mask if student_mask is None else student_mask).shape)} with "
+                f"maps of {self.teacher.grid} cells. Compare vectors or sequences."
+            )
+        if self._resamples:
+            return _resampled_both(teacher, student, teacher_mask, student_mask)
+        mask = teacher_mask if student_mask is None else student_mask
+        if teacher_mask is not None and student_mask is not None:
+            mask = ops.logical_and(teacher_mask, student_mask)
+        mask = masks.in_lanes(mask)
+        teacher, student = (
+            masks.only_real(masks.in_lanes(feature), mask) if len(feature.shape) == 3 else feature
+            for feature in (teacher, student)
+        )
+        return teacher, student, mask
+
+    def at_locations(self, teacher, student, teacher_mask=None, student_mask=None):
+        """Returns the same, as `(batch, locations, channels)`; a vector has one location."""
+        *features, mask = self(teacher, student, teacher_mask, student_mask)
+        return *(_flat(feature) for feature in features), mask
+
+    def _grids(self, shapes, limit):
+        ranks = [len(shape) for shape in shapes.values()]
+        if ranks == [4, 4]:
+            return dict.fromkeys(shapes, _grid(shapes, limit))
+        if ranks == [3, 3]:
+            numbers = [shape[1] for shape in shapes.values()]
+            if None in numbers and numbers != [None, None]:
+                raise ValueError(
+                    "Expected as many tokens, or numbers of them that are known. Received: "
+                    f"{_received(shapes)}. Build both networks with inputs of a known length."
+                )
+            return dict.fromkeys(shapes, (None if None in numbers else min(numbers),))
+        grids = {2: lambda name: None, 3: lambda name: (shapes[name][1],)}
+        grids[4] = lambda name: _grid({name: shapes[name]}, limit)
+        return {name: grids[len(shape)](name) for name, shape in shapes.items()}
+
+
+def _patches(shapes, of_images):
+    """Returns the grids of those tokens that are read as a map, `{name: grid or None}`."""
+    patches = dict.fromkeys(shapes)
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    tokens = [name for name, rank in ranks.items() if rank == 3]
+    maps = [name for name, rank in ranks.items() if rank == 4]
+    if tokens and maps:
+        aspect = _grid({maps[0]: shapes[maps[0]]}, None)
+        patches[tokens[0]] = patch_grid(shapes[tokens[0]][1], aspect)
+        if patches[tokens[0]] is None:
+            raise ValueError(
+                f"Expected tokens that form a grid like that of the map, {aspect[0]} x {aspect[1]} "
+                f"or a multiple, after at most {MOST_SPECIAL_TOKENS} class and register tokens. "
+                f"Received: {_received(shapes)}. Compare the pooled vector with one of them, or "
+                "two maps, or two sequences of tokens."
+            )
+    elif of_images and len(tokens) == 2:
+        grids = {name: patch_grid(shape[1]) for name, shape in shapes.items()}
+        if len({shape[1] for shape in shapes.values()}) == 2 and all(grids.values()):
+            patches = grids
+    return patches
+
+
+def _received(shapes):
+    return ", ".join(f"{name}_shape={shape}" for name, shape in shapes.items())
+
+
+def _read(feature, side):
+    """Returns a vector, map or sequence, after a look at its rank."""
+    if len(feature.shape) != side.rank:
+        kinds = {
+            2: "a vector (batch, channels)",
+            3: "a sequence (batch, tokens, channels)",
+            4: f"a map of {side.grid} cells",
+        }
         raise ValueError(
-            f"Expected {built_for}, for which the loss was built. Received: "
+            f"Expected {kinds[side.rank]}, for which the loss was built. Received: "
             f"shape={tuple(feature.shape)}. Make a new loss for tensors of another rank."
         )
-    if grid is None:
+    return as_map(feature, side.patches) if side.patches else feature
+
+
+def _pooled(feature, grid):
+    if grid is None or grid == (None,) or tuple(feature.shape[1:-1]) == grid:
+        return feature
+    if len(grid) == 2:
+        return pool_to(feature, grid)
+    return ops.squeeze(pool_to(feature[:, :, None], (*grid, 1)), axis=2)
+
+
+def _flat(feature):
+    if len(feature.shape) == 2:
         return feature[:, None]
-    return ops.reshape(pool_to(feature, grid), (-1, grid[0] * grid[1], feature.shape[-1]))
+    if len(feature.shape) == 3:
+        return feature
+    return ops.reshape(feature, (-1, math.prod(feature.shape[1:3]), feature.shape[-1]))
+
+
+def _resampled_both(teacher, student, *given):
+    """Averages the real tokens of every example over as many cells as the shorter side has."""
+    features, own = (teacher, student), []
+    for feature, mask in zip(features, given, strict=True):
+        mask = ops.ones(ops.shape(feature)[:2], "bool") if mask is None else mask
+        own.append(masks.in_lanes(mask))
+    cells = ops.minimum(*(masks.number(mask, "int32") for mask in own))
+    most = min(feature.shape[1] for feature in features)
+    mask = masks.in_lanes(ops.arange(most, dtype="int32")[None] < cells[:, None])
+    teacher, student = (
+        _resampled(masks.only_real(masks.in_lanes(feature), real), real, cells, mask)
+        for feature, real in zip(features, own, strict=True)
+    )
+    return teacher, student, mask
+
+
+def _resampled(tokens, real, cells, mask):
+    """Averages the real tokens of every example over its number of `cells`, shape `(batch,)`."""
+    cell = ops.arange(ops.shape(mask)[1], dtype="int32")[None, :, None]
+    length = masks.number(real, "int32")[:, None, None]
+    position = ops.cumsum(ops.cast(real, "int32"), axis=1)[:, None] - 1
+    cells = ops.maximum(cells, 1)[:, None, None]
+    inside = (cell * length // cells <= position) & (position < -(-(cell + 1) * length // cells))
+    inside = ops.cast(inside & real[:, None] & mask[:, :, None], tokens.dtype)
+    weights = inside / ops.maximum(ops.sum(inside, axis=2, keepdims=True), 1)
+    return ops.matmul(weights, tokens)
 
 
 def pool_to(feature_map, grid):

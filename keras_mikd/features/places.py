@@ -26,6 +26,11 @@ def is_output(place):
     return place.split("/")[0] == OUTPUT
 
 
+def mask_of(place):
+    """Returns the name under which the mask of a place stands beside it."""
+    return f"{place}:mask"
+
+
 def checked_places(places):
     """Returns places as a tuple of names, without repetition and with `"output"`."""
     if isinstance(places, str) or not hasattr(places, "__iter__"):

@@ -1,5 +1,6 @@
 """The contract of everything that is matched between a teacher and a student."""
 
+import inspect
 import re
 
 import keras
@@ -32,6 +33,10 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             layer name, `"stage2"`, `"pooled"`, ...; a list of places where a method needs several
             tensors.
         student_layer: Place to read in the student, likewise.
+        teacher_mask_layer: Place of the mask `(batch, tokens)` of what is read in the teacher: not
+            0 where a token is real. `None` for Keras' own mask at the place, or the input named
+            `padding_mask`, if there is one.
+        student_mask_layer: Place of the mask of what is read in the student, likewise.
         weight: Factor of this loss in the total: a finite float of at least 0, or a
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
             values are not checked.
@@ -54,11 +59,22 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     multiplications = None
     """How many multiplications a critic makes for one example, if it says so after `build`."""
 
+    of_images = False
+    """Whether both networks read images: see `features.grids.Comparison`. The distiller says so."""
+
     reads_classes = False
     """Whether labels are the classes of the examples; several for one example are refused then."""
 
     def __init__(
-        self, *, teacher_layer=None, student_layer=None, weight=1.0, dtype="float32", **kwargs
+        self,
+        *,
+        teacher_layer=None,
+        student_layer=None,
+        teacher_mask_layer=None,
+        student_mask_layer=None,
+        weight=1.0,
+        dtype="float32",
+        **kwargs,
     ):
         teacher_layer = _places("teacher_layer", teacher_layer)
         student_layer = _places("student_layer", student_layer)
@@ -68,6 +84,8 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
+        self.teacher_mask_layer = _mask_place("teacher_mask_layer", teacher_mask_layer)
+        self.student_mask_layer = _mask_place("student_mask_layer", student_mask_layer)
         self.weight = checked_weight("weight", weight)
         self._has_default_name = has_default_name
         self._joined = False
@@ -82,6 +100,11 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     def call(self, teacher, student, labels=None, training=None):
         """Compares the two networks on a batch.
+
+        A loss of padded sequences has two more arguments, `teacher_mask=None` and
+        `student_mask=None`: bool tensors `(batch, tokens)`, true where a token is real; for a list
+        of places a dict `{place: mask}`. They are given where something is padded. A distiller
+        refuses padded sequences for a loss without these arguments.
 
         Args:
             teacher: Tensor of shape `(batch, ...)`; a list for a list of places. No gradient flows
@@ -105,6 +128,15 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     def look_at(self, teacher, student):
         """Measures weights on the first examples, before the first step; tensors as in `call`."""
+
+    @property
+    def takes_masks(self):
+        """Whether `call` leaves padded tokens out."""
+        return {"teacher_mask", "student_mask"} <= set(inspect.signature(self.call).parameters)
+
+    def compute_mask(self, inputs, previous_mask):
+        """Returns no mask: there is one loss for each example, without tokens."""
+        return None
 
     def number(self, position):
         """Numbers the default name of this loss, the `position`-th of that name in a distiller.
@@ -140,7 +172,20 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
             "weight": serialized_weight(self.weight),
+            **{name: place for name, place in self._mask_places().items() if place is not None},
         }
+
+    def get_build_config(self):
+        config = super().get_build_config()
+        return {**config, "of_images": True} if config and self.of_images else config
+
+    def build_from_config(self, config):
+        self.of_images = config.get("of_images", False)
+        super().build_from_config({k: v for k, v in config.items() if k != "of_images"})
+
+    def _mask_places(self):
+        names = "teacher_mask_layer", "student_mask_layer"
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config):
@@ -184,6 +229,15 @@ def _places(argument, places):
     if many:
         return [OUTPUT if place is None else place for place in places]
     return OUTPUT if places is None else places
+
+
+def _mask_place(argument, place):
+    if place is not None and not isinstance(place, str):
+        raise ValueError(
+            f"Expected `{argument}` to be None or the name of a place. Received: "
+            f"{argument}={place!r}"
+        )
+    return place
 
 
 def _default_name(class_name, place):

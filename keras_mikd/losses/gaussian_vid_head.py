@@ -7,9 +7,9 @@ import math
 import keras
 from keras import ops
 
-from keras_mikd import checks
+from keras_mikd import checks, masks
 from keras_mikd.bounds import barber_agakov
-from keras_mikd.features.grids import common_grid, pool_to
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 from keras_mikd.metrics.gaussian_information import GaussianInformation
@@ -84,7 +84,7 @@ class GaussianVIDHead(DistillationLoss):
 
     For two vectors, `mu` is a linear map with bias; for VID on logits, put `student_layer="pooled"`
     against the teacher's output. For two feature maps, averaged to the smaller grid, `mu` is a
-    stack of 1x1 convolutions without bias.
+    stack of 1x1 convolutions without bias; so it is for sequences of tokens, see docs/tokens.md.
 
     Args:
         variant: Which released code sets `mu`, `epsilon` and the first variance: `"official"`
@@ -99,8 +99,8 @@ class GaussianVIDHead(DistillationLoss):
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 
     Raises:
-        ValueError: If an argument is out of range; in `build`, if the tensors are not two vectors
-            or two feature maps.
+        ValueError: If an argument is out of range; in `build`, if the tensors are not two vectors,
+            feature maps or sequences of tokens.
 
     References:
         Ahn et al., Variational information distillation for knowledge transfer (arXiv:1904.05835).
@@ -128,10 +128,11 @@ class GaussianVIDHead(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape)
-        maps = len(teacher_shape) == 4
+        vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
-        self.grid = common_grid(teacher_shape, student_shape) if maps else None
-        self.epsilon = variant.epsilon if maps else variant.vector_epsilon
+        self.compared = Comparison(teacher_shape, student_shape, of_images=self.of_images)
+        grid = self.compared.student.grid or ()
+        self.epsilon = variant.vector_epsilon if vectors else variant.epsilon
         self.alpha = self.add_weight(
             shape=(teacher_shape[-1],),
             initializer=keras.initializers.Constant(self._initial_alpha()),
@@ -145,8 +146,8 @@ class GaussianVIDHead(DistillationLoss):
             teacher_shape[-1], name=f"{self.name}_gaussian_nats"
         )
         channels = student_shape[-1], teacher_shape[-1]
-        self.mean_layers = self._convolutions(*channels) if maps else [self._linear(channels[1])]
-        shape = (*student_shape[:1], *(self.grid or ()), student_shape[-1])
+        self.mean_layers = [self._linear(channels[1])] if vectors else self._convolutions(*channels)
+        shape = (*student_shape[:1], *grid, student_shape[-1])
         for layer in self.mean_layers:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
@@ -155,39 +156,52 @@ class GaussianVIDHead(DistillationLoss):
     def waits_for_examples(self):
         return self.initial_variance == "auto" and not self.measured.numpy()
 
-    def look_at(self, teacher, student):
-        teacher = ops.cast(teacher, "float32")
-        teacher = pool_to(teacher, self.grid) if self.grid is not None else teacher
-        variance = ops.var(teacher, axis=tuple(range(len(teacher.shape) - 1)))
+    def look_at(self, teacher, student, teacher_mask=None, student_mask=None):
+        teacher, student = ops.cast(teacher, "float32"), ops.cast(student, "float32")
+        teacher, _, mask = self.compared(teacher, student, teacher_mask, student_mask)
+        if mask is None:
+            variance = ops.var(teacher, axis=tuple(range(len(teacher.shape) - 1)))
+        else:
+            variance = _variance_of_real(teacher, mask)
         softplus = ops.maximum(variance, _SMALLEST) - self.epsilon
         self.alpha.assign(softplus + ops.log(-ops.expm1(-softplus)))
         self.measured.assign(1.0)
 
-    def call(self, teacher, student, labels=None, training=None):
-        if self.grid is not None:
-            teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
-        mean = self.predict_mean(student, training=training)
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
+        teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
+        mean = self.predict_mean(student, training=training, mask=mask)
         variance = self.variance()
-        self.gaussian_nats.update_state(teacher, mean, variance)
+        self.gaussian_nats.update_state(teacher, mean, variance, mask=mask)
         log_likelihood = barber_agakov(
             teacher,
             mean,
             variance,
             reduction=self.reduction,
             normalized=_VARIANTS[self.variant].normalized,
+            mask=mask,
         )
         return -log_likelihood  # A bound is maximised, a loss minimised.
 
-    def predict_mean(self, student, training=None):
+    def predict_mean(self, student, training=None, mask=None):
         """Returns `mu(s)`, the predicted teacher's tensor, for a student's on the common grid."""
-        if self.grid and all(isinstance(layer, keras.layers.Dense) for layer in self.mean_layers):
+        if len(student.shape) > 2 and all(
+            isinstance(layer, keras.layers.Dense) for layer in self.mean_layers
+        ):
             # A chain of linear maps: multiplied first, they cost one pass over the feature map.
             kernels = [layer.kernel for layer in self.mean_layers]
             return ops.matmul(student, functools.reduce(ops.matmul, kernels))
         mean = student
         for layer in self.mean_layers:
             norm = isinstance(layer, keras.layers.BatchNormalization)
-            mean = layer(mean, training=training) if norm else layer(mean)
+            mean = layer(mean, training=training, mask=mask) if norm else layer(mean)
         return mean
 
     def variance(self):
@@ -234,3 +248,10 @@ class GaussianVIDHead(DistillationLoss):
             kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
             dtype=self.dtype_policy,
         )
+
+
+def _variance_of_real(tokens, mask):
+    """Returns the variance of every channel over the real tokens of all examples."""
+    count = ops.cast(ops.maximum(ops.count_nonzero(mask), 1), tokens.dtype)
+    mean = ops.sum(masks.total(tokens), axis=0) / count  # Padded tokens are 0.
+    return ops.sum(masks.total(masks.only_real(ops.square(tokens - mean), mask)), axis=0) / count

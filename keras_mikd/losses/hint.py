@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from keras_mikd import checks
+from keras_mikd import checks, masks
 from keras_mikd.distribution import replicas
-from keras_mikd.features.grids import common_grid, pool_to
+from keras_mikd.features.grids import Comparison, common_grid
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 
@@ -17,20 +17,20 @@ class Hint(DistillationLoss):
         loss = mean over elements of (t - r(s))^2,
 
     where the regressor `r` is trained. `"linear"` is a 1x1 convolution with bias (for vectors, a
-    dense layer), on maps that are averaged to the smaller grid first. `"repdistiller"` is that of
-    the CRD benchmark: a convolution to the teacher's size, BatchNorm and ReLU. The convolution is
-    1x1 for equal sizes, 3x3 with stride 2 for a student of twice the size, a transposed 4x4 with
-    stride 2 for one of half the size, and otherwise as large as it takes without padding. The mean,
-    with a weight of about 100 beside the task, is that of the benchmark; FitNets halves the sum and
-    trains on the hint before the task.
+    dense layer), on maps that are averaged to the smaller grid first, or on tokens, see
+    docs/tokens.md. `"repdistiller"` is that of the CRD benchmark: a convolution to the teacher's
+    size, BatchNorm and ReLU. The convolution is 1x1 for equal sizes, 3x3 with stride 2 for a
+    student of twice the size, a transposed 4x4 with stride 2 for one of half the size, and
+    otherwise as large as it takes without padding. The mean, with a weight of about 100 beside the
+    task, is that of the benchmark; FitNets halves the sum and trains on the hint before the task.
 
     Args:
         regressor: `"linear"` or `"repdistiller"`, which is for feature maps.
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 
     Raises:
-        ValueError: If `regressor` is another; in `build`, if the tensors are not two vectors or two
-            feature maps, or the regressor does not lead from the one to the other.
+        ValueError: If `regressor` is another; in `build`, if the tensors are not two vectors, maps
+            or sequences of tokens, or the regressor does not lead from the one to the other.
 
     References:
         Romero et al., FitNets: hints for thin deep nets (arXiv:1412.6550), section 2.2;
@@ -44,20 +44,29 @@ class Hint(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape)
-        self.grid = None
         if self.kind == "repdistiller":
             self.regressor = self._repdistiller(tuple(teacher_shape), tuple(student_shape))
         else:
-            if len(teacher_shape) == 4:
-                self.grid = common_grid(teacher_shape, student_shape)
+            self.compared = Comparison(teacher_shape, student_shape, of_images=self.of_images)
             # Over the last axis: on a feature map this is a 1x1 convolution.
             self.regressor = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.regressor.build(tuple(student_shape))
 
-    def call(self, teacher, student, labels=None, training=None):
-        if self.grid is not None:
-            teacher, student = pool_to(teacher, self.grid), pool_to(student, self.grid)
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
+        mask = None
+        if self.kind == "linear":
+            teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         error = ops.square(teacher - self._regressed(student, training))
+        if mask is not None:
+            return masks.mean(ops.mean(error, axis=-1), mask)
         return ops.mean(error, axis=tuple(range(1, len(error.shape))))
 
     def get_config(self):

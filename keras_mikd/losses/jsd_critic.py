@@ -1,14 +1,11 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
-import math
-
 import keras
-from keras import ops
 
-from keras_mikd import bounds, checks
+from keras_mikd import bounds, checks, masks
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.critics.negatives import Negatives
-from keras_mikd.features.grids import comparison_grids, locations
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.metrics.mutual_information import BoundInformation, MutualInformation
 
@@ -25,6 +22,8 @@ class JSDCritic(DistillationLoss):
     - *local*: vector and map, in either order; the vector is compared with every location;
     - *feature*: map and map, averaged to the smaller grid and compared location by location.
 
+    Sequences of tokens stand where maps do, see docs/tokens.md. Padded tokens are in no pair.
+
     The objective bounds a Jensen-Shannon divergence, not the mutual information: it is a stable
     training signal for which one negative suffices. The metric `<name>_mi_nats` reports the mutual
     information in nats, by the Donsker-Varadhan bound on the same scores, or by `bounds.info_nce`
@@ -33,13 +32,13 @@ class JSDCritic(DistillationLoss):
     and weights are not public: this is a *reconstruction*, after Deep InfoMax.
 
     Args:
-        teacher_layer: Place in the teacher: a vector `(batch, channels)` or a map
-            `(batch, height, width, channels)`.
+        teacher_layer: Place in the teacher: a vector `(batch, channels)`, a map
+            `(batch, height, width, channels)` or tokens `(batch, tokens, channels)`.
         student_layer: Place in the student, likewise.
         weight: Factor in the total loss, a float or a schedule.
         bound: Bound to maximise, a function `(joint, product) -> (batch,)` in nats: one of
             `keras_mikd.bounds`, or your own (registered as serializable if the distiller is to be
-            loaded).
+            loaded; for padded tokens with an argument `mask`).
         critic: Score network, such as `ConcatCritic()`; the cheap `SeparableCritic()` if `None`.
         negatives: Negatives for every positive, drawn at random from the batch, in training anew
             in every step: an int of at least 1, or `"all"` for every other
@@ -48,14 +47,14 @@ class JSDCritic(DistillationLoss):
             and of the same one only where the batch has too few; needs labels and an int of
             `negatives`, and `<name>_mi_nats` is then no bound on mutual information.
         grid: Largest number of rows and columns on which maps are compared; larger maps are
-            averaged first. `None` keeps every location.
+            averaged first. `None` keeps every location, and so do sequences.
         gather: Whether negatives come from the global batch of all replicas, so that any number of
             replicas gives the update of one, or from a replica's own examples, without
             communication.
         **kwargs: `name` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: If a tensor is neither vector nor map, or an argument is out of range.
+        ValueError: If a tensor is neither vector, map nor sequence, or an argument is out of range.
 
     References:
         Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge
@@ -106,34 +105,51 @@ class JSDCritic(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         for shape in (teacher_shape, student_shape):
-            if len(shape) not in (2, 4) or not isinstance(shape[-1], int):
+            if len(shape) not in (2, 3, 4) or not isinstance(shape[-1], int):
                 raise ValueError(
                     f"Expected one tensor of each network for {self.name!r}: a vector (batch, "
-                    "channels) or a feature map (batch, height, width, channels), channels known. "
+                    "channels), a feature map (batch, height, width, channels) or a sequence "
+                    "(batch, tokens, channels), channels known. "
                     f"Received: teacher_shape={tuple(teacher_shape)} at {self.teacher_layer!r}, "
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
-        self._grids = comparison_grids(teacher_shape, student_shape, limit=self.grid)
+        self.compared = Comparison(
+            teacher_shape, student_shape, limit=self.grid, of_images=self.of_images
+        )
         read_out = BoundInformation if bounds.reads_itself(self.bound) else MutualInformation
         self.mi_nats = read_out(name=f"{self.name}_mi_nats")
         self.companions = self.mi_nats.companions()
         if not self.critic.built:  # In a loaded loss it is built.
             self.critic.build((None, None, teacher_shape[-1]), (None, None, student_shape[-1]))
-        places = max(math.prod(grid or ()) for grid in self._grids)
         pairs = 2 if self.negatives == "all" else 1 + self.negatives  # Of a matrix product, a part.
-        self.multiplications = self.critic.multiplications(places, pairs)
+        if self.compared.places is not None:
+            self.multiplications = self.critic.multiplications(self.compared.places, pairs)
 
-    def call(self, teacher, student, labels=None, training=None):
-        teacher = locations(teacher, self._grids[0])
-        student = locations(student, self._grids[1])
+    @property
+    def takes_masks(self):
+        return masks.taken_by(self.bound) and masks.taken_by(self.critic.observe)
+
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
+        teacher, student, mask = self.compared.at_locations(
+            teacher, student, teacher_mask, student_mask
+        )
         if training is not False:
-            self.critic.observe(teacher, student)
-        bound, joint, product = self._compare(teacher, self._pairs.pool(student, labels))
+            self.critic.observe(teacher, student, *([] if mask is None else [mask]))
+        pool = self._pairs.pool(student, labels, mask)
+        bound, joint, product = self._compare(teacher, pool)
         if bounds.reads_itself(self.bound):
-            negatives = ops.cast(ops.shape(product)[1], "float32")
-            self.mi_nats.update_state(bound, bounds.ceiling(self.bound, negatives))
+            ceiling = bounds.mean_ceiling(self.bound, product, pool.mask)
+            self.mi_nats.update_state(bound, ceiling)
         else:
-            self.mi_nats.update_state(joint, product)
+            self.mi_nats.update_state(joint, product, mask=pool.mask)
         return -bound
 
     def get_config(self):

@@ -6,11 +6,11 @@ import math
 import keras
 from keras import ops
 
-from keras_mikd import bounds, checks
+from keras_mikd import bounds, checks, masks
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.critics.negatives import Negatives
 from keras_mikd.distribution import replicas
-from keras_mikd.features.grids import comparison_grids, locations, pool_to
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 _COMBINATIONS = ("additive", "multiplicative")
@@ -41,10 +41,10 @@ class MUSE(DistillationLoss):
     Metrics: `<name>_<place>_mutual_nats`, `<name>_<place>_self_nats` and `<name>_ceiling_nats`.
 
     Args:
-        teacher_layer: Place of `F_M`, a vector or map as in `JSDCritic`. With
+        teacher_layer: Place of `F_M`, a vector, map or tokens as in `JSDCritic`. With
             `self_information="input"`, a list of the places of `F_M` and of the input.
-        student_layer: List of the places of `F_1`, ..., `F_K`, vectors or maps. A map is compared
-            with a vector at every location, with a map on their common grid.
+        student_layer: List of the places of `F_1`, ..., `F_K`, vectors, maps or tokens. A map is
+            compared with a vector at every location, with a map on their common grid.
         combine: `"additive"` or `"multiplicative"`.
         self_information: `"feature"`: of a feature with itself, `I(F_i; F_i)`. `"input"`: of a
             feature with the input, `I(X; F_i)`, by a critic of its own; an image is averaged to at
@@ -62,7 +62,7 @@ class MUSE(DistillationLoss):
 
     Raises:
         ValueError: If an argument is out of range, `bound` has no ceiling, a tensor is neither
-            vector nor map, or labels are needed and missing.
+            vector, map nor sequence, or labels are needed and missing.
 
     References:
         Gong, Yu, Mittal, Mori, Chen, MUSE: Feature Self-Distillation with Mutual Information and
@@ -109,6 +109,10 @@ class MUSE(DistillationLoss):
     def reads_classes(self):
         return self.negatives_from == "other_classes"
 
+    @property
+    def takes_masks(self):
+        return masks.taken_by(self.bound)
+
     def build(self, teacher_shape, student_shape):
         target, *source = _each(teacher_shape)
         if len(source) != (self.self_information == "input"):
@@ -117,68 +121,94 @@ class MUSE(DistillationLoss):
                 f"two, the target's and the input's. Received: teacher_layer={self.teacher_layer!r}"
             )
         for shape in (target, *_each(student_shape)):
-            if len(shape) not in (2, 4) or None in shape[1:]:
+            sizes = shape[2:] if len(shape) == 3 else shape[1:]
+            if len(shape) not in (2, 3, 4) or None in sizes:
                 raise ValueError(
-                    "Expected vectors (batch, channels) or feature maps (batch, height, width, "
-                    f"channels) of known size. Received: shape={tuple(shape)}"
+                    "Expected vectors (batch, channels), feature maps (batch, height, width, "
+                    "channels) of known size or sequences (batch, tokens, channels). Received: "
+                    f"shape={tuple(shape)}"
                 )
-        self._grids = [
-            comparison_grids(target, shape, limit=self.grid) for shape in _each(student_shape)
+        self._compared = [
+            Comparison(target, shape, limit=self.grid, of_images=self.of_images)
+            for shape in _each(student_shape)
         ]
         self.critics = [self._built_critic(target, shape) for shape in _each(student_shape)]
         bound = _above_uninformed(self.bound)
         self._mutual = [self._pairs.comparison(critic, bound) for critic in self.critics]
         own = [_Reflexive(critic) for critic in self.critics]
         if source:
-            self._input_grid = comparison_grids(source[0], source[0], limit=self.grid or 8)[0]
-            gist = (None, math.prod(self._input_grid or ()) * source[0][-1])
+            self._input = Comparison(source[0], source[0], limit=self.grid or 8)
+            gist = (None, self._input.places * source[0][-1])
             self.input_critics = [self._built_critic(gist, s) for s in _each(student_shape)]
             own = self.input_critics
         self._own = [self._pairs.comparison(critic, bound) for critic in own]
         self.readouts = {name: keras.metrics.Mean(name=name) for name in self._readout_names()}
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
         target, *source = _each(teacher)
         gist = self._gist(source[0]) if source else None
-        mutual, own = [], []
+        target_mask = _masks(teacher_mask, self.teacher_layer)[0]
+        mutual, own, real = [], [], []
         for i, feature in enumerate(_each(student)):
-            feature = locations(feature, self._grids[i][1])
-            of_target = locations(target, self._grids[i][0])
-            pool = self._pairs.pool(feature, labels)
+            own_mask = _masks(student_mask, self.student_layer)[i]
+            of_target, feature, mask = self._compared[i].at_locations(
+                target, feature, target_mask, own_mask
+            )
+            pool = self._pairs.pool(feature, labels, mask)
             value, _, product = self._mutual[i](of_target, pool)
             mutual.append(value)
-            own.append(self._own[i](feature if gist is None else gist, pool)[0])
+            own_pool = pool if feature.shape[1] != 1 else pool._replace(mask=None)
+            own.append(self._own[i](feature if gist is None else gist, own_pool)[0])
+            has_token = ops.ones_like(value) if mask is None else ops.any(mask, axis=1)
+            real.append(ops.cast(has_token, "float32"))
+        masked = any(mask is not None for mask in (teacher_mask, student_mask))
+        real = ops.stack(real, axis=1) if masked else None
         mutual, own = ops.stack(mutual, axis=1), ops.stack(own, axis=1)
-        both = mutual + own if self.combine == "additive" else self._product(mutual, own)
-        self._read_out(mutual, own, product)
-        return -ops.sum(both, axis=1)
+        both = mutual + own if self.combine == "additive" else self._product(mutual, own, real)
+        ceiling = bounds.mean_ceiling(self.bound, product, pool.mask) + _shift(self.bound)
+        self._read_out(mutual, own, ceiling, real)
+        return -ops.sum(both if real is None else both * real, axis=1)
 
-    def _product(self, mutual, own):
+    def _product(self, mutual, own, real):
         """Returns the product of the batch's factors, spread over its examples.
 
         A product of means is not a mean over examples, but its first-order expansion around the
-        means is. The mean of that expansion has the value and the gradient of the product.
+        means is. The mean of that expansion has the value and the gradient of the product. The
+        means are over the examples with a `real` token.
         """
         estimates = ops.stop_gradient(ops.stack([mutual, own], axis=2))
+        if real is not None:
+            estimates = ops.concatenate([estimates, real[:, :, None]], axis=2) * real[:, :, None]
         if self.gather:
             estimates = replicas.gather(estimates)
         count = ops.cast(ops.maximum(ops.shape(estimates)[0], 1), estimates.dtype)
-        means = ops.sum(estimates, axis=0) / count
+        sums = ops.sum(estimates, axis=0)
+        if real is not None:
+            sums, count = sums[:, :2], ops.maximum(sums[:, 2:], 1.0)
+        means = sums / count
         factors, slopes = ops.softplus(means), ops.sigmoid(means)
         mutual = factors[:, 0] + slopes[:, 0] * (mutual - means[:, 0])
         own_change = slopes[:, 1] * (own - means[:, 1])
         return mutual * factors[:, 1] + factors[:, 0] * own_change
 
-    def _read_out(self, mutual, own, product):
-        negatives = ops.cast(ops.shape(product)[1], "float32")
-        ceiling = self.bound.ceiling(negatives) + _shift(self.bound)
-        values = []
+    def _read_out(self, mutual, own, ceiling, real):
+        values, weights = [], []
         for i in range(len(self.critics)):
             values += [mutual[:, i], own[:, i]]
+            weights += 2 * [None if real is None else real[:, i]]
         # Once per example, like the estimates: the ceiling depends on the size of the batch.
         values.append(ceiling * ops.ones_like(mutual[:, 0]))
-        for metric, value in zip(self.readouts.values(), values, strict=True):
-            metric.update_state(value)
+        weights.append(weights[-1])
+        for metric, value, weight in zip(self.readouts.values(), values, weights, strict=True):
+            metric.update_state(value, sample_weight=weight)
 
     def _readout_names(self):
         places = [place.replace("/", "_") for place in _each(self.student_layer)]
@@ -197,7 +227,7 @@ class MUSE(DistillationLoss):
 
     def _gist(self, source):
         """The input as one vector: `(batch, 1, channels)`."""
-        source = source if self._input_grid is None else pool_to(source, self._input_grid)
+        source = self._input(source, source)[0]
         return ops.reshape(source, (-1, 1, math.prod(source.shape[1:])))
 
     def get_config(self):
@@ -247,6 +277,13 @@ def _each(item):
     return list(item) if isinstance(item, (list, tuple)) and not shape else [item]
 
 
+def _masks(given, places):
+    """Returns the mask of each of the places, or `None`, of masks by place."""
+    if isinstance(given, dict):
+        return [given.get(place) for place in _each(places)]
+    return given if isinstance(given, list) else [given] * len(_each(places))
+
+
 def _check_bound(bound):
     if getattr(bound, "ceiling", None) is None:
         raise ValueError(
@@ -260,8 +297,11 @@ def _above_uninformed(bound):
     """Returns a bound shifted so that a constant critic gets 0."""
 
     @functools.wraps(bound)  # Keeps the attributes of the bound.
-    def shifted(joint, product):
-        return bound(joint, product) + _shift(bound)
+    def shifted(joint, product, mask=None):
+        if mask is None:
+            return bound(joint, product) + _shift(bound)
+        has_token = ops.cast(ops.any(mask[:, 0], axis=1), "float32")
+        return bound(joint, product, mask=mask) + _shift(bound) * has_token
 
     return shifted
 

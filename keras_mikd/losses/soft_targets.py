@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_mikd import checks
+from keras_mikd import checks, masks
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 
@@ -15,7 +16,9 @@ class SoftTargets(DistillationLoss):
         loss = T^2 * KL(softmax(teacher / T) || softmax(student / T)),
 
     summed over the classes, in nats times `T^2`. The factor keeps the size of the gradient about
-    the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`.
+    the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`, or
+    `(batch, ..., classes)`: then the loss of an example is the mean over its positions, such as
+    tokens; padded ones are left out.
 
     Args:
         temperature: `T`, a finite float above 0. Most comparisons on CIFAR-100 use 4.
@@ -36,8 +39,14 @@ class SoftTargets(DistillationLoss):
         self.temperature = checks.temperature(temperature)
 
     def build(self, teacher_shape, student_shape):
-        check_pair(teacher_shape, student_shape, ranks=(2,))
+        check_pair(teacher_shape, student_shape, ranks=(2, 3))
         received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
+        if tuple(teacher_shape[1:-1]) != tuple(student_shape[1:-1]):
+            raise ValueError(
+                f"Expected logits of teacher and student at the same positions. {received}. Match "
+                "features instead, which can be averaged to as many positions."
+            )
+        self.compared = Comparison(teacher_shape, student_shape)
         if teacher_shape[-1] != student_shape[-1]:
             raise ValueError(
                 f"Expected teacher and student to have the same classes. {received}. Give the "
@@ -49,8 +58,22 @@ class SoftTargets(DistillationLoss):
                 f"the loss would always be 0. {received}. Train networks with one logit per class."
             )
 
-    def call(self, teacher, student, labels=None, training=None):
-        return self.temperature**2 * softened_divergence(teacher, student, self.temperature)
+    def call(
+        self,
+        teacher,
+        student,
+        labels=None,
+        training=None,
+        teacher_mask=None,
+        student_mask=None,
+    ):
+        teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
+        divergence = softened_divergence(teacher, student, self.temperature)
+        if mask is not None:
+            divergence = masks.mean(divergence, mask)
+        elif len(divergence.shape) > 1:
+            divergence = ops.mean(divergence, axis=tuple(range(1, len(divergence.shape))))
+        return self.temperature**2 * divergence
 
     def get_config(self):
         return {**super().get_config(), "temperature": self.temperature}
@@ -59,8 +82,8 @@ class SoftTargets(DistillationLoss):
 def softened_divergence(teacher, student, temperature):
     """Returns `KL(softmax(teacher / temperature) || softmax(student / temperature))` in nats.
 
-    Of logits `(batch, classes)`, as float32 of shape `(batch,)`. A class that the teacher masks by
-    `-inf` counts for nothing.
+    Of logits `(batch, ..., classes)`, as float32 of shape `(batch, ...)`. A class that the teacher
+    masks by `-inf` counts for nothing.
     """
     teacher, student = teacher / temperature, student / temperature
     log_p, log_q = ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1)
@@ -73,7 +96,7 @@ def softened_divergence(teacher, student, temperature):
     u = ops.where(ops.isnan(gap), 0.0, ops.clip(gap, -1e3, 1e3))
     u = u - ops.sum(p * u, axis=-1, keepdims=True)
     close = ops.max(ops.abs(u), axis=-1) < _CLOSE
-    u = ops.where(close[:, None], u, 0.0)
+    u = ops.where(close[..., None], u, 0.0)
     beyond_linear = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 24 - u / 120)))
     return ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
 

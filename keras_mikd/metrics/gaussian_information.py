@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from keras_mikd import masks
+
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class GaussianInformation(keras.metrics.Metric):
@@ -42,22 +44,30 @@ class GaussianInformation(keras.metrics.Metric):
         self.sum_of_squares = self._add_sum("sum_of_squares", (num_channels,))
         self.log_likelihood = self._add_sum("log_likelihood", (num_channels,))
 
-    def update_state(self, target, mean, variance):
+    def update_state(self, target, mean, variance, mask=None):
         """Adds a batch.
 
         Args:
             target: The teacher's tensor, shape `(batch, ..., num_channels)`.
             mean: The head's prediction of it, same shape.
             variance: The head's variance of each channel, shape `(num_channels,)`.
+            mask: Which positions count, of a target `(batch, tokens, num_channels)`: bool of shape
+                `(batch, tokens)`; all if `None`.
         """
         target, mean, variance = (ops.convert_to_tensor(x) for x in (target, mean, variance))
-        axes = tuple(range(len(target.shape) - 1))
-        count = self._sum_dtype(ops.prod(ops.shape(target)[:-1]))
+
+        def summed(x):
+            if mask is None:
+                return ops.sum(x, axis=tuple(range(len(target.shape) - 1)))
+            return ops.sum(masks.total(masks.only_real(x, mask)), axis=0)
+
+        positions = ops.prod(ops.shape(target)[:-1]) if mask is None else ops.count_nonzero(mask)
+        count = self._sum_dtype(positions)
         # A replica may have no examples in the last batch: it adds 0, not 0 / 0.
         at_least_one = ops.cast(ops.maximum(count, 1), target.dtype)
-        batch_mean = ops.sum(target, axis=axes) / at_least_one
-        spread = ops.sum(ops.square(target - batch_mean), axis=axes)
-        error = ops.sum(ops.square(target - mean), axis=axes)
+        batch_mean = summed(target) / at_least_one
+        spread = summed(ops.square(target - batch_mean))
+        error = summed(ops.square(target - mean))
         batch_mean, spread, error, variance = map(
             self._sum_dtype, (batch_mean, spread, error, variance)
         )

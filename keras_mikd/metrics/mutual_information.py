@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mikd import masks
+
 # A sum of exponentials is kept as one float64 for every stretch of so many nats, relative to its
 # middle: nothing overflows, and the sums of replicas add up. A running maximum would not.
 _STRETCH = 500.0
@@ -89,7 +91,7 @@ class MutualInformation(ReadOut):
         # Exponentials of an example's product scores; their squares; they times its joint score.
         self.exponentials = self._add_sums("exponentials", (3, len(_MIDDLES)))
 
-    def update_state(self, joint, product):
+    def update_state(self, joint, product, mask=None):
         """Adds the scores of true pairs and of pairs of different examples.
 
         A batch without the latter, such as a batch of one, is skipped.
@@ -97,15 +99,25 @@ class MutualInformation(ReadOut):
         Args:
             joint: Scores, shape `(batch, ...)`.
             product: Scores, shape `(batch, negatives, ...)`.
+            mask: Which pairs count, as in `bounds`: bool of shape `(batch, 1 + negatives, tokens)`.
         """
         joint, product = (
             ops.clip(ops.cast(x, "float32"), -_LARGEST_SCORE, _LARGEST_SCORE)
             for x in (joint, product)
         )
-        pairs = self._cast(ops.size(product))
-        counts = ops.minimum(pairs, 1.0)
-        joint = counts * self._cast(ops.mean(joint, axis=tuple(range(1, len(joint.shape)))))
-        log_sums = self._cast(ops.logsumexp(product, axis=tuple(range(1, len(product.shape)))))
+        if mask is None:
+            pairs = self._cast(ops.size(product))
+            counts = ops.minimum(pairs, 1.0)
+            joint = counts * self._cast(ops.mean(joint, axis=tuple(range(1, len(joint.shape)))))
+            log_sums = ops.logsumexp(product, axis=tuple(range(1, len(product.shape))))
+        else:
+            compared = masks.compared(mask)
+            counted = ops.logical_and(mask[:, 1:], compared[:, None])
+            pairs = ops.sum(self._cast(counted))
+            counts = self._cast(ops.any(compared, axis=1))
+            joint = self._cast(masks.mean(joint, compared))
+            log_sums = _log_sums(product, counted)
+        log_sums = self._cast(log_sums)
         self.sums.assign_add(_sums_of(joint, counts, pairs))
         highest = ops.max(log_sums, initial=-_LARGEST_SCORE)
         highest = ops.clip(highest, -_LARGEST_SCORE, _LARGEST_SCORE)
@@ -165,11 +177,16 @@ class BoundInformation(ReadOut):
         self.sums = self._add_sums("sums", (4,))  # Examples, ceilings, values, their squares.
 
     def update_state(self, values, ceiling):
-        """Adds the bound of every example, shape `(batch,)`, and the most that it can be."""
-        values = self._cast(values)
+        """Adds the bound of every example, shape `(batch,)`, and the most that it can be.
+
+        That is one number for all of them, or one for each.
+        """
+        values, ceiling = self._cast(values), self._cast(ceiling)
         counts = self._cast(ceiling > 0)  # Without negatives there is nothing to tell apart.
-        number = self._cast(ops.size(values))
-        self.sums.assign_add(_sums_of(counts * values, counts, number * self._cast(ceiling)))
+        ceilings = (
+            ops.sum(ceiling) if len(ceiling.shape) else ceiling * self._cast(ops.size(values))
+        )
+        self.sums.assign_add(_sums_of(counts * values, counts, ceilings))
 
     def result(self):
         """Returns the mean in nats, a scalar; 0 before any example."""
@@ -204,9 +221,23 @@ class _Companion(keras.metrics.Metric):
 
 
 def _sums_of(values, counts, second):
-    """`values` of examples that count or do not: their number, `second`, their sum, squares."""
-    number = counts * ops.cast(ops.size(values), values.dtype)
+    """`values` of examples that count or do not: their number, `second`, their sum, squares.
+
+    `counts` is one number for all of them, or one for each.
+    """
+    number = (
+        ops.sum(counts) if len(counts.shape) else counts * ops.cast(ops.size(values), values.dtype)
+    )
     return ops.stack([number, second, ops.sum(values), ops.sum(ops.square(values))])
+
+
+def _log_sums(product, mask):
+    """The logarithm of the sum of the exponentials of an example's pairs that count."""
+    scores = ops.where(mask, product, -_LARGEST_SCORE)
+    highest = ops.stop_gradient(ops.max(scores, axis=(1, 2)))
+    exponentials = ops.exp(scores - highest[:, None, None]) * ops.cast(mask, scores.dtype)
+    sums = masks.total(ops.sum(exponentials, axis=1))
+    return ops.where(sums > 0, highest + ops.log(ops.maximum(sums, 1e-30)), -2 * _LARGEST_SCORE)
 
 
 def _standard_error(variance, examples):
