@@ -82,6 +82,28 @@ def test_keras_hub_encoders_of_one_layer(kind, mlp, output, tokens):
     assert pair_stages(model, shallow) == [("block3", "block1")]
 
 
+def test_keras_hub_dino():
+    """Its encoder returns all of its blocks; single outputs of it are read by number, as ever."""
+    backbone = _imported("keras_hub").models.DINOV2Backbone(
+        patch_size=4,
+        num_layers=3,
+        hidden_dim=8,
+        num_heads=2,
+        intermediate_dim=16,
+        image_shape=(16, 16, 3),
+        name="backbone",
+    )
+    (images,) = backbone.inputs
+    model = keras.Model(images, keras.layers.Dense(3)(backbone.output[:, 0]))
+    x, pooled = networks.images(2, 16, 16, 3), stages(model)["pooled"].layer
+    blocks = {f"block{k + 1}": f"backbone_encoder/layers_{k}" for k in range(3)}
+    read = _check(model, x, blocks | {"pooled": pooled})
+    outputs = [f"backbone_encoder/{k}" for k in range(4)]  # The last block, then all of them.
+    taps = FeatureTaps(model, outputs)(x, training=False)
+    for output, place in zip(outputs, ("block3", "block1", "block2", "block3"), strict=True):
+        np.testing.assert_array_equal(taps[output], read[place])
+
+
 def test_keras_hub_vit_of_mean_tokens_and_a_deeper_one_of_a_cnn():
     models = _imported("keras_hub").models
     model = _vision(models, "ViT", 6, "mlp_dim", pooling="gap", intermediate_dim=5)

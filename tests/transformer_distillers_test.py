@@ -170,3 +170,38 @@ def test_more_padding_changes_no_loss_between_berts():
     )
     assert {name: long[name] for name in short} == pytest.approx(short, abs=1e-5)
     _fit(mikd.MIMKDDistiller(teacher, student), _texts(8), run_eagerly=True)
+
+
+@keras.saving.register_keras_serializable("transformer_distillers_test")
+class _Subclassed(keras.Model):
+    """A transformer without a graph."""
+
+    def __init__(self, depth, **kwargs):
+        super().__init__(**kwargs)
+        self.embed = keras.layers.Dense(8)
+        self.blocks = [keras.layers.MultiHeadAttention(2, 4) for _ in range(depth)]
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x, training=False):
+        return _features(self, x, training)["output"]
+
+
+def _features(model, x, training):
+    tokens, blocks = model.embed(keras.ops.reshape(x, (-1, 64, 3))), {}
+    for number, block in enumerate(model.blocks, start=1):
+        tokens = blocks[f"block{number}"] = tokens + block(tokens, tokens, training=training)
+    return {"output": model.head(keras.ops.mean(tokens, axis=1)), **blocks}
+
+
+def test_blocks_of_a_subclassed_teacher_come_from_a_function():
+    """As docs/methods.md says."""
+    teacher = _Subclassed(4)
+    teacher(IMAGES)
+    hint = mikd.Hint(teacher_layer="block4", student_layer="block2")
+    with pytest.raises(ValueError, match="Expected a model with a graph.*pass `features`"):
+        mikd.Distiller(teacher, _vit(2), [hint])
+    hint = mikd.Hint(teacher_layer="block4", student_layer="block2")
+    distiller = mikd.Distiller(teacher, _vit(2), [hint], teacher_features=_features)
+    _fit(distiller, run_eagerly=True)
+    with pytest.raises(ValueError, match="Expected a Functional model.*`features` function"):
+        mikd.VIDDistiller(teacher, _vit(2))
