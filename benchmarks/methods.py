@@ -51,6 +51,35 @@ def offline(recipe, *, xla_critics="auto", **options):
     return Method(build, FLOOR)
 
 
+def as_tokens(recipe, reference, **options):
+    """The same losses, of the same maps as sequences of tokens `(batch, places, channels)`."""
+
+    def build(new_teacher, new_student):
+        teacher, student = new_teacher(), new_student()
+        losses = recipe(teacher, student, **options)
+        return mikd.Distiller(
+            teacher,
+            student,
+            losses,
+            teacher_features=_read_as_tokens(teacher, [loss.teacher_layer for loss in losses]),
+            student_features=_read_as_tokens(student, [loss.student_layer for loss in losses]),
+        )
+
+    return Method(build, reference)
+
+
+def _read_as_tokens(model, places):
+    taps = mikd.FeatureTaps(model, places)
+
+    def flat(feature):
+        if len(feature.shape) != 4:
+            return feature
+        _, rows, columns, channels = feature.shape
+        return keras.ops.reshape(feature, (-1, rows * columns, channels))
+
+    return lambda _, x, training: keras.tree.map_structure(flat, taps(x, training))
+
+
 def by_itself(recipe, **options):
     """A `SelfDistiller` with the losses of a recipe."""
 
@@ -142,6 +171,15 @@ METHODS = {
 EQUAL_SHAPES = {
     "Keras (3 features)": _keras(keras_features),
     "same in mikd.Distiller": offline(keras_features),
+}
+
+
+# What tokens cost, beside maps of as many places: none of both is averaged to a coarser grid.
+EVERY_PLACE = "MIMKD at every place"
+TOKENS = {
+    EVERY_PLACE: offline(recipes.mimkd, grid=None),
+    "VID of tokens": as_tokens(recipes.vid, "VID"),
+    "MIMKD of tokens": as_tokens(recipes.mimkd, EVERY_PLACE, grid=None),
 }
 
 

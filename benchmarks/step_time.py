@@ -33,7 +33,7 @@ from absl import app, flags
 import keras_mikd as mikd
 import reports
 from keras_mikd import recipes
-from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, check_names, compiled, offline
+from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, TOKENS, check_names, compiled, offline
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -224,7 +224,7 @@ def print_table(rows):
 def main(argv):
     del argv
     reports.check_output()
-    known = {**METHODS, **EQUAL_SHAPES}
+    known = {**METHODS, **TOKENS, **EQUAL_SHAPES}
     check_names("methods", FLAGS.methods or known, known)
     if FLAGS.critics and FLAGS.methods:
         raise SystemExit("Expected --critics or --methods. Received: both")
@@ -232,7 +232,7 @@ def main(argv):
     keras.utils.set_random_seed(0)
     results = {}
     for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:
-        methods = METHODS if name == "digits" else {**METHODS, **EQUAL_SHAPES}
+        methods = {**METHODS, **TOKENS, **(EQUAL_SHAPES if name == "cifar" else {})}
         variants = critic_designs() if FLAGS.critics else chosen(methods)
         results[name] = run_pair(PAIRS[name], variants)
     print(

@@ -102,7 +102,7 @@ def jsd(joint, product, *, shifted=False, mask=None):
     Raises:
         ValueError: If the two shapes do not fit.
     """
-    joint, product = _scores(joint, product)
+    joint, product = _scores(joint, product, mask)
     product_term = ops.sum(_counting(ops.softplus(product), mask), axis=1)
     value = -ops.softplus(-joint) - product_term / _count(product, (1,), mask)
     value = _per_example(value, product, mask, no_negatives=-2.0 * math.log(2.0))
@@ -135,7 +135,7 @@ def nwj(joint, product, *, log_ratio=False, mask=None):
     Raises:
         ValueError: If the two shapes do not fit.
     """
-    joint, product = _scores(joint, product)
+    joint, product = _scores(joint, product, mask)
     if log_ratio:
         joint, product = joint + 1.0, product + 1.0
     exponent = _log_mean_exp(product - 1.0, (1,), mask)
@@ -168,7 +168,7 @@ def donsker_varadhan(joint, product, *, mask=None):
     Raises:
         ValueError: If the two shapes do not fit.
     """
-    joint, product = _scores(joint, product)
+    joint, product = _scores(joint, product, mask)
     return _per_example(joint - _log_mean_exp(product, (0, 1), mask), product, mask)
 
 
@@ -196,7 +196,7 @@ def smile(joint, product, *, clip=5.0, mask=None):
         ValueError: If the two shapes do not fit, or `clip` is out of range.
     """
     checks.number("clip", clip, above=0)
-    joint, product = _scores(joint, product)
+    joint, product = _scores(joint, product, mask)
     return donsker_varadhan(joint, ops.clip(product, -clip, clip), mask=mask)
 
 
@@ -223,7 +223,7 @@ def info_nce(joint, product, *, mask=None):
     Raises:
         ValueError: If the two shapes do not fit.
     """
-    joint, product = _scores(joint, product)
+    joint, product = _scores(joint, product, mask)
     pairs = ops.concatenate([ops.expand_dims(joint, 1), product], axis=1)
     number = _count(pairs, (1,))
     if mask is not None:
@@ -374,7 +374,7 @@ def _says(bound, attribute, default):
     return getattr(function, attribute, default)
 
 
-def _scores(joint, product):
+def _scores(joint, product, mask=None):
     joint = ops.convert_to_tensor(joint, "float32")
     product = ops.convert_to_tensor(product, "float32")
     expected = (*joint.shape[:1], None, *joint.shape[1:])
@@ -383,6 +383,14 @@ def _scores(joint, product):
             "Expected `joint` of shape (batch, ...) and `product` (batch, negatives, ...) with the "
             f"same trailing axes. Received: joint.shape={tuple(joint.shape)}, "
             f"product.shape={tuple(product.shape)}. `split_scores` makes both from a square matrix."
+        )
+    negatives = product.shape[1]
+    pairs = (joint.shape[0], negatives and negatives + 1, *joint.shape[1:])
+    if mask is not None and not _fits(pairs, mask.shape):
+        raise ValueError(
+            "Expected `mask` of shape (batch, 1 + negatives, ...), the own pair of every example "
+            f"first. Received: mask.shape={tuple(mask.shape)}, product.shape="
+            f"{tuple(product.shape)}"
         )
     return joint, product
 

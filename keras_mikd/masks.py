@@ -13,9 +13,9 @@ from keras import ops
 _LANES = 16
 
 
-def taken_by(function):
-    """Whether a function says that it leaves padded tokens out: it has an argument `mask`."""
-    return "mask" in inspect.signature(function).parameters
+def takes(function, argument):
+    """Whether a function has an argument that says which tokens are padded."""
+    return argument in inspect.signature(function).parameters
 
 
 def compared(pairs):

@@ -36,6 +36,17 @@ def student(**kwargs):
     return network((3, 5), seed=2, **kwargs)
 
 
+def token_network(width, seed):
+    """A classifier of sequences: patches of an image, those without a positive value padded."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(IMAGE_SHAPE)
+    x = keras.layers.AveragePooling2D(2)(inputs)
+    x = keras.layers.Masking()(keras.layers.ReLU()(keras.layers.Reshape((16, 2))(x)))
+    x = keras.layers.Dense(width, activation="tanh", name="tokens")(x)
+    logits = keras.layers.Dense(NUM_CLASSES, name="token_logits")(x)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling1D(name="mean")(logits))
+
+
 def data(examples=16, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(examples, *IMAGE_SHAPE)).astype("float32")
@@ -70,8 +81,26 @@ def _be_your_own_teacher():
     return mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
 
 
+def _between_tokens(make, place="tokens", **kwargs):
+    return make(teacher_layer=place, student_layer=place, **kwargs)
+
+
+# Losses of padded sequences, between networks of `token_network`.
+TOKEN_LOSSES = {
+    "tokens_soft_targets": lambda: _between_tokens(mikd.SoftTargets, "token_logits"),
+    "tokens_hint": lambda: _between_tokens(mikd.Hint),
+    "tokens_attention_transfer": lambda: _between_tokens(mikd.AttentionTransfer),
+    "tokens_vid": lambda: _between_tokens(mikd.GaussianVIDHead, variant="repdistiller"),
+    "tokens_jsd": lambda: _jsd("tokens", "tokens", negatives=2),
+    "tokens_dv_local": lambda: _jsd(
+        "mean", "tokens", bound=mikd.bounds.donsker_varadhan, critic=mikd.SeparableCritic
+    ),
+    "tokens_muse": lambda: _muse(teacher_layer="mean", student_layer=["tokens"]),
+}
+
 # name -> a function that makes a new loss; every public DistillationLoss is here.
 LOSSES = {
+    **TOKEN_LOSSES,
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
     "hint_repdistiller": lambda: mikd.Hint(
@@ -142,11 +171,22 @@ DISTILLERS = {
 KINDS = {name: DISTILLERS[name] for name in ("distiller", "self", "mutual", "mcmi")}
 
 
-def distiller(name, teacher_model=None):
+def distiller(name, teacher_model=None, **kwargs):
     """A new distiller with the loss of that name, or the public one of that name."""
     if name in LOSSES:
-        return distiller_with(LOSSES[name](), teacher_model=teacher_model)
+        of_tokens = name in TOKEN_LOSSES
+        return distiller_with(
+            LOSSES[name](),
+            teacher_model=teacher_model or teacher_of(name),
+            student_model=token_network(3, seed=2) if of_tokens else None,
+            **kwargs,
+        )
     return DISTILLERS[name](teacher_model or teacher(), student())
+
+
+def teacher_of(name):
+    """A teacher for the loss of that name."""
+    return token_network(5, seed=1) if name in TOKEN_LOSSES else teacher()
 
 
 def distiller_with(loss, *, teacher_model=None, student_model=None, xla_critics=False, **kwargs):

@@ -18,16 +18,18 @@ import tensorflow as tf
 import keras_mikd as mikd
 from keras_mikd.detection.detector_task import DetectorTask
 from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.networks import masks_of
 from keras_mikd.features.feature_taps import pick
 
 # The distillers below have most of the losses. These are beside them: pairs that replicas gather in
 # other ways, and arithmetic that no distiller has.
-REPLICAS = ("jsd_other_classes", "jsd_global_separable_all", "dv_critic")
-XLA = ("info_nce_critic", "jsd_other_classes")
+REPLICAS = ("jsd_other_classes", "jsd_global_separable_all", "dv_critic", "tokens_dv_local")
+XLA = ("info_nce_critic", "jsd_other_classes", "tokens_jsd")
 # These only combine what others have in another way.
 VARIANTS = {
     *("vid_repdistiller_sum", "jsd_local_reverse", "jsd_feature_separable", "nwj_critic"),
     *("smile_critic", "muse_additive", "muse_info_nce"),
+    *("tokens_soft_targets", "tokens_hint", "tokens_attention_transfer", "tokens_muse"),
 }
 
 
@@ -132,15 +134,18 @@ def test_config_round_trip(name):
 def test_graph_equals_eager_and_the_second_call_does_not_retrace(name):
     distiller = _alone(name).distiller
     (loss,) = distiller.distillation_losses
+    (term,) = distiller._networks.terms
     teacher, student = (distiller._networks.taps[n] for n in ("teacher", "student"))
     traces = []
 
     def values(x, y):
         traces.append(1)
-        t = pick(teacher(x, training=False), loss.teacher_layer)
+        features = {"teacher": teacher(x, training=False)}
+        t = pick(features["teacher"], loss.teacher_layer)
         with tf.GradientTape() as tape:
-            s = pick(student(x, training=False), loss.student_layer)
-            value = loss(t, s, labels=y, training=True)
+            features["student"] = student(x, training=False)
+            s = pick(features["student"], loss.student_layer)
+            value = loss(t, s, labels=y, training=True, **masks_of(term, features))
         return value, tape.gradient(value, [*loss.trainable_weights, student.model.weights[0]])
 
     x, y = map(tf.constant, cases.data())
@@ -250,7 +255,7 @@ def test_local_negatives_give_the_mean_of_the_updates_of_the_replicas(make, two_
 )
 def test_mixed_precision_stays_finite(name, policy):
     """One loss between networks of different precision; distillers of mixed ones."""
-    teacher = cases.teacher() if name in cases.LOSSES else None
+    teacher = cases.teacher_of(name) if name in cases.LOSSES else None
     keras.config.set_dtype_policy(policy)
     distiller = _compiled(cases.distiller(name, teacher), run_eagerly=True)
     _assert_finite(distiller, _fit(distiller))
@@ -277,7 +282,7 @@ def test_whole_step_of_static_shapes_compiles_and_gives_the_same_history(name):
     default=["jsd_other_classes"],
 )
 def test_compiled_critics_give_what_plain_ones_give(name):
-    distiller = _compiled(cases.distiller_with(cases.LOSSES[name](), xla_critics=True))
+    distiller = _compiled(cases.distiller(name, xla_critics=True))
     _fit(distiller)
     _assert_same(_alone(name).after, _weights(distiller), atol=1e-5)
 

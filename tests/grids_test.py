@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
-from keras_mikd.features.grids import common_grid, pool_to
+from keras_mikd.features.grids import as_map, common_grid, patch_grid, pool_to
 
 
 def _pooled(feature_map, rows, columns):
@@ -27,6 +27,32 @@ def _pooled(feature_map, rows, columns):
 )
 def test_common_grid_is_the_smaller_one(teacher, student, limit, grid):
     assert common_grid(teacher, student, limit=limit) == grid
+
+
+@pytest.mark.parametrize(
+    ("tokens", "aspect", "grid"),
+    [
+        (196, (7, 7), (14, 14)),
+        (197, (7, 7), (14, 14)),  # A class token.
+        (198, (1, 1), (14, 14)),  # And a distillation token.
+        (65, (1, 1), (8, 8)),
+        (56, (7, 8), (7, 8)),
+        (105, (4, 2), (14, 7)),  # Seven register tokens.
+        (107, (4, 2), None),  # Nine.
+        (7, (4, 2), None),  # More than patches.
+        (1, (1, 1), (1, 1)),
+        (3, (4, 4), None),
+        (None, (1, 1), None),
+    ],
+)
+def test_patch_grid_is_that_of_the_last_tokens(tokens, aspect, grid):
+    assert patch_grid(tokens, aspect) == grid
+
+
+def test_as_map_takes_the_last_tokens_row_by_row():
+    tokens = np.arange(2 * 8 * 3, dtype="float32").reshape(2, 8, 3)
+    expected = tokens[:, 2:].reshape(2, 3, 2, 3)
+    np.testing.assert_array_equal(as_map(tf.constant(tokens), (3, 2)), expected)
 
 
 def test_common_grid_refuses_vectors_and_unknown_sizes():

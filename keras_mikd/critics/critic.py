@@ -64,10 +64,11 @@ class Critic(checks.Settled, keras.layers.Layer):
         """Maps `(pool, locations, channels)` to embeddings `(pool, locations, units)`."""
         raise NotImplementedError
 
-    def observe(self, teacher, student, mask=None):
+    def observe(self, teacher, student, weights=None):
         """Sees the features of a training step before they are scored, to measure them.
 
-        `mask`, of shape `(batch, locations)`, says which locations are real; `None` for all.
+        `weights`, of shape `(batch, locations)`, are the share of each location in a mean: 0 for
+        padded tokens, together 1 on the average of the replicas. `None` for equal ones.
         """
 
     def score(self, teacher, student):
@@ -124,10 +125,10 @@ class ConcatCritic(Critic):
         self.hidden_layer = dense(self.width, "hidden", hidden_shape, activation="relu")
         self.score_layer = dense(1, "score", hidden_shape)
 
-    def observe(self, teacher, student, mask=None):
+    def observe(self, teacher, student, weights=None):
         if self.standardizes:
-            _measure_once(self.teacher_moments, teacher, mask)
-            _measure_once(self.student_moments, student, mask)
+            _measure_once(self.teacher_moments, teacher, weights)
+            _measure_once(self.student_moments, student, weights)
 
     def embed_teacher(self, teacher):
         return self.teacher_layer(self._standardized(teacher, self.teacher_moments))
@@ -244,20 +245,22 @@ def _asinh(x):
     return ops.sign(x) * ops.log(size + root), lambda upstream: upstream / root
 
 
-def _measure_once(moments, feature, mask):
+def _measure_once(moments, feature, weights):
     """Keeps the moments of the first batch whose features are not all the same."""
     root = ops.sign(feature) * ops.sqrt(ops.abs(feature))  # Outliers weigh less.
-    if mask is None or feature.shape[1] == 1:
-        number = ops.shape(feature)[0] * ops.shape(feature)[1]
-        sums = [ops.sum(x, axis=(0, 1)) for x in (root, ops.abs(feature))]
-    else:
-        number = ops.count_nonzero(mask)
-        padded = (masks.only_real(x, mask) for x in (root, ops.abs(feature)))
-        sums = [ops.sum(masks.total(x), axis=0) for x in padded]
-    count = ops.cast(ops.maximum(number, 1), feature.dtype)
+    found = _means([root, ops.abs(feature)], weights)
     mean, square = ops.unstack(moments)
     varies = square - ops.square(mean) > _SMALLEST_VARIANCE * ops.mean(square)
-    moments.assign(ops.where(ops.any(varies), moments, ops.stack(sums) / count))
+    moments.assign(ops.where(ops.any(varies), moments, ops.stack(found)))
+
+
+def _means(features, weights):
+    """Returns the means over examples and locations; `weights` are those of tokens."""
+    first = features[0]
+    if weights is not None and first.shape[1] != 1:
+        return [ops.sum(masks.total(x * weights[:, :, None]), axis=0) for x in features]
+    count = ops.cast(ops.maximum(ops.shape(first)[0] * ops.shape(first)[1], 1), first.dtype)
+    return [ops.sum(x, axis=(0, 1)) / count for x in features]
 
 
 def _dense_factory(critic):

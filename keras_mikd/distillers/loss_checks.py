@@ -153,10 +153,10 @@ def check_logits(teacher, student, loss):
                 )
 
 
-def build_loss(loss, teacher, student, masks, of_images):
+def build_loss(loss, teacher, student, masks, image_size):
     """Creates the weights of `loss` for the symbolic tensors at its places.
 
-    `masks` are those that its `call` will get; `of_images` says whether both networks read images.
+    `masks` are those that its `call` will get, `image_size` is that of the images that both read.
     """
     try:
         shapes = _loss_shapes(loss, teacher, student)
@@ -165,7 +165,7 @@ def build_loss(loss, teacher, student, masks, of_images):
             _check_built_for(loss, shapes)
         else:
             # Tokens of which some are padded do not form the grid of an image.
-            loss.of_images = of_images and not masks
+            loss.image_size = None if masks else image_size
             loss.build(*shapes)
             _check_layers(loss)
     except ValueError as error:

@@ -70,10 +70,17 @@ class Networks:
         for term in self.terms:
             teacher = pick(self.taps[term.teacher].specs, term.loss.teacher_layer)
             student = pick(self.taps[term.student].specs, term.loss.student_layer)
-            of_images = all(self.taps[name].of_images for name in (term.teacher, term.student))
+            image_size = self._image_size(term)
             features = {name: taps.specs for name, taps in self.taps.items()}
             masks = masks_of(term, features)
-            loss_checks.build_loss(term.loss, teacher, student, masks, of_images)
+            loss_checks.build_loss(term.loss, teacher, student, masks, image_size)
+
+    def _image_size(self, term):
+        """Returns the size of the images that both networks of a term read, up to its scale."""
+        sizes = [self.taps[name].image_size for name in (term.teacher, term.student)]
+        if None in sizes or sizes[0][0] * sizes[1][1] != sizes[0][1] * sizes[1][0]:
+            return None
+        return sizes[1]
 
     @property
     def trained(self):

@@ -55,7 +55,7 @@ class FeatureTaps:
         specs: `{place: KerasTensor}`; a structure of them for an output of several tensors. A
             padded sequence has its mask beside it, as `mask_of(place)`: Keras' own, or the input
             `padding_mask` of as many tokens.
-        of_images: Whether an input is an image, `(batch, height, width, channels)`.
+        image_size: `(height, width)` of the only input that is an image, if known, or `None`.
 
     Raises:
         TypeError: If `places` is not an iterable of names.
@@ -82,7 +82,8 @@ class FeatureTaps:
             _check_hidden(model, inner, features, inputs)
             self.specs = _Run(self._run).compute_output_spec(inputs)
         self._masks = self.specs.keys() - set(self.places)
-        self.of_images = any(len(spec.shape) == 4 for spec in keras.tree.flatten(inputs))
+        sizes = [spec.shape[1:3] for spec in keras.tree.flatten(inputs) if len(spec.shape) == 4]
+        self.image_size = tuple(sizes[0]) if len(sizes) == 1 and None not in sizes[0] else None
 
     def __call__(self, x, training):
         """Runs the model once on `x`, in training mode if `training`.

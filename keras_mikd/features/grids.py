@@ -42,13 +42,14 @@ def _grid(shapes, limit):
 def patch_grid(tokens, aspect=(1, 1)):
     """Returns the grid `(rows, columns)` that the last of `tokens` form, or `None`.
 
-    It is the largest one with the aspect of `aspect`, a grid. At most 8 tokens may come before it:
-    class and register tokens.
+    It is the largest one with the aspect of `aspect`, a grid. At most 8 tokens, and fewer than the
+    grid has, may come before it: class and register tokens.
     """
     divisor = math.gcd(*aspect)
     rows, columns = (size // divisor for size in aspect)
     scale = math.isqrt((tokens or 0) // (rows * columns))
-    if not scale or tokens - scale**2 * rows * columns > MOST_SPECIAL_TOKENS:
+    patches = scale**2 * rows * columns
+    if not scale or tokens - patches > min(MOST_SPECIAL_TOKENS, patches - 1):
         return None
     return scale * rows, scale * columns
 
@@ -74,16 +75,16 @@ class Comparison:
 
     Two maps are averaged to the smaller grid, of at most `limit` rows and columns. Two sequences of
     as many tokens are compared one by one; others are averaged to the smaller number. A map meets
-    tokens that form a grid of its aspect, see `patch_grid`. With `of_images`, so do two sequences
-    of different numbers of tokens that form square grids. A vector meets each place of the other.
+    tokens that form a grid of its aspect, see `patch_grid`. With an `image_size`, different numbers
+    of tokens are patches of that image, and form grids too. A vector meets each place of the other.
 
     Raises:
         ValueError: If the two cannot be compared.
     """
 
-    def __init__(self, teacher_shape, student_shape, *, limit=None, of_images=False):
+    def __init__(self, teacher_shape, student_shape, *, limit=None, image_size=None):
         shapes = {"teacher": tuple(teacher_shape), "student": tuple(student_shape)}
-        patches = _patches(shapes, of_images)
+        patches = _patches(shapes, image_size)
         read = {
             name: (shape[0], *patches[name], shape[-1]) if patches[name] else shape
             for name, shape in shapes.items()
@@ -110,6 +111,9 @@ class Comparison:
         tokens are zeros, and the sequences have whole lanes, see `masks`.
         """
         teacher, student = _read(teacher, self.teacher), _read(student, self.student)
+        # Layers may hand on a mask to what is no sequence any more.
+        teacher_mask = teacher_mask if self.teacher.rank == 3 else None
+        student_mask = student_mask if self.student.rank == 3 else None
         if teacher_mask is None and student_mask is None:
             pooled = _pooled(teacher, self.teacher.grid), _pooled(student, self.student.grid)
             return *pooled, None
@@ -153,26 +157,26 @@ class Comparison:
         return {name: grids[len(shape)](name) for name, shape in shapes.items()}
 
 
-def _patches(shapes, of_images):
+def _patches(shapes, image_size):
     """Returns the grids of those tokens that are read as a map, `{name: grid or None}`."""
     patches = dict.fromkeys(shapes)
-    ranks = {name: len(shape) for name, shape in shapes.items()}
-    tokens = [name for name, rank in ranks.items() if rank == 3]
-    maps = [name for name, rank in ranks.items() if rank == 4]
+    tokens = {name: shape[1] for name, shape in shapes.items() if len(shape) == 3}
+    maps = [shape for shape in shapes.values() if len(shape) == 4]
     if tokens and maps:
-        aspect = _grid({maps[0]: shapes[maps[0]]}, None)
-        patches[tokens[0]] = patch_grid(shapes[tokens[0]][1], aspect)
-        if patches[tokens[0]] is None:
+        aspect = _grid(dict.fromkeys(["map"], maps[0]), None)
+    elif image_size and len(set(tokens.values())) == 2:
+        aspect = image_size
+    else:
+        return patches
+    for name, number in tokens.items():
+        patches[name] = patch_grid(number, aspect)
+        if patches[name] is None:
             raise ValueError(
-                f"Expected tokens that form a grid like that of the map, {aspect[0]} x {aspect[1]} "
-                f"or a multiple, after at most {MOST_SPECIAL_TOKENS} class and register tokens. "
-                f"Received: {_received(shapes)}. Compare the pooled vector with one of them, or "
-                "two maps, or two sequences of tokens."
+                f"Expected the {name}'s tokens to form a grid with the aspect of "
+                f"{aspect[0]} x {aspect[1]}, that of the {'map' if maps else 'images'}, after at "
+                f"most {MOST_SPECIAL_TOKENS} class and register tokens. Received: "
+                f"{_received(shapes)}. Compare a vector with tokens, two maps, or as many tokens."
             )
-    elif of_images and len(tokens) == 2:
-        grids = {name: patch_grid(shape[1]) for name, shape in shapes.items()}
-        if len({shape[1] for shape in shapes.values()}) == 2 and all(grids.values()):
-            patches = grids
     return patches
 
 

@@ -39,7 +39,7 @@ class AttentionTransfer(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(3, 4))
-        self.compared = Comparison(teacher_shape, student_shape, of_images=self.of_images)
+        self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
         if self.compared.places == 1:
             raise ValueError(
                 "Expected attention maps of more than one position: normalized, a single one is "

@@ -59,8 +59,11 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     multiplications = None
     """How many multiplications a critic makes for one example, if it says so after `build`."""
 
-    of_images = False
-    """Whether both networks read images: see `features.grids.Comparison`. The distiller says so."""
+    image_size = None
+    """`(height, width)` of the images that both networks read, of which tokens are patches.
+
+    The distiller sets it before `build`; `None` for other inputs.
+    """
 
     reads_classes = False
     """Whether labels are the classes of the examples; several for one example are refused then."""
@@ -177,11 +180,11 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     def get_build_config(self):
         config = super().get_build_config()
-        return {**config, "of_images": True} if config and self.of_images else config
+        return {**config, "image_size": self.image_size} if config and self.image_size else config
 
     def build_from_config(self, config):
-        self.of_images = config.get("of_images", False)
-        super().build_from_config({k: v for k, v in config.items() if k != "of_images"})
+        self.image_size = config.get("image_size")
+        super().build_from_config({k: v for k, v in config.items() if k != "image_size"})
 
     def _mask_places(self):
         names = "teacher_mask_layer", "student_mask_layer"

@@ -130,7 +130,7 @@ class GaussianVIDHead(DistillationLoss):
         check_pair(teacher_shape, student_shape)
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
-        self.compared = Comparison(teacher_shape, student_shape, of_images=self.of_images)
+        self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
         grid = self.compared.student.grid or ()
         self.epsilon = variant.vector_epsilon if vectors else variant.epsilon
         self.alpha = self.add_weight(
@@ -151,6 +151,11 @@ class GaussianVIDHead(DistillationLoss):
         for layer in self.mean_layers:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
+
+    @property
+    def takes_masks(self):
+        # Keras' BatchNorm with a mask measures every replica by itself.
+        return not _VARIANTS[self.variant].batch_norm_relu
 
     @property
     def waits_for_examples(self):
@@ -177,7 +182,7 @@ class GaussianVIDHead(DistillationLoss):
         student_mask=None,
     ):
         teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
-        mean = self.predict_mean(student, training=training, mask=mask)
+        mean = self.predict_mean(student, training=training)
         variance = self.variance()
         self.gaussian_nats.update_state(teacher, mean, variance, mask=mask)
         log_likelihood = barber_agakov(
@@ -190,7 +195,7 @@ class GaussianVIDHead(DistillationLoss):
         )
         return -log_likelihood  # A bound is maximised, a loss minimised.
 
-    def predict_mean(self, student, training=None, mask=None):
+    def predict_mean(self, student, training=None):
         """Returns `mu(s)`, the predicted teacher's tensor, for a student's on the common grid."""
         if len(student.shape) > 2 and all(
             isinstance(layer, keras.layers.Dense) for layer in self.mean_layers
@@ -201,7 +206,7 @@ class GaussianVIDHead(DistillationLoss):
         mean = student
         for layer in self.mean_layers:
             norm = isinstance(layer, keras.layers.BatchNormalization)
-            mean = layer(mean, training=training, mask=mask) if norm else layer(mean)
+            mean = layer(mean, training=training) if norm else layer(mean)
         return mean
 
     def variance(self):

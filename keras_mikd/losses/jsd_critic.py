@@ -1,10 +1,12 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
 import keras
+from keras import ops
 
 from keras_mikd import bounds, checks, masks
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.critics.negatives import Negatives
+from keras_mikd.distribution import replicas
 from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.metrics.mutual_information import BoundInformation, MutualInformation
@@ -114,7 +116,7 @@ class JSDCritic(DistillationLoss):
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
         self.compared = Comparison(
-            teacher_shape, student_shape, limit=self.grid, of_images=self.of_images
+            teacher_shape, student_shape, limit=self.grid, image_size=self.image_size
         )
         read_out = BoundInformation if bounds.reads_itself(self.bound) else MutualInformation
         self.mi_nats = read_out(name=f"{self.name}_mi_nats")
@@ -127,7 +129,8 @@ class JSDCritic(DistillationLoss):
 
     @property
     def takes_masks(self):
-        return masks.taken_by(self.bound) and masks.taken_by(self.critic.observe)
+        observe = self.critic.observe
+        return masks.takes(self.bound, "mask") and masks.takes(observe, "weights")
 
     def call(
         self,
@@ -142,7 +145,8 @@ class JSDCritic(DistillationLoss):
             teacher, student, teacher_mask, student_mask
         )
         if training is not False:
-            self.critic.observe(teacher, student, *([] if mask is None else [mask]))
+            weights = {} if mask is None else {"weights": self._shares(mask)}
+            self.critic.observe(teacher, student, **weights)
         pool = self._pairs.pool(student, labels, mask)
         bound, joint, product = self._compare(teacher, pool)
         if bounds.reads_itself(self.bound):
@@ -151,6 +155,13 @@ class JSDCritic(DistillationLoss):
         else:
             self.mi_nats.update_state(joint, product, mask=pool.mask)
         return -bound
+
+    def _shares(self, mask):
+        """The share of every real token in a mean over the batch of all replicas."""
+        number = masks.number(mask)
+        every = replicas.gather(number) if self.gather else number
+        average = ops.sum(every) / (replicas.count() if self.gather else 1)
+        return ops.cast(mask, average.dtype) / ops.maximum(average, 1.0)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

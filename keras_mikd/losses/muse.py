@@ -111,7 +111,7 @@ class MUSE(DistillationLoss):
 
     @property
     def takes_masks(self):
-        return masks.taken_by(self.bound)
+        return masks.takes(self.bound, "mask")
 
     def build(self, teacher_shape, student_shape):
         target, *source = _each(teacher_shape)
@@ -124,12 +124,12 @@ class MUSE(DistillationLoss):
             sizes = shape[2:] if len(shape) == 3 else shape[1:]
             if len(shape) not in (2, 3, 4) or None in sizes:
                 raise ValueError(
-                    "Expected vectors (batch, channels), feature maps (batch, height, width, "
-                    "channels) of known size or sequences (batch, tokens, channels). Received: "
+                    "Expected vectors (batch, channels), sequences (batch, tokens, channels) or "
+                    "feature maps (batch, height, width, channels) of known size. Received: "
                     f"shape={tuple(shape)}"
                 )
         self._compared = [
-            Comparison(target, shape, limit=self.grid, of_images=self.of_images)
+            Comparison(target, shape, limit=self.grid, image_size=self.image_size)
             for shape in _each(student_shape)
         ]
         self.critics = [self._built_critic(target, shape) for shape in _each(student_shape)]

@@ -234,7 +234,7 @@ def _sums_of(values, counts, second):
 def _log_sums(product, mask):
     """The logarithm of the sum of the exponentials of an example's pairs that count."""
     scores = ops.where(mask, product, -_LARGEST_SCORE)
-    highest = ops.stop_gradient(ops.max(scores, axis=(1, 2)))
+    highest = ops.max(scores, axis=(1, 2), initial=-_LARGEST_SCORE)  # There may be none.
     exponentials = ops.exp(scores - highest[:, None, None]) * ops.cast(mask, scores.dtype)
     sums = masks.total(ops.sum(exponentials, axis=1))
     return ops.where(sums > 0, highest + ops.log(ops.maximum(sums, 1e-30)), -2 * _LARGEST_SCORE)
