@@ -387,8 +387,11 @@ class StepTime(keras.callbacks.Callback):
         return statistics.median(self.times) if self.times else float("nan")
 
 
-def fit(model, data, protocol, folder):
-    """Fits a student or a distiller; returns Keras' history and the milliseconds of a step."""
+def fit(model, data, protocol, folder, validations=20):
+    """Fits a student or a distiller; returns Keras' history and the milliseconds of a step.
+
+    The validation split is looked at about as many times as `validations` says, for the curve.
+    """
     step_time = StepTime()
     model.compile(
         protocol.optimizer(protocol.learning_rate, protocol.epochs * len(data.train)),
@@ -398,7 +401,7 @@ def fit(model, data, protocol, folder):
     history = model.fit(
         data.train,
         validation_data=data.validation,
-        validation_freq=max(1, protocol.epochs // 20),
+        validation_freq=max(1, protocol.epochs // validations),
         epochs=protocol.epochs,
         shuffle=False,
         verbose=0,
@@ -412,8 +415,14 @@ def train(build, protocol, seed, folder, *, splits=("validation", "test"), **dat
     keras.utils.set_random_seed(seed)
     data = load_data(protocol, seed, **data_arguments)
     student = new_student(protocol, data)
-    model = build(student)
-    history, milliseconds = fit(model, data, protocol, folder)
+    return trained(build(student), student, data, protocol, folder, splits=splits)
+
+
+def trained(
+    model, student, data, protocol, folder, *, splits=("validation", "test"), validations=20
+):
+    """Fits what trains a student, saves the student; returns its numbers on the splits."""
+    history, milliseconds = fit(model, data, protocol, folder, validations)
     values = {
         split: model.evaluate(getattr(data, split), verbose=0, return_dict=True) for split in splits
     }

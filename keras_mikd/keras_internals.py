@@ -11,12 +11,14 @@ import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
 
-def layers_of(model, *, include_self=True):
+def layers_of(model, *, include_self=True, recursive=True):
     """Returns all layers of a model, those inside other layers too, outer ones first.
+
+    With `recursive=False`, only those that the model or layer holds itself.
 
     `Layer._flatten_layers`. Without it: walk `Model.layers` and the layers that attributes hold.
     """
-    return model._flatten_layers(include_self=include_self)
+    return model._flatten_layers(include_self=include_self, recursive=recursive)
 
 
 def strategy_made_under(model):

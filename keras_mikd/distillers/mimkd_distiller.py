@@ -20,8 +20,8 @@ class MIMKDDistiller(Distiller):
     on the validation split of the digits, by accuracy against cost (docs/results.md).
 
     Args:
-        teacher: Trained convolutional Keras model.
-        student: Convolutional Keras model with the same inputs.
+        teacher: Trained Keras model with stages or blocks, see `stages`.
+        student: Likewise, with the same inputs.
         distillation_losses: Losses to use instead of those assembled here. The arguments for the
             latter then keep their defaults.
         global_weight: Factor of the global level, a float or a schedule; 0 leaves it out.

@@ -17,7 +17,7 @@ class MUSEDistiller(SelfDistiller):
     not public. Those here were chosen on the validation split of the digits (docs/results.md).
 
     Args:
-        model: Convolutional Keras model.
+        model: Keras model with stages or blocks, see `stages`.
         distillation_losses: Losses to use instead of the one assembled here, whose arguments, the
             next four, then keep their defaults. A subclassed model needs them.
         muse_weight: Factor of the loss, a float or a schedule.

@@ -14,8 +14,8 @@ class VIDDistiller(Distiller):
     + logits_weight * -log q(teacher logits | student's pooled vector)` (arXiv:1904.05835).
 
     Args:
-        teacher: Trained convolutional Keras model.
-        student: Convolutional Keras model with the same inputs.
+        teacher: Trained Keras model with stages or blocks, see `stages`.
+        student: Likewise, with the same inputs.
         distillation_losses: Losses to use instead of those assembled here. The arguments for the
             latter then keep their defaults.
         stage_weight: Factor of every stage pair's loss, a float or a schedule; 0 leaves them out.

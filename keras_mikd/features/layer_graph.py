@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_mikd.features.encoder_layers import opened
 from keras_mikd.keras_internals import has_keras_call, layers_of, nodes_behind, operation_of
 
 _ASSUMED_SIZE = 256
@@ -22,8 +23,9 @@ class Call(NamedTuple):
 class LayerGraph:
     """Every call of a layer between the inputs and the outputs of a model, inputs first.
 
-    The layers of nested models appear as `"backbone/conv1"`, the nested models only in `names`. The
-    model has a graph (`has_graph`); `input_specs` replace its inputs, to see which shapes follow.
+    The layers of nested models appear as `"backbone/conv1"`, the nested models only in `names`. So
+    do the blocks of an encoder that is one layer (`opened`). The model has a graph (`has_graph`);
+    `input_specs` replace its inputs, to see which shapes follow.
 
     Attributes:
         calls: List of `Call`; `parents` are positions in it.
@@ -46,17 +48,21 @@ class LayerGraph:
         ]
         self.outputs = self._open(model, "", feeds, specs)
 
-    def trunk(self):
-        """Returns the positions of the calls that lie on every path from an input to an output."""
+    def trunk(self, parents=None):
+        """Returns the positions of the calls that lie on every path from an input to an output.
+
+        `parents` replace those of the calls, for some of the paths.
+        """
+        parents = [call.parents for call in self.calls] if parents is None else parents
         ahead = [0] * len(self.calls)
         for position in self.outputs:
             ahead[position] += 1
         for position in reversed(range(len(self.calls))):
-            for parent in self.calls[position].parents:
+            for parent in parents[position]:
                 ahead[parent] += ahead[position]
         behind = []
-        for call in self.calls:
-            behind.append(sum(behind[parent] for parent in call.parents) if call.parents else 1)
+        for own in parents:
+            behind.append(sum(behind[parent] for parent in own) if own else 1)
         every = sum(behind[position] for position in self.outputs)
         return [i for i, (a, b) in enumerate(zip(ahead, behind, strict=True)) if a * b == every]
 
@@ -88,12 +94,15 @@ class LayerGraph:
                 continue
             layer = node.operation
             parents = [source[id(t)] for t in node.input_tensors]
-            if has_graph(layer) and len(layer.inputs) <= len(parents):
+            nested = _graph_in(node)
+            if nested is not None and len(nested.inputs) <= len(parents):
                 # What follows the inputs is a mask.
-                fed = node.input_tensors[: len(layer.inputs)]
+                fed = node.input_tensors[: len(nested.inputs)]
                 inner = [keras.KerasTensor(shapes[id(t)], t.dtype) for t in fed]
-                made = self._open(layer, f"{prefix}{layer.name}/", parents[: len(fed)], inner)
+                made = self._open(nested, f"{prefix}{layer.name}/", parents[: len(fed)], inner)
                 self.names.setdefault(prefix + layer.name, []).extend(made)
+                if nested is not layer:
+                    made = self._name_outputs(prefix + layer.name, node.outputs, made)
             else:
                 own = [shapes[id(t)] for t in node.outputs]
                 made = [self._add(layer, prefix, own, parents)] * len(own)
@@ -103,11 +112,18 @@ class LayerGraph:
         self._add_levels(model, prefix)
         return [source[id(t)] for t in model.outputs]
 
+    def _name_outputs(self, path, outputs, made):
+        """Names the outputs of an opened layer as those of a closed one; returns where they are."""
+        for name, position in zip(_output_paths(path, outputs), made, strict=False):
+            self.names.setdefault(name, []).append(position)
+        # The constants that it returns as well, such as the scores of DeiT, are read by nobody.
+        return made + made[:1] * (len(outputs) - len(made))
+
     def _add_levels(self, model, prefix):
-        levels = getattr(model, "pyramid_level_inputs", None)  # KerasCV: names of layers
+        levels = _pyramid_level_inputs(model)  # KerasCV: names of layers
         levels = levels or getattr(model, "pyramid_outputs", None)  # KerasHub: tensors
         # KerasCV's detectors put the layers of their backbone into a model of their own.
-        levels = levels or getattr(getattr(model, "backbone", None), "pyramid_level_inputs", {})
+        levels = levels or _pyramid_level_inputs(getattr(model, "backbone", None)) or {}
         for level, name in levels.items():
             if isinstance(name, keras.KerasTensor):
                 name = operation_of(name).name
@@ -135,6 +151,20 @@ def has_graph(model):
         # Without an input, `inputs` raises AttributeError.
         return hasattr(model, "inputs")
     return isinstance(model, keras.Function)
+
+
+def _graph_in(node):
+    """Returns the model whose layers a call stands for: a nested model or an opened layer."""
+    if has_graph(node.operation):
+        return node.operation
+    return opened(node.operation, node.input_tensors[0]) if len(node.input_tensors) == 1 else None
+
+
+def _pyramid_level_inputs(model):
+    try:
+        return getattr(model, "pyramid_level_inputs", None)
+    except NotImplementedError:  # KerasCV's ViTDet has the attribute and no pyramid.
+        return None
 
 
 def check_channels_last(model):
@@ -193,13 +223,15 @@ def tapped(model, paths):
     inputs, outputs = ends(model)
     nodes = nodes_behind(model.outputs)
     nested = {}
-    layers = {node.operation.name: node.operation for node in nodes}
+    graphs = {node.operation.name: _graph_in(node) for node in nodes if node.input_tensors}
+    layers = {node.operation.name for node in nodes if not has_graph(node.operation)}
     for path in paths:
         name, _, rest = path.partition("/")
-        if rest and has_graph(layers[name]):
+        # An opened layer has its outputs by number.
+        if rest and graphs.get(name) is not None and not (rest.isdigit() and name in layers):
             nested.setdefault(name, set()).add(rest)
     if nested:
-        taps = {name: tapped(layers[name], rest) for name, rest in nested.items()}
+        taps = {name: tapped(graphs[name], rest) for name, rest in nested.items()}
         inputs, outputs, made = _called_again(model, taps)
     else:
         made = {operation_of(t).name: t for t in model.inputs}

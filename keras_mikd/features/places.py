@@ -4,7 +4,7 @@ import difflib
 import re
 
 from keras_mikd.features.layer_graph import LayerGraph
-from keras_mikd.features.stages import POOLED, stages
+from keras_mikd.features.stages import POOLED, all_stages
 
 OUTPUT = "output"
 INPUT = "input"
@@ -58,7 +58,7 @@ class _Places:
     def resolve(self, places):
         names = self.graph.names
         if any(place not in names or _is_stage(place) for place in places):
-            found = stages(self.model).items()
+            found = all_stages(self.model).items()
             self.aliases.update({place: [stage.layer] for place, stage in found})
             if len(self.model.inputs) == 1:
                 self.aliases[INPUT] = [self.graph.calls[0].path]
@@ -105,4 +105,4 @@ class _Places:
 
 
 def _is_stage(place):
-    return place == POOLED or re.fullmatch(r"stage\d+", place)
+    return place == POOLED or re.fullmatch(r"(stage|block)\d+", place)

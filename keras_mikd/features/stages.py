@@ -1,4 +1,4 @@
-"""Finds the stages of a convolutional network in its graph, and pairs those of two networks."""
+"""Finds the stages or blocks of a network in its graph, and pairs those of two networks."""
 
 import itertools
 import math
@@ -7,10 +7,12 @@ from typing import NamedTuple
 import keras
 
 from keras_mikd import checks
+from keras_mikd.features.blocks import find_blocks
 from keras_mikd.features.layer_graph import LayerGraph, check_channels_last, has_graph, sized
 
 POOLED = "pooled"
 
+_MOST_BLOCKS = 4
 # A halving is at least 3 -> 2; an unpadded convolution (28 -> 26) stays within its stage.
 _STEP = 1.5
 _NOISE = (
@@ -40,7 +42,7 @@ class Stages(dict):
 
 
 def stages(model):
-    """Finds the stages of a network: the places `"stage1"` ... `"stageN"` and `"pooled"`.
+    """Finds the places that methods read: `"stage1"` ..., `"block1"` ... and `"pooled"`.
 
     Only tensors on every path from the input to the output count, so nothing inside a residual
     block or a squeeze-and-excitation gate does. Of these:
@@ -49,6 +51,10 @@ def stages(model):
       each resolution, in order. A new resolution begins where height or width changes by a factor
       of 1.5 or more. Maps that no kernel made, that were only padded or upsampled, or of 1 x 1 do
       not count.
+    * `"block1"` ... `"blockN"` are the residual streams of a transformer, `(batch, tokens,
+      channels)`, after each block; in post-norm networks (BERT), after its last normalization. All
+      of them are places. Four are listed, evenly spread, the last block last. Networks whose maps
+      go on to another resolution behind an attention (MiT) have stages instead.
     * `"pooled"` is the last vector, `(batch, channels)`, before dropout and the classifier: the
       last layer with a kernel, if it puts out vectors on the way to a single output. Without a
       classifier it is the last vector of the network. A map of 1 x 1 counts, and is read, as a
@@ -69,12 +75,21 @@ def stages(model):
         model: Functional or built Sequential model with channels-last maps.
 
     Returns:
-        Dict `{place: Stage(layer, shape)}` in the order of the network, `"pooled"` last. Places
-        that the network does not have are missing.
+        Dict `{place: Stage(layer, shape)}`: stages, blocks, `"pooled"`. Places that the network
+        does not have are missing.
 
     Raises:
         ValueError: If the model is subclassed or not built.
     """
+    found = all_stages(model)
+    blocks = [place for place in found if place.startswith("block")]
+    listed = _spread(len(blocks), min(len(blocks), _MOST_BLOCKS))
+    left_out = {*blocks} - {blocks[i] for i in listed}
+    return Stages({place: stage for place, stage in found.items() if place not in left_out})
+
+
+def all_stages(model):
+    """Returns what `stages` does, with every block."""
     found = Stages()
     graph, resized = _measured_graph(model)
     for place, position in _find(graph).items():
@@ -82,9 +97,11 @@ def stages(model):
         shape = tuple(call.shapes[0])
         if place == POOLED:
             shape = (shape[0], shape[-1])
-        elif resized:
+        elif resized and len(shape) == 4:
             shape = (shape[0], None, None, shape[-1])
-        found[place] = Stage(call.path, shape)
+        # The blocks of DeiT return scores after their tokens.
+        path = call.path if len(call.shapes) == 1 else f"{call.path}/0"
+        found[place] = Stage(path, shape)
     return found
 
 
@@ -98,46 +115,76 @@ def raw_places(model):
     return {
         place: graph.calls[_raw(graph, position)].path
         for place, position in _find(graph).items()
-        if place != POOLED
+        if place.startswith("stage")
     }
 
 
 def pair_stages(teacher, student):
     """Pairs the stages of two networks, for methods that match them one by one.
 
-    With as many stages on both sides they pair in order. Otherwise the last two pair, and every
-    other stage of the network with fewer takes one of the other's: in order, none twice, with the
-    smallest sum of distances in `log2(input size / stage size)` (on a tie, the earlier stages).
+    Stages with stages: with as many on both sides they pair in order. Otherwise the last two pair,
+    and every other stage of the network with fewer takes one of the other's: in order, none twice,
+    with the smallest sum of distances in `log2(input size / stage size)` (on a tie, the earlier
+    stages).
+
+    Blocks with blocks or stages: at most four evenly spread ones of the network with fewer, each
+    with the one at the same relative depth, the last with the last (as TinyBERT, arXiv:1909.10351).
+    A network of stages and blocks has its stages before its blocks; a single one is the embedding
+    of its patches, and pairs with nothing.
 
     Args:
         teacher: Functional or built Sequential model.
         student: Functional or built Sequential model.
 
     Returns:
-        List of `(teacher_place, student_place)`: `[("stage2", "stage1"), ("stage3", "stage2")]`.
+        List of `(teacher_place, student_place)`: `[("stage2", "stage1"), ("stage3", "stage2")]`, or
+        `[("block6", "block1"), ("block12", "block2")]`.
 
     Raises:
-        ValueError: If a model is subclassed, not built or has no stages.
+        ValueError: If a model is subclassed, not built or has neither stages nor blocks.
     """
-    depths = []
+    levels = []
     for role, model in (("teacher", teacher), ("student", student)):
-        depths.append(_depths(model))
-        if not depths[-1]:
+        levels.append(_levels(model))
+        if not levels[-1]:
             role = "network" if teacher is student else role
             raise ValueError(
-                f"Expected a {role} with stages: feature maps of shape (batch, height, width, "
-                f"channels) on every path to its output. Received: {type(model).__name__} "
-                f"{model.name!r}, which has none. Name the layers to match in losses of your own, "
-                "and pass them as `distillation_losses`."
+                f"Expected a {role} with stages: feature maps (batch, height, width, channels), or "
+                "blocks of a transformer (batch, tokens, channels), on every path to its output. "
+                f"Received: {type(model).__name__} {model.name!r}, which has none. Name the layers "
+                "to match in losses of your own, and pass them as `distillation_losses`."
             )
-    few, many = sorted(depths, key=len)
+    few, many = sorted(levels, key=len)
+    if any(place.startswith("block") for place in [*few, *many]):
+        shorter, longer = list(few), list(many)
+        pairs = [
+            (shorter[i], longer[_share(i + 1, len(few), len(many))])
+            for i in _spread(len(few), min(len(few), _MOST_BLOCKS))
+        ]
+    else:
+        pairs = _closest_sizes(few, many)
+    return pairs if few is levels[0] else [(longer, shorter) for shorter, longer in pairs]
+
+
+def _closest_sizes(few, many):
+    """Pairs stages, `{place: log2(input size / stage size)}` of each network."""
+    depths = list(many.values())
     ways = itertools.combinations(range(len(many) - 1), len(few) - 1)
     best = min(
         ((*way, len(many) - 1) for way in ways),
-        key=lambda way: sum(abs(a - many[j]) for a, j in zip(few, way, strict=True)),
+        key=lambda way: sum(abs(a - depths[j]) for a, j in zip(few.values(), way, strict=True)),
     )
-    pairs = [(f"stage{i}", f"stage{j + 1}") for i, j in enumerate(best, start=1)]
-    return pairs if few is depths[0] else [(longer, shorter) for shorter, longer in pairs]
+    return [(place, list(many)[j]) for place, j in zip(few, best, strict=True)]
+
+
+def _spread(number, chosen):
+    """Returns `chosen` of the first `number` integers, evenly spread, the last one last."""
+    return [_share(part, chosen, number) for part in range(1, chosen + 1)]
+
+
+def _share(part, parts, number):
+    """Returns the last of the first `number` integers that belongs to a number of equal parts."""
+    return math.floor(part * number / parts + 0.5) - 1
 
 
 def _measured_graph(model):
@@ -168,9 +215,16 @@ def _find(graph):
             last.append(position)
             first_size = size
         last[-1] = position
-    found = {f"stage{k}": position for k, position in enumerate(last, start=1)}
+    blocks = find_blocks(graph, learned)
+    if len(last) > 1 and blocks and last[-1] >= blocks[0]:
+        blocks = []  # Blocks inside of stages, as in MiT.
+    found = _numbered("stage", last) | _numbered("block", blocks)
     pooled = _pooled(graph, trunk)
     return found if pooled is None else {**found, POOLED: pooled}
+
+
+def _numbered(name, positions):
+    return {f"{name}{k}": position for k, position in enumerate(positions, start=1)}
 
 
 def _raw(graph, position):
@@ -226,11 +280,16 @@ def _is_vector(shape):
     return len(shape) == 2 or _area(shape) == 1
 
 
-def _depths(model):
-    """Returns log2(input size / stage size) of every stage, averaged over height and width."""
+def _levels(model):
+    """Returns `{place: log2(input size / its size)}` of what pairs; blocks have no size (0)."""
     graph, _ = _measured_graph(model)
     areas = [_area(call.shapes[0]) for call in graph.calls]
     fed = areas[: len(model.inputs)]
     whole = max(filter(None, fed if any(fed) else areas), default=None)
-    positions = [position for place, position in _find(graph).items() if place != POOLED]
-    return [math.log2(whole / areas[position]) / 2 for position in positions]
+    found = {place: position for place, position in _find(graph).items() if place != POOLED}
+    blocks = [place for place in found if place.startswith("block")]
+    stages_found = [place for place in found if place not in blocks]
+    if blocks and len(stages_found) == 1:
+        stages_found = []  # The embedding of patches.
+    sizes = {place: math.log2(whole / areas[found[place]]) / 2 for place in stages_found}
+    return sizes | dict.fromkeys(blocks, 0.0)

@@ -91,7 +91,8 @@ def _stretched(maps, largest, size):
 
 
 def _last_stage(model):
-    places = [place for place in stages(model) if place != POOLED]
+    found = stages(model).items()
+    places = [place for place, stage in found if place != POOLED and len(stage.shape) == 4]
     if not places:
         raise ValueError(
             f"Expected a convolutional network. Received: model={model.name!r}, on whose way to "
