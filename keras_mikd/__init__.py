@@ -37,13 +37,17 @@ from keras_mikd.features.stages import pair_stages as pair_stages
 from keras_mikd.features.stages import stages as stages
 from keras_mikd.losses.attention_transfer import AttentionTransfer as AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnTeacher
+from keras_mikd.losses.dist import DIST as DIST
 from keras_mikd.losses.distillation_loss import DistillationLoss as DistillationLoss
+from keras_mikd.losses.dkd import DKD as DKD
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
 from keras_mikd.losses.hint import Hint as Hint
 from keras_mikd.losses.jsd_critic import JSDCritic as JSDCritic
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
 from keras_mikd.losses.muse import MUSE as MUSE
+from keras_mikd.losses.rld import RLD as RLD
 from keras_mikd.losses.soft_targets import SoftTargets as SoftTargets
+from keras_mikd.losses.wttm import WTTM as WTTM
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer as CMIRegularizer
 from keras_mikd.mcmi.cmi_report import CMIReport as CMIReport
 from keras_mikd.mcmi.cmi_report import measure_cmi as measure_cmi

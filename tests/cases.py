@@ -73,6 +73,11 @@ def _be_your_own_teacher():
 # name -> a function that makes a new loss; every public DistillationLoss is here.
 LOSSES = {
     "soft_targets": lambda: mikd.SoftTargets(temperature=4.0),
+    "soft_targets_standardized": lambda: mikd.SoftTargets(temperature=2.0, standardize=True),
+    "dkd": lambda: mikd.DKD(),
+    "dist": lambda: mikd.DIST(),
+    "wttm": lambda: mikd.WTTM(),
+    "rld": lambda: mikd.RLD(),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
     "hint_repdistiller": lambda: mikd.Hint(
         teacher_layer="stage2", student_layer="stage1", regressor="repdistiller"

@@ -25,3 +25,23 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
         )
     if teacher_shape[-1] is None or student_shape[-1] is None:
         raise ValueError(f"Expected the last axis of both tensors to be known. {received}")
+
+
+def check_logits(teacher_shape, student_shape):
+    """Checks that two tensors are logits `(batch, classes)` of the same two or more classes.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    check_pair(teacher_shape, student_shape, ranks=(2,))
+    received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
+    if teacher_shape[-1] != student_shape[-1]:
+        raise ValueError(
+            f"Expected teacher and student to have the same classes. {received}. Give the "
+            "student a second output with the teacher's classes, or match features instead."
+        )
+    if teacher_shape[-1] < 2:
+        raise ValueError(
+            "Expected logits of at least two classes: the softmax of one is always 1, so that "
+            f"the loss would always be 0. {received}. Train networks with one logit per class."
+        )

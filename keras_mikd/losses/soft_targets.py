@@ -1,9 +1,13 @@
 """Knowledge distillation with softened class probabilities."""
 
+import math
+
 import keras
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.losses import schedules
+from keras_mikd.losses.centering import deviations, length
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 
@@ -20,21 +24,29 @@ class SoftTargets(DistillationLoss):
     Args:
         temperature: `T`, a finite float above 0, or a schedule like that of a weight. Most
             comparisons on CIFAR-100 use 4.
+        standardize: Whether both logits are z-scored first (LSKD): their mean over the classes is
+            taken away, and they are divided by `1e-7 +` their standard deviation (with `classes -
+            1`, as in the authors' code). So the student need not have the teacher's scale. The
+            authors take a temperature of 2 and a weight of 9. Logits that are all equal stay 0,
+            without a gradient.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
         ValueError: If `temperature` is not a finite number above 0; in `build`, if the tensors are
-            not logits of the same two or more classes.
+            not logits of the same two or more classes, or of two with `standardize`.
 
     References:
         Hinton et al., Distilling the knowledge in a neural network (arXiv:1503.02531), section 2.
+        Sun et al., Logit standardization in knowledge distillation (arXiv:2403.01427), algorithm 1;
+        published CIFAR-100 top-1 of resnet32x4 to resnet8x4: 76.62 %, without it 73.33 %.
     """
 
     expects_logits = True
 
-    def __init__(self, *, temperature=4.0, **kwargs):
+    def __init__(self, *, temperature=4.0, standardize=False, **kwargs):
         super().__init__(**kwargs)
         self.temperature = schedules.checked_temperature(temperature)
+        self.standardize = checks.one_of("standardize", standardize, (True, False))
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(2,))
@@ -49,18 +61,34 @@ class SoftTargets(DistillationLoss):
                 "Expected logits of at least two classes: the softmax of one is always 1, so that "
                 f"the loss would always be 0. {received}. Train networks with one logit per class."
             )
+        if self.standardize and teacher_shape[-1] < 3:
+            raise ValueError(
+                "Expected logits of at least three classes: of two, z-scores are always 0.71 and "
+                f"-0.71, so that the loss has no gradient. {received}. Set standardize=False."
+            )
 
     def call(self, teacher, student, labels=None, training=None):
         temperature = schedules.now(self.temperature)
+        if self.standardize:
+            teacher, student = _z_scores(teacher), _z_scores(student)
         return temperature**2 * softened_divergence(teacher, student, temperature)
 
     def get_config(self):
-        return {**super().get_config(), "temperature": schedules.serialized(self.temperature)}
+        return {
+            **super().get_config(),
+            "temperature": schedules.serialized(self.temperature),
+            "standardize": self.standardize,
+        }
 
     @classmethod
     def from_config(cls, config):
         temperature = schedules.deserialized(config["temperature"])
         return super().from_config({**config, "temperature": temperature})
+
+
+def _z_scores(logits):
+    deviation = deviations(logits, axis=-1)
+    return deviation / (1e-7 + length(deviation, axis=-1) / math.sqrt(logits.shape[-1] - 1))
 
 
 def softened_divergence(teacher, student, temperature):
