@@ -55,6 +55,13 @@ def test_value_equals_numpy(variant, seed):
     np.testing.assert_allclose(value, np.abs(t - s).mean(1), rtol=1e-4)
 
 
+def test_the_number_of_factors_is_that_of_the_codes():
+    for variant, factors in (("repdistiller", 3), ("official", 4)):
+        loss = mikd.FactorTransfer(variant=variant)
+        loss.build((None, 2, 2, 7), (None, 2, 2, 5))
+        assert loss.paraphraser[-2].filters == factors
+
+
 @pytest.mark.parametrize("variant", ["repdistiller", "official"])
 def test_factors_are_averaged_to_the_smaller_grid(variant):
     loss = mikd.FactorTransfer(variant=variant)

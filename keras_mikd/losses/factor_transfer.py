@@ -1,6 +1,7 @@
 """Factor transfer: a paraphrase of the teacher's last map, translated from the student's."""
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -21,11 +22,12 @@ class _Variant:
     power: int | None  # Of the activations that are averaged over channels; None keeps channels.
     translator_norm: bool  # Whether the translator has BatchNorm.
     squared: bool  # Whether the reconstruction's error is squared or absolute.
+    whole: Callable[[float], int]  # How the number of factors becomes a whole one.
 
 
 _VARIANTS = {
-    "repdistiller": _Variant(power=2, translator_norm=True, squared=True),
-    "official": _Variant(power=None, translator_norm=False, squared=False),
+    "repdistiller": _Variant(power=2, translator_norm=True, squared=True, whole=int),
+    "official": _Variant(power=None, translator_norm=False, squared=False, whole=round),
 }
 
 
@@ -73,7 +75,7 @@ class FactorTransfer(DistillationLoss):
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.grid = common_grid(teacher_shape, student_shape)
         teacher_channels, own_channels = teacher_shape[-1], student_shape[-1]
-        factors = max(1, int(teacher_channels * self.rate))
+        factors = max(1, _VARIANTS[self.variant].whole(teacher_channels * self.rate))
         self.paraphraser = self._encoder(teacher_channels, factors, norm=False, trainable=False)
         norm = _VARIANTS[self.variant].translator_norm
         self.translator = self._encoder(own_channels, factors, norm=norm)
