@@ -10,6 +10,7 @@ import keras_mikd as mikd
 
 NUM_CLASSES = 4
 IMAGE_SHAPE = (8, 8, 2)
+_REVIEWED = ["stage1", "stage2", "pooled"]
 
 
 def network(
@@ -126,10 +127,34 @@ LOSSES = {
     "soft_targets_map": lambda: mikd.SoftTargets(teacher_classes=[3, 1, 0, 2]),
     "lwf": lambda: mikd.LwF(),
     "lwf_dense": lambda: mikd.LwF(student_layer="stage1"),
+    "soft_targets_standardized": lambda: mikd.SoftTargets(temperature=2.0, standardize=True),
+    "dkd": lambda: mikd.DKD(),
+    "dist": lambda: mikd.DIST(),
+    "wttm": lambda: mikd.WTTM(),
+    "rld": lambda: mikd.RLD(),
     "hint": lambda: mikd.Hint(teacher_layer="stage2", student_layer="stage2"),
     "hint_repdistiller": lambda: mikd.Hint(
         teacher_layer="stage2", student_layer="stage1", regressor="repdistiller"
     ),
+    "hint_orthogonal": lambda: mikd.Hint(
+        teacher_layer="stage2", student_layer="stage1", regressor="orthogonal"
+    ),
+    "hint_orthogonal_batch": lambda: mikd.Hint(
+        teacher_layer="pooled",
+        student_layer="pooled",
+        regressor="orthogonal",
+        normalization="batch",
+    ),
+    "activation_boundary": lambda: mikd.ActivationBoundary(
+        teacher_layer="conv2", student_layer="conv1"
+    ),
+    "factor_transfer": lambda: mikd.FactorTransfer(
+        teacher_layer="stage2", student_layer="stage1", paraphraser_steps=5
+    ),
+    "factor_transfer_official": lambda: mikd.FactorTransfer(
+        teacher_layer="stage2", student_layer="stage2", variant="official", paraphraser_steps=5
+    ),
+    "review_kd": lambda: mikd.ReviewKD(teacher_layer=_REVIEWED, student_layer=_REVIEWED),
     "attention_transfer": lambda: mikd.AttentionTransfer(
         teacher_layer="stage1", student_layer="stage1"
     ),

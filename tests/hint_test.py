@@ -116,10 +116,95 @@ def test_the_regressor_of_the_crd_benchmark_equals_numpy(student_size, convolve,
 def test_what_the_regressor_of_the_benchmark_cannot_reach_is_refused(shapes):
     with pytest.raises(ValueError, match="Expected (a student's map|the teacher's tensor to be)"):
         Hint(regressor="repdistiller").build(*shapes)
-    with pytest.raises(ValueError, match="`regressor` to be 'linear' or 'repdistiller'"):
+    with pytest.raises(ValueError, match="`regressor` to be 'linear', 'repdistiller' or"):
         Hint(regressor="conv")
 
 
 def test_a_vector_against_a_map_is_refused():
     with pytest.raises(ValueError, match="two vectors .* or two feature maps"):
         Hint().build((2, 5), (2, 4, 4, 3))
+
+
+def _smooth_l1(error):
+    size = np.abs(error)
+    return np.where(size < 1, error**2 / 2, size - 0.5)
+
+
+def _layer_norm(x):
+    x = x.astype("float64")
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def _batch_norm(x):
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype("float64")
+    return (x - x.mean(axes)) / x.std(axes, ddof=1)
+
+
+@pytest.mark.parametrize("shapes", [MAPS, VECTORS, ((4, 2), (4, 5)), ((3, 5), (3, 5))])
+@pytest.mark.parametrize(
+    ("normalization", "twin"), [("layer", _layer_norm), ("batch", _batch_norm)]
+)
+def test_an_orthogonal_regressor_equals_numpy(shapes, normalization, twin):
+    hint = Hint(regressor="orthogonal", normalization=normalization)
+    teacher, student = (9 * x for x in _tensors(shapes))
+    loss = hint(teacher, student)
+    matrix = hint.regressor.matrix().numpy().astype("float64")
+    assert matrix.shape == (shapes[1][-1], shapes[0][-1])
+    error = _smooth_l1(twin(teacher) - student @ matrix)
+    np.testing.assert_allclose(loss, error.reshape(len(loss), -1).mean(-1), rtol=1e-4)
+    assert hint.compares_examples == (normalization == "batch")
+
+
+@pytest.mark.parametrize("shapes", [((9, 5), (9, 2)), ((9, 2), (9, 5)), ((9, 4), (9, 4))])
+def test_the_matrix_starts_as_its_weight_and_stays_orthogonal_while_it_learns(shapes):
+    hint = Hint(regressor="orthogonal")
+    hint.build(*shapes)
+    (kernel,) = hint.trainable_weights
+    start = hint.regressor.matrix().numpy()
+    as_made = kernel.numpy() if shapes[1][1] > shapes[0][1] else kernel.numpy().T
+    np.testing.assert_allclose(start, as_made, atol=1e-6)
+    teacher, student = (tf.constant(x) for x in _tensors(shapes))
+    optimizer, values = keras.optimizers.Adam(0.05), []
+    for _ in range(60):
+        with tf.GradientTape() as tape:
+            values.append(tf.reduce_mean(hint(teacher, student)))
+        optimizer.apply([tape.gradient(values[-1], kernel)], [kernel])
+    matrix = hint.regressor.matrix().numpy().astype("float64")
+    gram = matrix @ matrix.T if shapes[1][1] <= shapes[0][1] else matrix.T @ matrix
+    np.testing.assert_allclose(gram, np.eye(min(matrix.shape)), atol=1e-6)
+    assert values[-1] < values[0] - 1e-3
+    assert np.abs(matrix - start).max() > 0.05
+    kernel.assign(7.0 * kernel)  # Its scale does not matter.
+    np.testing.assert_allclose(hint.regressor.matrix(), matrix, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["layer", "batch"])
+@pytest.mark.parametrize("shapes", [VECTORS, ((1, 5), (1, 2)), ((1, 1, 1, 2), (1, 1, 1, 2))])
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e4])
+def test_an_orthogonal_regressor_is_finite_at_the_edges(shapes, scale, normalization):
+    hint = Hint(regressor="orthogonal", normalization=normalization)
+    teacher, student = (tf.constant(scale * x) for x in _tensors(shapes))
+    with tf.GradientTape() as tape:
+        tape.watch(student)
+        value = hint(teacher, student)
+    gradients = tape.gradient(value, [student, *hint.trainable_weights])
+    assert np.all(np.isfinite(value))
+    assert all(np.all(np.isfinite(g)) for g in gradients)
+
+
+def test_a_saved_orthogonal_regressor_is_the_same(tmp_path):
+    inputs = [keras.Input(shape[1:]) for shape in MAPS]
+    hint = Hint(regressor="orthogonal", normalization="batch")
+    model = keras.Model(inputs, hint(*inputs))
+    model.save(tmp_path / "hint.keras")
+    loaded = keras.saving.load_model(tmp_path / "hint.keras")
+    assert loaded.layers[-1].get_config() == hint.get_config()
+    np.testing.assert_array_equal(loaded(_tensors(MAPS)), hint(*_tensors(MAPS)))
+
+
+def test_a_normalization_belongs_to_the_orthogonal_regressor():
+    with pytest.raises(ValueError, match='`normalization` with regressor="orthogonal" only'):
+        Hint(normalization="batch")
+    with pytest.raises(ValueError, match="`normalization` to be 'layer' or 'batch'"):
+        Hint(regressor="orthogonal", normalization="whitened")

@@ -31,6 +31,61 @@ def test_a_second_head():
     assert recipes.lwf(None, None, temperature=4.0)[0].temperature == 4.0
 
 
+def test_losses_of_logits_have_the_weights_of_their_authors():
+    teacher, student = cases.teacher(), cases.student()
+    for name, cls, weight in (
+        ("lskd", mikd.SoftTargets, 9.0),
+        ("dkd", mikd.DKD, 1.0),
+        ("rld", mikd.RLD, 1.0),
+        ("dist", mikd.DIST, 2.0),
+        ("wttm", mikd.WTTM, 4.0),
+    ):
+        (loss,) = getattr(recipes, name)(teacher, student)
+        assert type(loss) is cls
+        assert _layout([loss]) == [(name, "output", "output", weight)]
+    (lskd,) = recipes.lskd(teacher, student)
+    assert (lskd.standardize, lskd.temperature) == (True, 2.0)
+    (dkd,) = recipes.dkd(teacher, student, weight=0.5, beta=2.0)
+    assert (dkd.weight, dkd.alpha, dkd.beta, dkd.temperature) == (0.5, 1.0, 2.0, 4.0)
+    (rld,) = recipes.rld(teacher, student, temperature=2.0)
+    assert (rld.temperature, rld.confidence_temperature) == (2.0, None)
+
+
+def test_signs_are_read_before_the_relu():
+    wide, plain = mikd.models.wrn_16_1(4, (16, 16, 3)), _three_stages()
+    losses = recipes.activation_boundary(wide, plain, weight=2.0)
+    assert [(x.name, x.weight, x.scale) for x in losses] == [
+        ("ab_stage1", 2.0, 0.00075),
+        ("ab_stage2", 2.0, 0.0015),
+        ("ab_stage3", 2.0, 0.003),
+    ]
+    for loss in losses:
+        before = wide.get_layer(loss.teacher_layer), plain.get_layer(loss.student_layer)
+        assert [type(x) for x in before] == [keras.layers.BatchNormalization, keras.layers.Add]
+
+
+def test_reviews_read_the_teacher_before_its_relu_and_the_pooled_vectors():
+    teacher, student = _three_stages(), _three_stages()
+    (loss,) = recipes.review_kd(teacher, student)
+    before = [teacher.get_layer(place) for place in loss.teacher_layer[:3]]
+    assert {type(layer) for layer in before} == {keras.layers.Add}
+    assert loss.teacher_layer[3] == "pooled"
+    assert loss.student_layer == ["stage1", "stage2", "stage3", "pooled"]
+    assert (loss.name, loss.weight) == ("review_kd", 5.0)
+    (uneven,) = recipes.review_kd(teacher, cases.student())
+    assert len(uneven.teacher_layer) == len(uneven.student_layer) == 3
+
+
+def test_factors_of_the_last_stages_and_projections_of_the_pooled_vectors():
+    teacher, student = _three_stages(), cases.student()
+    (factors,) = recipes.factor_transfer(teacher, student, rate=0.25)
+    assert _layout([factors]) == [("ft_stage3_to_stage2", "stage3", "stage2", 200.0)]
+    assert factors.rate == 0.25
+    (vkd,) = recipes.vkd(teacher, student)
+    assert _layout([vkd]) == [("vkd", "pooled", "pooled", 1.0)]
+    assert vkd.kind == "orthogonal"
+
+
 def test_attention_maps_of_every_pair_of_stages():
     losses = recipes.attention_transfer(cases.teacher(), cases.student())
     assert {type(loss) for loss in losses} == {mikd.AttentionTransfer}
@@ -141,7 +196,10 @@ def test_lists_add_up_to_a_distiller():
 
 @pytest.mark.parametrize(
     "recipe",
-    [recipes.attention_transfer, recipes.hint, recipes.vid, recipes.mimkd, recipes.info_nce],
+    [
+        *(recipes.attention_transfer, recipes.hint, recipes.vid, recipes.mimkd, recipes.info_nce),
+        *(recipes.activation_boundary, recipes.factor_transfer, recipes.review_kd),
+    ],
 )
 def test_networks_without_stages_are_refused(recipe):
     inputs = keras.Input((6,))

@@ -273,3 +273,42 @@ def test_bad_maps_of_classes_are_refused(classes, message):
 def test_a_map_of_other_classes_is_refused(classes, received):
     with pytest.raises(ValueError, match=f"3 entries, .*from 0 to 4.*Received: {received}"):
         SoftTargets(teacher_classes=classes).build((2, 5), (2, 3))
+
+
+def _z_scores(x):
+    x = x.astype("float64")
+    return (x - x.mean(-1, keepdims=True)) / (1e-7 + x.std(-1, ddof=1, keepdims=True))
+
+
+@pytest.mark.parametrize("classes", [3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_standardized_logits_equal_numpy(classes, temperature):
+    for seed in range(3):
+        teacher, student = np.random.default_rng(seed).normal(size=(2, 5, classes)) * [[[9]], [[1]]]
+        teacher, student = teacher.astype("float32"), student.astype("float32")
+        loss = SoftTargets(temperature=temperature, standardize=True)
+        value, gradient = _gradient(loss, teacher, student)
+        expected = _twin(_z_scores(teacher), _z_scores(student), temperature)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+        # Neither scale nor shift of the student matters.
+        np.testing.assert_allclose(gradient.numpy().sum(-1), 0.0, atol=1e-5)
+        np.testing.assert_allclose((gradient.numpy() * student).sum(-1), 0.0, atol=1e-4)
+    assert SoftTargets.from_config(loss.get_config()).standardize
+
+
+@pytest.mark.parametrize("student", [np.zeros((2, 3)), np.full((2, 3), 3.3), 1e4 * STUDENT])
+def test_standardized_logits_that_are_all_equal_have_no_gradient(student):
+    student = student.astype("float32")
+    value, gradient = _gradient(SoftTargets(standardize=True), TEACHER, student)
+    assert np.all(np.isfinite(value)) and np.all(np.isfinite(gradient))
+    constant = student.max(-1) == student.min(-1)
+    np.testing.assert_array_equal(gradient.numpy()[constant], 0.0)
+    (same, _) = _gradient(SoftTargets(standardize=True), TEACHER, 5 * TEACHER + 1)
+    np.testing.assert_allclose(same, [0.0, 0.0], atol=1e-5)
+
+
+def test_two_standardized_classes_are_refused():
+    with pytest.raises(ValueError, match="at least three classes.*standardize=False"):
+        SoftTargets(standardize=True).build((2, 2), (2, 2))
+    with pytest.raises(ValueError, match="`standardize` to be True or False"):
+        SoftTargets(standardize=1)

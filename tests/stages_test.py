@@ -5,7 +5,7 @@ import tapped_networks as networks
 from keras import layers
 
 from keras_mikd.features.feature_taps import FeatureTaps
-from keras_mikd.features.stages import Stage, pair_stages, stages
+from keras_mikd.features.stages import Stage, pair_stages, stages, unactivated_places
 
 
 def test_stages_of_a_residual_network():
@@ -149,6 +149,26 @@ def test_stages_of_very_deep_networks():
     for _ in range(120):
         x = layers.Add()([x, layers.ReLU()(x)])
     assert list(stages(keras.Model(inputs, layers.GlobalMaxPooling2D()(x)))) == ["stage1", "pooled"]
+
+
+def test_places_before_the_last_activation_of_a_stage():
+    model = networks.resnet(blocks=2)
+    before = [model.get_layer(name) for name in unactivated_places(model).values()]
+    assert list(unactivated_places(model)) == ["stage1", "stage2", "stage3"]
+    assert {type(layer) for layer in before} == {layers.Add}
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv1")(inputs)
+    x = layers.Conv2D(4, 3, strides=2, padding="same", name="conv2")(x)
+    x = layers.BatchNormalization(name="bn2")(x)
+    x = layers.Activation("relu", name="relu2")(x)
+    x = layers.MaxPool2D(name="pool2")(layers.Conv2D(4, 3, padding="same", name="conv3")(x))
+    plain = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    found = unactivated_places(plain)
+    # An activation inside of a layer has no tensor before it, and a pooling is no activation.
+    assert found == {"stage1": "conv1", "stage2": "conv3", "stage3": "pool2"}
+    x = layers.ReLU(name="relu3")(layers.BatchNormalization(name="bn3")(x))
+    plain = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    assert unactivated_places(plain)["stage3"] == "bn3"
 
 
 def test_equal_numbers_of_stages_pair_in_order():

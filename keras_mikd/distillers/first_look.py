@@ -277,9 +277,10 @@ def _first_examples(data, count, names):
     """Returns the `Batch` of the first examples, of as many batches as it takes."""
     if hasattr(data, "__next__") or replicas.on_several_hosts():
         raise ValueError(
-            f"Expected data on one host that can be read again, since {', '.join(names)} measures "
-            'its first variance on it. Received: a generator or several hosts, and "auto". Set '
-            "`initial_variance` to a number."
+            f"Expected data on one host that can be read again, since {', '.join(names)} looks at "
+            "its first examples before the first step. Received: a generator or several hosts. "
+            "Load a distiller that `fit` has trained on such data and saved, or set "
+            "`initial_variance` to a number where there is one."
         )
     if isinstance(data, keras.utils.PyDataset):
         data = map(data.__getitem__, range(len(data) if data.num_batches else 1))

@@ -10,15 +10,22 @@ add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
 from keras_mikd import bounds
 from keras_mikd.critics.critic import SeparableCritic
 from keras_mikd.features.places import OUTPUT
-from keras_mikd.features.stages import POOLED, pair_stages, raw_places
+from keras_mikd.features.stages import POOLED, pair_stages, raw_places, unactivated_places
+from keras_mikd.losses.activation_boundary import ActivationBoundary
 from keras_mikd.losses.attention_transfer import AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher
+from keras_mikd.losses.dist import DIST
+from keras_mikd.losses.dkd import DKD
+from keras_mikd.losses.factor_transfer import FactorTransfer
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 from keras_mikd.losses.hint import Hint
 from keras_mikd.losses.jsd_critic import JSDCritic
 from keras_mikd.losses.lwf import LwF
 from keras_mikd.losses.muse import MUSE
+from keras_mikd.losses.review_kd import ReviewKD
+from keras_mikd.losses.rld import RLD
 from keras_mikd.losses.soft_targets import SoftTargets
+from keras_mikd.losses.wttm import WTTM
 
 
 def kd(teacher, student, *, weight=0.9, temperature=4.0):
@@ -45,6 +52,67 @@ def lwf(teacher, student, *, weight=1.0, temperature=2.0):
     return [LwF(temperature=temperature, weight=weight, name="lwf")]
 
 
+def lskd(teacher, student, *, weight=9.0, temperature=2.0):
+    """Soft targets of z-scored logits, `"lskd"` (arXiv:2403.01427).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; 9 is that of the authors on CIFAR-100, beside the labels' 1.
+        temperature: See `SoftTargets`.
+    """
+    options = {"temperature": temperature, "weight": weight, "name": "lskd"}
+    return [SoftTargets(standardize=True, **options)]
+
+
+def dkd(teacher, student, *, weight=1.0, **options):
+    """Soft targets of the label's class and of the others apart, `"dkd"` (arXiv:2203.08679).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; the authors' rises from 0 to 1 over the first 20 epochs.
+        **options: `alpha`, `beta` and `temperature` of `DKD`.
+    """
+    return [DKD(weight=weight, name="dkd", **options)]
+
+
+def rld(teacher, student, *, weight=1.0, **options):
+    """Soft targets of what the label does not refute, `"rld"` (arXiv:2408.07703).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; the authors' rises from 0 to 1 over the first 20 epochs.
+        **options: `alpha`, `beta`, `temperature` and `confidence_temperature` of `RLD`.
+    """
+    return [RLD(weight=weight, name="rld", **options)]
+
+
+def dist(teacher, student, *, weight=2.0, temperature=4.0):
+    """Correlations over classes and over examples, `"dist"` (arXiv:2205.10536).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; 2 is that of the authors, beside the labels' 1.
+        temperature: See `DIST`.
+    """
+    return [DIST(temperature=temperature, weight=weight, name="dist")]
+
+
+def wttm(teacher, student, *, weight=4.0, gamma=0.2):
+    """A power of the teacher's probabilities, `"wttm"` (arXiv:2402.11148).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; 4, with this `gamma`, is that of the authors' example.
+        gamma: See `WTTM`.
+    """
+    return [WTTM(gamma=gamma, weight=weight, name="wttm")]
+
+
 def attention_transfer(teacher, student, *, weight=1000.0, raw=False):
     """Attention maps of every pair of stages, `"at_<place>"` (arXiv:1612.03928).
 
@@ -68,13 +136,83 @@ def hint(teacher, student, *, weight=100.0, pairs=None, raw=False, regressor="li
         pairs: List of `(teacher's place, student's place)`; the pair of stages in the middle if
             `None`.
         raw: As in `attention_transfer`.
-        regressor: `"linear"`, or `"repdistiller"`, see `Hint`.
+        regressor: `"linear"`, `"repdistiller"` or `"orthogonal"`, see `Hint`.
     """
     if pairs is None:
         found = stage_pairs(teacher, student)
         pairs = [found[len(found) // 2]]
     options = {"weight": weight, "regressor": regressor}
     return _at_stages(Hint, "hint", teacher, student, pairs=pairs, raw=raw, **options)
+
+
+def vkd(teacher, student, *, weight=1.0):
+    """Orthogonal projection of the pooled vectors, `"vkd"` (arXiv:2403.06213).
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Likewise.
+        weight: Factor of the loss.
+    """
+    places = {"teacher_layer": POOLED, "student_layer": POOLED}
+    return [Hint(regressor="orthogonal", weight=weight, name="vkd", **places)]
+
+
+def activation_boundary(teacher, student, *, weight=1.0):
+    """Signs before the ReLU of every pair of stages, `"ab_<place>"` (arXiv:1811.03233).
+
+    Args:
+        teacher: Network with stages.
+        student: Likewise.
+        weight: Factor of every loss. In the losses themselves, the last pair counts as published,
+            and each before it half of the next one.
+    """
+    before = [unactivated_places(model) for model in (teacher, student)]
+    pairs = stage_pairs(teacher, student)
+    return [
+        ActivationBoundary(
+            teacher_layer=before[0][place],
+            student_layer=before[1][own],
+            scale=0.003 * 0.5 ** (len(pairs) - position),
+            weight=weight,
+            name=_named("ab", place, own),
+        )
+        for position, (place, own) in enumerate(pairs, start=1)
+    ]
+
+
+def factor_transfer(teacher, student, *, weight=200.0, raw=False, **options):
+    """Factors of the last stages, `"ft_<place>"` (arXiv:1802.04977).
+
+    Args:
+        teacher: Network with stages.
+        student: Likewise.
+        weight: Factor of the loss; 200 is that of RepDistiller.
+        raw: As in `attention_transfer`.
+        **options: `variant`, `rate` and `paraphraser_steps` of `FactorTransfer`.
+    """
+    pairs = stage_pairs(teacher, student)[-1:]
+    options = {"weight": weight, **options}
+    return _at_stages(FactorTransfer, "ft", teacher, student, pairs=pairs, raw=raw, **options)
+
+
+def review_kd(teacher, student, *, weight=5.0):
+    """Fused features of all stages and of the pooled vectors, `"review_kd"` (arXiv:2104.09044).
+
+    Args:
+        teacher: Network with stages, read before their last ReLU, and a pooled vector.
+        student: Likewise, read after it.
+        weight: Factor of the loss; the authors' is 5 for most pairs on CIFAR-100, and rises from 0
+            over the first 20 epochs.
+    """
+    before, pairs = unactivated_places(teacher), pair_stages(teacher, student)
+    return [
+        ReviewKD(
+            teacher_layer=[*(before[place] for place, _ in pairs), POOLED],
+            student_layer=[*(own for _, own in pairs), POOLED],
+            weight=weight,
+            name="review_kd",
+        )
+    ]
 
 
 def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, raw=False, **head):

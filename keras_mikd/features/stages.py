@@ -22,6 +22,14 @@ _NOISE = (
     keras.layers.GaussianNoise,
 )
 
+_ACTIVATIONS = (
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.LeakyReLU,
+    keras.layers.ELU,
+    keras.layers.PReLU,
+)
+
 
 class Stage(NamedTuple):
     """A tensor of a network: the path of the layer that makes it, and its shape."""
@@ -117,6 +125,23 @@ def raw_places(model):
         for place, position in _find(graph).items()
         if place.startswith("stage")
     }
+
+
+def unactivated_places(model):
+    """Returns `{"stage1": path of the layer to read, ...}`: stages before their last activation.
+
+    Where a stage ends with a layer that only activates, it is what feeds that layer: the sum of a
+    residual block, or the BatchNorm that opens the next block of pre-activation. Elsewhere it is
+    the stage itself.
+    """
+    graph, _ = _measured_graph(model)
+    found = {}
+    for place, position in _find(graph).items():
+        if isinstance(graph.calls[position].layer, _ACTIVATIONS):
+            (position,) = graph.calls[position].parents
+        if place != POOLED:
+            found[place] = graph.calls[position].path
+    return found
 
 
 def pair_stages(teacher, student):

@@ -133,11 +133,6 @@ class BeYourOwnTeacher(DistillationLoss):
             "feature_weight": self.feature_weight,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        temperature = schedules.deserialized(config["temperature"])
-        return super().from_config({**config, "temperature": temperature})
-
 
 def _narrowed(feature_map, bottleneck, training):
     """Runs the bottleneck, whose statistics are those of the real examples on all replicas."""

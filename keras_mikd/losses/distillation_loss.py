@@ -206,8 +206,8 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        if "weight" in config:
-            config = {**config, "weight": schedules.deserialized(config["weight"])}
+        for name in config.keys() & {"weight", "temperature", "confidence_temperature"}:
+            config = {**config, name: schedules.deserialized(config[name])}
         return cls(**config)
 
 

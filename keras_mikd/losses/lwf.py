@@ -70,8 +70,3 @@ class LwF(DistillationLoss):
 
     def get_config(self):
         return {**super().get_config(), "temperature": schedules.serialized(self.temperature)}
-
-    @classmethod
-    def from_config(cls, config):
-        temperature = schedules.deserialized(config["temperature"])
-        return super().from_config({**config, "temperature": temperature})

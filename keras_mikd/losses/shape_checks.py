@@ -51,11 +51,7 @@ def compared_logits(teacher_shape, student_shape):
     """
     received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
     check_pair(teacher_shape, student_shape, ranks=None)
-    if teacher_shape[-1] < 2:
-        raise ValueError(
-            "Expected logits of at least two classes: the softmax of one is always 1, so that "
-            f"the loss would always be 0. {received}. Train networks with one logit per class."
-        )
+    _check_classes(teacher_shape, received)
     same = tuple(teacher_shape[1:-1]) == tuple(student_shape[1:-1])
     if not same and len(teacher_shape) != 4:
         raise ValueError(
@@ -63,3 +59,27 @@ def compared_logits(teacher_shape, student_shape):
             "its network, by a layer before the output."
         )
     return Comparison(teacher_shape, student_shape, as_they_are=same)
+
+
+def check_logits(teacher_shape, student_shape):
+    """Checks that two tensors are logits `(batch, classes)` of the same two or more classes.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    check_pair(teacher_shape, student_shape, ranks=(2,))
+    received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
+    if teacher_shape[-1] != student_shape[-1]:
+        raise ValueError(
+            f"Expected teacher and student to have the same classes. {received}. Give the "
+            "student a second output with the teacher's classes, or match features instead."
+        )
+    _check_classes(teacher_shape, received)
+
+
+def _check_classes(teacher_shape, received):
+    if teacher_shape[-1] < 2:
+        raise ValueError(
+            "Expected logits of at least two classes: the softmax of one is always 1, so that "
+            f"the loss would always be 0. {received}. Train networks with one logit per class."
+        )

@@ -1,10 +1,13 @@
 """Knowledge distillation with softened class probabilities."""
 
+import math
+
 import keras
 from keras import ops
 
-from keras_mikd import masks
+from keras_mikd import checks, masks
 from keras_mikd.losses import class_map, schedules
+from keras_mikd.losses.centering import deviations, length
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import compared_logits
 
@@ -27,23 +30,32 @@ class SoftTargets(DistillationLoss):
         teacher_classes: For each class of the student the index of the teacher's class, or a list
             of indices whose probabilities are added at temperature 1. The other classes of the
             teacher count for nothing. `None` if the classes are the same.
+        standardize: Whether both logits are z-scored first (LSKD): their mean over the classes is
+            taken away, and they are divided by `1e-7 +` their standard deviation (with `classes -
+            1`, as in the authors' code). So the student need not have the teacher's scale. The
+            authors take a temperature of 2 and a weight of 9. Logits that are all equal stay 0,
+            without a gradient.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
         ValueError: If `temperature` is not a finite number above 0, or `teacher_classes` names a
             class twice or none; in `build`, if the tensors are not logits of the same two or more
-            classes, or the map is not for these classes, or positions differ.
+            classes, or of two with `standardize`, or the map is not for these classes, or positions
+            differ.
 
     References:
         Hinton et al., Distilling the knowledge in a neural network (arXiv:1503.02531), section 2.
+        Sun et al., Logit standardization in knowledge distillation (arXiv:2403.01427), algorithm 1;
+        published CIFAR-100 top-1 of resnet32x4 to resnet8x4: 76.62 %, without it 73.33 %.
     """
 
     expects_logits = True
 
-    def __init__(self, *, temperature=4.0, teacher_classes=None, **kwargs):
+    def __init__(self, *, temperature=4.0, teacher_classes=None, standardize=False, **kwargs):
         super().__init__(**kwargs)
         self.temperature = schedules.checked_temperature(temperature)
         self.teacher_classes = class_map.checked_map(teacher_classes)
+        self.standardize = checks.one_of("standardize", standardize, (True, False))
 
     def build(self, teacher_shape, student_shape):
         self.compared = compared_logits(teacher_shape, student_shape)
@@ -55,6 +67,12 @@ class SoftTargets(DistillationLoss):
                 f"teacher_shape={teacher_shape}, student_shape={student_shape}. Say with "
                 "`teacher_classes` which of the teacher's they are, let a second head learn the "
                 "teacher's classes (keras_mikd.LwF), or match features."
+            )
+        if self.standardize and student_shape[-1] < 3:
+            raise ValueError(
+                "Expected logits of at least three classes: of two, z-scores are always 0.71 and "
+                "-0.71, so that the loss has no gradient. Received: "
+                f"student_shape={student_shape}. Set standardize=False."
             )
 
     def call(
@@ -69,18 +87,23 @@ class SoftTargets(DistillationLoss):
         teacher = class_map.in_students_classes(teacher, self.teacher_classes)
         teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         temperature = schedules.now(self.temperature)
+        if self.standardize:
+            teacher, student = _z_scores(teacher), _z_scores(student)
         divergence = softened_divergence(teacher, student, temperature)
         return temperature**2 * masks.mean_of_positions(divergence, mask)
 
     def get_config(self):
-        temperature = schedules.serialized(self.temperature)
-        own = {"temperature": temperature, "teacher_classes": self.teacher_classes}
-        return {**super().get_config(), **own}
+        return {
+            **super().get_config(),
+            "temperature": schedules.serialized(self.temperature),
+            "teacher_classes": self.teacher_classes,
+            "standardize": self.standardize,
+        }
 
-    @classmethod
-    def from_config(cls, config):
-        temperature = schedules.deserialized(config["temperature"])
-        return super().from_config({**config, "temperature": temperature})
+
+def _z_scores(logits):
+    deviation = deviations(logits, axis=-1)
+    return deviation / (1e-7 + length(deviation, axis=-1) / math.sqrt(logits.shape[-1] - 1))
 
 
 def softened_divergence(teacher, student, temperature):

@@ -1,0 +1,57 @@
+"""Trained layers that bring a student's map to the size and the channels of a teacher's."""
+
+import keras
+
+from keras_mikd.distribution import replicas
+from keras_mikd.features.grids import common_grid
+
+
+def repdistiller_convolutions(teacher_shape, student_shape, *, dtype, instead):
+    """Returns the layers that RepDistiller has before a BatchNorm, in a list.
+
+    That is a convolution of 3x3 with stride 2 for a student of twice the size, a transposed one of
+    4x4 with stride 2 for one of half the size, and otherwise one as large as it takes without
+    padding. They have no bias, which the BatchNorm takes away.
+
+    Raises:
+        ValueError: If the shapes are not those of maps of known size, or none of the three leads
+            from the one to the other; the message then says what to take `instead`.
+    """
+    common_grid(teacher_shape, student_shape)  # Refuses vectors and unknown sizes.
+    options = {
+        "use_bias": False,
+        "kernel_initializer": keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+        "dtype": dtype,
+    }
+    channels, sizes, wanted = teacher_shape[3], student_shape[1:3], teacher_shape[1:3]
+    pairs = list(zip(sizes, wanted, strict=True))
+    if all(size == 2 * target for size, target in pairs):
+        # "same" would pad an even map at the bottom right only.
+        padding = keras.layers.ZeroPadding2D(1, dtype=dtype)
+        return [padding, keras.layers.Conv2D(channels, 3, strides=2, **options)]
+    if all(2 * size == target for size, target in pairs):
+        return [keras.layers.Conv2DTranspose(channels, 4, strides=2, padding="same", **options)]
+    if all(size >= target for size, target in pairs):
+        kernel = [1 + size - target for size, target in pairs]
+        return [keras.layers.Conv2D(channels, kernel, **options)]
+    raise ValueError(
+        "Expected a student's map of half the size of the teacher's, or of at least its size. "
+        f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}. {instead}"
+    )
+
+
+def batch_norm(dtype):
+    """Returns a BatchNormalization as PyTorch has it, with the statistics of all replicas."""
+    return keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-5, synchronized=True, dtype=dtype
+    )
+
+
+def run(layers, feature_map, training):
+    """Runs layers one after the other; statistics are those of the real examples."""
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            feature_map = layer(feature_map, training=training)
+        else:
+            feature_map = replicas.run_network(layer, feature_map)
+    return feature_map
