@@ -177,6 +177,7 @@ class CheckedFit(DistributedModel):
     def run_identity(self):
         networks = self._networks
         kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
+        kept["combine"] = networks.combine
         for name in networks.fixed:
             kept[name if name == "teacher" else f"teacher {name}"] = networks.fingerprint(name)
         for term in networks.terms:

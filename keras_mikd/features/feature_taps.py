@@ -67,7 +67,8 @@ class FeatureTaps:
         self._paths, self._tap = {}, None
         inner = [place for place in self.places if not is_output(place)]
         known = has_graph(model)
-        if convert is not None and inputs is not None:
+        made = convert is not None and inputs is not None
+        if made:
             inputs = self.fed(inputs)
             check_fit(model, as_called(model, inputs))
         if inputs is None and known:
@@ -79,6 +80,7 @@ class FeatureTaps:
             result = self._tap.output if inner else ends(model)[1]
         else:
             _check_hidden(model, inner, features, inputs)
+        if made or features is not None or not known:  # Sizes are known that a graph leaves open.
             result = _Run(self._run).compute_output_spec(inputs)
         self.specs = self._by_place(result)
 
