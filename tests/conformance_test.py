@@ -18,7 +18,6 @@ import tensorflow as tf
 import keras_mikd as mikd
 from keras_mikd.detection.detector_task import DetectorTask
 from keras_mikd.distillers.base_distiller import BaseDistiller
-from keras_mikd.distillers.networks import masks_of
 from keras_mikd.features.feature_taps import pick
 
 # The distillers below have most of the losses. These are beside them: pairs that replicas gather in
@@ -148,7 +147,7 @@ def test_graph_equals_eager_and_the_second_call_does_not_retrace(name):
         with tf.GradientTape() as tape:
             features["student"] = student(x, training=False)
             s = pick(features["student"], loss.student_layer)
-            value = loss(t, s, labels=y, training=True, **masks_of(term, features))
+            value = loss(t, s, labels=y, training=True, **distiller._networks.masks(term, features))
         return value, tape.gradient(value, [*loss.trainable_weights, student.model.weights[0]])
 
     x, y = map(tf.constant, cases.data())

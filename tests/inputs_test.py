@@ -246,6 +246,18 @@ def test_the_distillers_of_the_papers_take_it_too(distiller):
     assert all(np.isfinite(values[0]) for values in fit(model, x, y).values())
 
 
+def test_sizes_that_the_teacher_leaves_open_are_those_that_are_made():
+    teacher = network((None, None, 2))
+    student = network((8, 8, 2), width=3)
+    critic = mikd.JSDCritic(
+        teacher_layer="conv", student_layer="conv", critic=mikd.SeparableCritic(width=4)
+    )
+    distiller = new(teacher, student, L.Resizing(12, 12), critic, mikd.SoftTargets())
+    specs = distiller._networks.taps["teacher"].specs
+    assert specs["conv"].shape == (None, 12, 12, 6)
+    fit(distiller, *images((8, 8, 2)))
+
+
 # What does not fit
 
 

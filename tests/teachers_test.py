@@ -154,6 +154,30 @@ def test_teachers_of_one_architecture_keep_their_own_weights_in_a_file(tmp_path)
     assert _fit(distiller) == _fit(loaded)
 
 
+@keras.saving.register_keras_serializable("teachers_test")
+def _output_alone(model, x, training):
+    return {"output": model(x, training=training)}
+
+
+def test_what_belongs_to_each_teacher_is_saved(tmp_path):
+    x, _ = cases.data()
+    normalization = keras.layers.Normalization()
+    normalization.adapt(2 * x + 1)
+    distiller = _new(
+        {"b": _teacher(), "a": _teacher(seed=3)},
+        teacher_features={"b": _output_alone},
+        teacher_inputs={"a": [normalization]},
+    )
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert loaded.teacher_features == {"b": _output_alone}
+    assert not {v.path for v in normalization.variables} & {v.path for v in distiller.variables}
+    (saved,) = loaded.teacher_inputs["a"]
+    for a, b in zip(normalization.variables, saved.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert _fit(distiller) == _fit(loaded)
+
+
 def test_weight_files_leave_the_teachers_out(tmp_path):
     distiller = _new({"a": _teacher(), "b": _teacher(seed=3)})
     _fit(distiller)

@@ -195,6 +195,8 @@ class CheckedFit(DistributedModel):
     def run_identity(self):
         networks = self._networks
         kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
+        if len(networks.fixed) > 1:
+            kept["combine"] = networks.combine
         if self.gradient_balance is not None:
             kept["balance_every"] = self.gradient_balance.every
         for name in networks.fixed:

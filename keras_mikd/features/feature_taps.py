@@ -74,7 +74,8 @@ class FeatureTaps:
         self._paths, self._tap, self._masks = {}, None, None
         inner = [place for place in self.places if not is_output(place)]
         known = has_graph(model)
-        if convert is not None and inputs is not None:
+        made = convert is not None and inputs is not None
+        if made:
             inputs = self.fed(inputs)
             check_fit(model, as_called(model, inputs))
         if inputs is None and known:
@@ -83,11 +84,13 @@ class FeatureTaps:
             if inner:
                 self._paths = resolve(model, inner)
                 self._tap = tapped(model, set(self._paths.values()))
-            result = self._tap.output if inner else ends(model)[1]
-            self.specs = self._with_masks(inputs, self._by_place(result))
         else:
             _check_hidden(model, inner, features, inputs)
+        if made or features is not None or not known:  # Sizes are known that a graph leaves open.
             self.specs = _Run(self._run).compute_output_spec(inputs)
+        else:
+            result = self._tap.output if inner else ends(model)[1]
+            self.specs = self._with_masks(inputs, self._by_place(result))
         self._masks = self.specs.keys() - set(self.places)
         sizes = [spec.shape[1:3] for spec in keras.tree.flatten(inputs) if len(spec.shape) == 4]
         self.image_size = tuple(sizes[0]) if len(sizes) == 1 and None not in sizes[0] else None
