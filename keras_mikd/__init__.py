@@ -37,12 +37,20 @@ from keras_mikd.features.stages import pair_stages as pair_stages
 from keras_mikd.features.stages import stages as stages
 from keras_mikd.losses.attention_transfer import AttentionTransfer as AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnTeacher
+from keras_mikd.losses.correlation_congruence import (
+    CorrelationCongruence as CorrelationCongruence,
+)
 from keras_mikd.losses.distillation_loss import DistillationLoss as DistillationLoss
+from keras_mikd.losses.fsp import FSP as FSP
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
 from keras_mikd.losses.hint import Hint as Hint
 from keras_mikd.losses.jsd_critic import JSDCritic as JSDCritic
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
 from keras_mikd.losses.muse import MUSE as MUSE
+from keras_mikd.losses.nst import NST as NST
+from keras_mikd.losses.pkt import PKT as PKT
+from keras_mikd.losses.rkd import RKD as RKD
+from keras_mikd.losses.similarity_preserving import SimilarityPreserving as SimilarityPreserving
 from keras_mikd.losses.soft_targets import SoftTargets as SoftTargets
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer as CMIRegularizer
 from keras_mikd.mcmi.cmi_report import CMIReport as CMIReport

@@ -109,6 +109,19 @@ LOSSES = {
     ),
     "muse_input": lambda: _muse(teacher_layer=["pooled", "input"], self_information="input"),
     "be_your_own_teacher": _be_your_own_teacher,
+    "similarity_preserving": lambda: mikd.SimilarityPreserving(
+        teacher_layer="stage2", student_layer="stage1"
+    ),
+    "rkd": lambda: mikd.RKD(teacher_layer="pooled", student_layer="pooled"),
+    "pkt": lambda: mikd.PKT(teacher_layer="pooled", student_layer="pooled", weight=100.0),
+    "correlation_congruence": lambda: mikd.CorrelationCongruence(
+        teacher_layer="pooled", student_layer="pooled", width=8
+    ),
+    "correlation_congruence_paper": lambda: mikd.CorrelationCongruence(
+        teacher_layer="pooled", student_layer="stage2", variant="paper"
+    ),
+    "fsp": mikd.FSP,
+    "nst": lambda: mikd.NST(teacher_layer="stage1", student_layer="stage2"),
 }
 
 
@@ -153,7 +166,11 @@ KINDS = {name: DISTILLERS[name] for name in ("distiller", "balanced", "self", "m
 def distiller(name, teacher_model=None):
     """A new distiller with the loss of that name, or the public one of that name."""
     if name in LOSSES:
-        return distiller_with(LOSSES[name](), teacher_model=teacher_model)
+        # Of the teacher's width, for the loss that compares channel with channel.
+        student_model = network((6, 8), seed=2) if name == "fsp" else None
+        return distiller_with(
+            LOSSES[name](), teacher_model=teacher_model, student_model=student_model
+        )
     return DISTILLERS[name](teacher_model or teacher(), student())
 
 

@@ -25,3 +25,18 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 4)):
         )
     if teacher_shape[-1] is None or student_shape[-1] is None:
         raise ValueError(f"Expected the last axis of both tensors to be known. {received}")
+
+
+def check_known(teacher_shape, student_shape):
+    """Checks that there is one tensor of each network, whose sizes are known but for the batch.
+
+    Raises:
+        ValueError: If there is a list of tensors instead of one, or a size is unknown.
+    """
+    for shape in (teacher_shape, student_shape):
+        if len(shape) < 2 or not all(isinstance(size, int) for size in shape[1:]):
+            raise ValueError(
+                "Expected one tensor (batch, ...) of each network, with known sizes. Received: "
+                f"teacher_shape={teacher_shape}, student_shape={student_shape}. Name one place, "
+                "not a list, of each network, and build the networks with a fixed input size."
+            )
