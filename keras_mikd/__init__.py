@@ -40,15 +40,18 @@ from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnT
 from keras_mikd.losses.correlation_congruence import (
     CorrelationCongruence as CorrelationCongruence,
 )
+from keras_mikd.losses.crd import CRD as CRD
 from keras_mikd.losses.distillation_loss import DistillationLoss as DistillationLoss
 from keras_mikd.losses.fsp import FSP as FSP
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
 from keras_mikd.losses.hint import Hint as Hint
+from keras_mikd.losses.itrd import ITRD as ITRD
 from keras_mikd.losses.jsd_critic import JSDCritic as JSDCritic
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
 from keras_mikd.losses.muse import MUSE as MUSE
 from keras_mikd.losses.nst import NST as NST
 from keras_mikd.losses.pkt import PKT as PKT
+from keras_mikd.losses.queue_relation import QueueRelation as QueueRelation
 from keras_mikd.losses.rkd import RKD as RKD
 from keras_mikd.losses.similarity_preserving import SimilarityPreserving as SimilarityPreserving
 from keras_mikd.losses.soft_targets import SoftTargets as SoftTargets

@@ -120,6 +120,18 @@ LOSSES = {
     "correlation_congruence_paper": lambda: mikd.CorrelationCongruence(
         teacher_layer="pooled", student_layer="stage2", variant="paper"
     ),
+    # At a lower temperature, steps of this size magnify what rounding tells apart.
+    "crd": lambda: mikd.CRD(
+        teacher_layer="pooled", student_layer="pooled", width=8, temperature=0.5
+    ),
+    "crd_other_classes": lambda: mikd.CRD(
+        teacher_layer="pooled", student_layer="stage2", width=8, negatives_from="other_classes"
+    ),
+    # Of fewer examples than two batches, so that the batch before counts and one alone does not.
+    "queue_relation": lambda: mikd.QueueRelation(
+        teacher_layer="pooled", student_layer="pooled", size=12
+    ),
+    "itrd": lambda: mikd.ITRD(teacher_layer="pooled", student_layer="pooled"),
     "fsp": mikd.FSP,
     "nst": lambda: mikd.NST(teacher_layer="stage1", student_layer="stage2"),
 }

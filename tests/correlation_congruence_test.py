@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from relations_test import tensors
+from random_features import random_features
 
 import keras_mikd as mikd
 
@@ -11,7 +11,7 @@ SHAPES = [((5, 3), (5, 7)), ((7, 4, 2, 3), (7, 3)), ((2, 5), (2, 1))]
 
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_the_mean_over_the_batch_is_the_released_loss(shapes):
-    teacher, student = tensors(shapes)
+    teacher, student = random_features(shapes)
     cc = mikd.CorrelationCongruence(width=6)
     loss = cc(teacher, student)
     embedded = []
@@ -26,7 +26,7 @@ def test_the_mean_over_the_batch_is_the_released_loss(shapes):
 
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_the_mean_over_the_batch_is_the_published_loss(shapes):
-    teacher, student = tensors(shapes)
+    teacher, student = random_features(shapes)
     matrices = []
     for feature in (teacher, student):
         x = feature.astype("float64").reshape(len(feature), -1)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from relations_test import tensors
+from random_features import random_features
 
 import keras_mikd as mikd
 
@@ -28,14 +28,16 @@ def twin(teacher, student):
     ],
 )
 def test_values_are_the_published_ones(shapes):
-    teacher, student = tensors(shapes)
+    teacher, student = random_features(shapes)
     places = ["stage1", "stage2", "stage3"][: len(teacher)]
     loss = mikd.FSP(teacher_layer=places, student_layer=places)(teacher, student)
     np.testing.assert_allclose(loss, twin(teacher, student), rtol=1e-4)
 
 
 def test_maps_of_a_pair_are_averaged_to_the_smaller_grid_first():
-    (first, second), student = tensors(([(2, 4, 6, 3), (2, 2, 3, 4)], [(2, 1, 1, 3), (2, 1, 1, 4)]))
+    (first, second), student = random_features(
+        ([(2, 4, 6, 3), (2, 2, 3, 4)], [(2, 1, 1, 3), (2, 1, 1, 4)])
+    )
     pooled = first.reshape(2, 2, 2, 3, 2, 3).mean((2, 4))
     loss = mikd.FSP()([first, second], student)
     np.testing.assert_allclose(loss, twin([pooled, second], student), rtol=1e-4)

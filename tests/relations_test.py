@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from random_features import random_features
 
 import keras_mikd as mikd
 
@@ -16,10 +17,15 @@ LOSSES = {
     "pkt": (mikd.PKT, VECTORS),
     "cc": (mikd.CorrelationCongruence, VECTORS),
     "cc_paper": (lambda: mikd.CorrelationCongruence(variant="paper"), VECTORS),
+    "crd": (lambda: mikd.CRD(width=6), VECTORS),
+    "queue": (lambda: mikd.QueueRelation(size=8), VECTORS),
+    "itrd": (mikd.ITRD, VECTORS),
+    "itrd_same_width": (mikd.ITRD, ((5, 4), (5, 4))),
     "nst": (mikd.NST, MAPS),
     "fsp": (mikd.FSP, ([(5, 4, 6, 3), (5, 2, 3, 2)], [(5, 2, 2, 3), (5, 2, 2, 2)])),
 }
-NEEDS_MAPS = ("nst", "fsp")
+NEEDS_ONE_RANK = ("nst", "fsp", "queue", "itrd", "itrd_same_width")
+TRAINED = ("cc", "crd", "queue", "itrd", "itrd_same_width")
 EDGES = {
     "ordinary": lambda x: x,
     "zeros": lambda x: 0.0 * x,
@@ -38,18 +44,6 @@ EDGES = {
 }
 
 
-def tensors(shapes, seed=0):
-    """Normal numbers of these shapes, or lists of them."""
-    rng = np.random.default_rng(seed)
-
-    def draw(shape):
-        if isinstance(shape, list):
-            return [draw(each) for each in shape]
-        return rng.normal(size=shape).astype("float32")
-
-    return [draw(shape) for shape in shapes]
-
-
 def _value_and_gradient(loss, teacher, student):
     student = tf.nest.map_structure(tf.constant, student)
     with tf.GradientTape() as tape:
@@ -64,7 +58,7 @@ def test_values_and_gradients_are_finite(name, edge):
     make, shapes = LOSSES[name]
     one_of_both = (EDGES[edge], lambda x: x[: len(EDGES[edge](x))])
     for of_teacher, of_student in (one_of_both, one_of_both[::-1], (EDGES[edge],) * 2):
-        teacher, student = tensors(shapes)
+        teacher, student = random_features(shapes)
         teacher = tf.nest.map_structure(of_teacher, teacher)
         student = tf.nest.map_structure(of_student, student)
         value, gradient = _value_and_gradient(
@@ -78,10 +72,10 @@ def test_values_and_gradients_are_finite(name, edge):
             assert edge == "large" or np.abs(each).max() < 1e10
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n != "cc"])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in TRAINED])
 def test_what_is_the_same_in_both_networks_costs_nothing(name):
     make, (shape, _) = LOSSES[name]
-    (same,) = tensors([shape])
+    (same,) = random_features([shape])
     value, gradient = _value_and_gradient(make(), same, same)
     np.testing.assert_allclose(value, np.zeros(5), atol=1e-6)
     for each in tf.nest.flatten(gradient):
@@ -91,7 +85,7 @@ def test_what_is_the_same_in_both_networks_costs_nothing(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_batch_of_several_gets_a_gradient(name):
     make, shapes = LOSSES[name]
-    _, gradient = _value_and_gradient(make(), *tensors(shapes))
+    _, gradient = _value_and_gradient(make(), *random_features(shapes))
     assert all(np.any(each != 0) for each in tf.nest.flatten(gradient))
 
 
@@ -99,17 +93,17 @@ def test_a_batch_of_several_gets_a_gradient(name):
 def test_a_saved_loss_is_the_same_loss(name, tmp_path):
     make, shapes = LOSSES[name]
     loss = make()
-    inputs = tf.nest.map_structure(lambda x: keras.Input(x.shape[1:]), tensors(shapes))
+    inputs = tf.nest.map_structure(lambda x: keras.Input(x.shape[1:]), random_features(shapes))
     model = keras.Model(inputs, loss(*inputs))
     model.save(tmp_path / "loss.keras")
     loaded = keras.saving.load_model(tmp_path / "loss.keras")
     (twin,) = [x for x in loaded.layers if isinstance(x, mikd.DistillationLoss)]
     assert twin.get_config() == loss.get_config()
-    values = [np.array(each(*tensors(shapes), training=False)) for each in (twin, loss)]
+    values = [np.array(each(*random_features(shapes), training=False)) for each in (twin, loss)]
     np.testing.assert_array_equal(*values)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in NEEDS_MAPS])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in NEEDS_ONE_RANK])
 def test_several_places_and_unknown_sizes_are_refused(name):
     make, _ = LOSSES[name]
     for shape in ([(None, 4), (None, 4)], (None, None, None, 3), (None,)):

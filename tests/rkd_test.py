@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from relations_test import tensors
+from random_features import random_features
 
 import keras_mikd as mikd
 
@@ -40,7 +40,7 @@ def twin(teacher, student, distance_weight=25.0, angle_weight=50.0):
 )
 @pytest.mark.parametrize("weights", [{}, {"distance_weight": 0.5, "angle_weight": 0.0}])
 def test_the_mean_over_the_batch_is_the_published_loss(shapes, weights):
-    teacher, student = tensors(shapes, seed=len(shapes[0]))
+    teacher, student = random_features(shapes, seed=len(shapes[0]))
     student = student**3  # Some distances are far from the teacher's.
     loss = mikd.RKD(**weights)(teacher, student)
     np.testing.assert_allclose(
@@ -49,7 +49,7 @@ def test_the_mean_over_the_batch_is_the_published_loss(shapes, weights):
 
 
 def test_examples_in_one_place_count_as_in_the_code():
-    teacher, student = tensors(((5, 3), (5, 4)))
+    teacher, student = random_features(((5, 3), (5, 4)))
     student[1] = student[0]
     loss = mikd.RKD()(teacher, student)
     np.testing.assert_allclose(np.mean(loss), twin(teacher, student), rtol=1e-4)
@@ -59,7 +59,7 @@ def test_examples_in_one_place_count_as_in_the_code():
 
 
 def test_moving_turning_and_scaling_cost_nothing():
-    (teacher,) = tensors([(6, 4)])
+    (teacher,) = random_features([(6, 4)])
     turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))
     loss = mikd.RKD()(teacher, 3.0 * teacher @ turn + 5.0)
     np.testing.assert_allclose(loss, np.zeros(6), atol=1e-6)

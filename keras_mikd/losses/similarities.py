@@ -20,8 +20,10 @@ def whole_batch(feature, gather):
 def is_itself(feature, gather):
     """Returns where an example of this replica meets itself: booleans `(own, whole batch)`."""
     own = positions(feature, gather)
-    everyone = ops.arange(ops.shape(whole_batch(feature, gather))[0], dtype="int32")
-    return own[:, None] == everyone[None]
+    everyone = ops.shape(feature)[0]
+    if gather and replicas.count() > 1:
+        everyone = ops.sum(replicas.batch_sizes(feature)[0])
+    return own[:, None] == ops.arange(everyone, dtype="int32")[None]
 
 
 def positions(feature, gather):
