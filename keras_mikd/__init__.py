@@ -12,6 +12,7 @@ from keras_mikd import bounds as bounds
 from keras_mikd import datasets as datasets
 from keras_mikd import figures as figures
 from keras_mikd import models as models
+from keras_mikd.cache.batches import with_index as with_index
 from keras_mikd.cache.teacher_cache import TeacherCache as TeacherCache
 from keras_mikd.critics.critic import ConcatCritic as ConcatCritic
 from keras_mikd.critics.critic import Critic as Critic

@@ -107,7 +107,7 @@ def told(output, look):
         raise
 
 
-_PARTS = ("inputs", "labels", "sample weights", "tensors of the teacher")
+_PARTS = ("inputs", "labels", "sample weights", "tensors of the teacher", "index")
 
 
 def _finite_message(argument, part):
