@@ -3,6 +3,7 @@
 No script by itself: `import methods` works where one of the benchmarks is started.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ import numpy as np
 
 import keras_mikd as mikd
 from keras_mikd import recipes
+
+# Teachers of benchmarks are untrained: a step takes as long with them.
+warnings.filterwarnings("ignore", message="The teacher is right for")
 
 # What distillation cannot do without: the teacher's forward and the student's plain step.
 FLOOR = "floor"

@@ -14,6 +14,8 @@ from keras_mikd import figures as figures
 from keras_mikd import models as models
 from keras_mikd.cache.batches import with_index as with_index
 from keras_mikd.cache.teacher_cache import TeacherCache as TeacherCache
+from keras_mikd.comparison.compare import compare as compare
+from keras_mikd.comparison.report import Comparison as Comparison
 from keras_mikd.critics.critic import ConcatCritic as ConcatCritic
 from keras_mikd.critics.critic import Critic as Critic
 from keras_mikd.critics.critic import SeparableCritic as SeparableCritic

@@ -81,8 +81,9 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
     def test_step(self, data):
         batch = take_apart(data)
-        trained = self._read(self._networks.trained, batch.x, training=False)
-        features = self._read_fixed(batch) | trained
+        features = self._read(self._networks.trained, batch.x, training=False)
+        if not self._task_alone:
+            features = self._read_fixed(batch) | features
         self._parts(batch, features, training=False)
         return self._logs(batch, features)
 
@@ -124,7 +125,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
             step_scope(iterations),
             index_scope(batch.index),
         ):
-            parts = self._shared(batch, features, training)
+            parts = {} if self._task_alone else self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)
         parts[TASK] = self.compute_loss(x, y, y_pred, sample_weight, training)
@@ -135,9 +136,8 @@ class BaseDistiller(checks.Settled, CheckedFit):
     def _balanced(self, parts):
         if self.gradient_balance is None:
             return parts
-        return {
-            name: factor * parts[name] for name, factor in self.gradient_balance.factors().items()
-        }
+        factors = self.gradient_balance.factors()
+        return {name: factors[name] * part for name, part in parts.items()}
 
     def _shared(self, batch, features, training):
         """Returns this replica's part of what the networks share, `{name of the loss: scalar}`."""
@@ -173,7 +173,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
     def get_metrics_result(self):
         """Returns the results of the metrics of a step, see `results_of_epoch`."""
         results = {}
-        for metric in self.metrics:
+        for metric in self._metrics_now():
             if not getattr(metric, "of_epoch", False):
                 result = metric.result()
                 results |= result if isinstance(result, dict) else {metric.name: result}
@@ -181,8 +181,16 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
     def results_of_epoch(self):
         """Returns what no step computes: standard errors and limits take many small operations."""
-        late = [metric for metric in self.metrics if getattr(metric, "of_epoch", False)]
+        late = [metric for metric in self._metrics_now() if getattr(metric, "of_epoch", False)]
         return {metric.name: metric.result() for metric in late}
+
+    def _metrics_now(self):
+        """Returns the metrics that a step of this kind updates."""
+        if not self._task_alone:
+            return self.metrics
+        shared = [*self._term_trackers.values()]
+        shared += [metric for loss in self.distillation_losses for metric in loss.metrics]
+        return [metric for metric in self.metrics if not any(metric is each for each in shared)]
 
     def _logs(self, batch, features):
         y_pred = self._predictions(features)

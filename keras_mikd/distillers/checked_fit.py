@@ -27,6 +27,9 @@ class CheckedFit(DistributedModel):
     """
 
     _has_looked = False
+    _validates_terms = True
+    _task_alone = _task_alone_in_test_function = False
+    """Whether the step that runs or is traced now leaves out what the networks share."""
 
     def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):
         """Configures training, like `keras.Model.compile`.
@@ -70,9 +73,14 @@ class CheckedFit(DistributedModel):
         validation_data=None,
         shuffle=True,
         class_weight=None,
+        *,
+        validation_terms=True,
         **kwargs,
     ):
         """Trains like `keras.Model.fit`, after checks of the data.
+
+        With `validation_terms=False`, validation runs the student alone, which saves a teacher's
+        forward over all of the validation data: `val_loss` is then that of the task.
 
         Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. A
         `PyDataset` or a generator is not checked. The networks run once on the first examples
@@ -85,6 +93,7 @@ class CheckedFit(DistributedModel):
                 logits are expected; or a term of the loss is not finite, before that step's update.
         """
         self._check_trained()
+        self._validates_terms = validation_terms
         look = self._first_look(x, verbose=verbose, shuffle=shuffle, batch_size=batch_size)
         # First, since a look at it disturbs no training.
         if validation_data is not None:
@@ -125,15 +134,23 @@ class CheckedFit(DistributedModel):
         self._has_looked = True  # Once after `compile`.
         return history
 
-    def evaluate(self, x=None, *args, **kwargs):
-        """Evaluates like `keras.Model.evaluate`.
+    def evaluate(self, x=None, *args, terms=True, **kwargs):
+        """Evaluates like `keras.Model.evaluate`; without `terms`, the task alone, see `fit`.
 
         Raises:
             ValueError: If the batches come from another teacher's `TeacherCache`.
         """
-        if not keras_internals.is_validation_in_fit(kwargs):  # `fit` has checked its own.
+        if keras_internals.is_validation_in_fit(kwargs):
+            terms = self._validates_terms
+        else:  # `fit` has checked its own.
             self._networks.check_cache(x)
-        return super().evaluate(x, *args, **kwargs)
+        if self._task_alone_in_test_function != (not terms):
+            self.test_function = None
+        self._task_alone = self._task_alone_in_test_function = not terms
+        try:
+            return super().evaluate(x, *args, **kwargs)
+        finally:
+            self._task_alone = False
 
     def train_on_batch(self, x, *args, **kwargs):
         """Takes one step, like `keras.Model.train_on_batch`."""

@@ -1,0 +1,1 @@
+"""Methods side by side on a user's own teacher, student and data."""

@@ -1,0 +1,303 @@
+"""One call that says which method helps a student on a user's own data."""
+
+import json
+import statistics
+import time
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_mikd import checks
+from keras_mikd.atomic_files import write_whole
+from keras_mikd.cache import fingerprints
+from keras_mikd.cache.teacher_cache import TeacherCache
+from keras_mikd.comparison.cells import Cells, Progress, timed
+from keras_mikd.comparison.methods import METHODS, STUDENT, checked_methods
+from keras_mikd.comparison.report import Comparison, summarized
+from keras_mikd.distillers.distiller import Distiller
+from keras_mikd.distillers.self_distiller import SelfDistiller
+
+
+def compare(
+    teacher,
+    make_student,
+    train,
+    validation,
+    test=None,
+    *,
+    methods=tuple(METHODS),
+    weights=None,
+    seeds=3,
+    trial_seeds=1,
+    epochs=50,
+    batch_size=64,
+    optimizer=None,
+    loss=None,
+    balance=None,
+    augment=None,
+    views=1,
+    max_cache_bytes=2**30,
+    folder=None,
+    verbose=True,
+):
+    """Trains a student alone and by every method, all alike, and says which one helps.
+
+    Weights are chosen on the validation data, with as many trials for every method. The accuracies
+    of the teacher and of the student alone come first. The teacher runs once over arrays, over
+    data sets in every step. Validation runs no teacher. A call that was killed goes on in its
+    `folder`, and one with more methods, weights or seeds adds to it.
+
+    ```python
+    result = keras_mikd.compare(teacher, make_student, (x, y), validation, test, folder="runs/own")
+    print(result)
+    ```
+
+    Args:
+        teacher: Trained Keras model.
+        make_student: Function of no arguments that makes an untrained student with the same inputs.
+        train: Arrays `(images, labels)`, or a `tf.data.Dataset` of batches, read as it is.
+        validation: Data to choose weights on, likewise.
+        test: Data that nothing is chosen on; without it, the report is about `validation`.
+        methods: Names among `"kd"`, `"hint"`, `"at"`, `"vid"`, `"mimkd"`, `"info_nce"`, or a dict
+            `{name: function (teacher, student, weight) -> list of losses}`, with `None` for a known
+            name.
+        weights: Weights to try for every method, a list, or `{method: list}`.
+        seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
+        trial_seeds: Number of these seeds with which every weight is tried.
+        epochs: Epochs of a run.
+        batch_size: Images in a batch of arrays; an incomplete last one is dropped.
+        optimizer: Function `(steps) -> optimizer`; Adam from 1e-2 to 0 as a cosine if `None`.
+        loss: Task loss; sparse categorical cross-entropy from logits if `None`.
+        balance: As in `Distiller`.
+        augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.
+        views: Views of every image with `augment`.
+        max_cache_bytes: Largest memory for the teacher's tensors; if they need more, the teacher
+            runs in every step.
+        folder: Where runs, students and the report are kept, or `None`.
+        verbose: Whether to print every run, the time left, and the report.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ValueError: Before any training, if an argument is out of range, a method does not fit the
+            networks, or the folder holds other runs.
+    """
+    checks.model("teacher", teacher)
+    chosen = checked_methods(methods, weights)
+    checks.integer("seeds", seeds, at_least=1)
+    checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
+    checks.integer("epochs", epochs, at_least=1)
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    places = _places(chosen, teacher, make_student)
+    data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
+    runner = _Runner(
+        teacher, make_student, data, validation, test, epochs, optimizer or _adam, loss, balance
+    )
+    settings = {
+        "teacher": fingerprints.of_model(teacher),
+        "student weights": make_student().count_params(),
+        "data": data.fingerprint,
+        **{"epochs": epochs, "batch_size": batch_size, "views": views, "balance": balance},
+        **{"loss": type(loss).__name__, "augment": fingerprints.of_function(augment)},
+        "optimizer": fingerprints.of_function(optimizer),
+    }
+    cells = Cells(folder, settings)
+    split = "validation" if test is None else "test"
+    teacher_accuracy = runner.accuracy(teacher, validation if test is None else test)
+    if verbose:
+        print(f"teacher: {teacher_accuracy:.2f} % of the {split} data", flush=True)
+    found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
+    references = {
+        name: [run[split] for run in found[name].runs] for name in (STUDENT, "kd") if name in found
+    }
+    step = statistics.median(run["milliseconds"] for run in found[STUDENT].runs)
+    rows = [
+        summarized(name, *each, references=references, split=split, step=step)
+        for name, each in found.items()
+    ]
+    result = Comparison(split, teacher_accuracy, rows)
+    if cells.folder is not None:
+        content = json.dumps(result.as_dict(), indent=1)
+        write_whole(cells.folder / "comparison.json", content.encode())
+    if verbose:
+        print(f"\n{result}", flush=True)
+    return result
+
+
+class _Found(NamedTuple):
+    """The weight that validation chooses, its runs, and the mean of every weight that was tried."""
+
+    weight: float | None
+    runs: list
+    trials: dict
+
+
+class _Sweep:
+    """Runs the student alone and every method, in the order in which they say most."""
+
+    def __init__(self, cells, runner, methods, seeds, trial_seeds, verbose):
+        self.cells, self.runner, self.methods = cells, runner, methods
+        self.seeds, self.trial_seeds = seeds, trial_seeds
+        trials = len(next(iter(methods.values())).weights)
+        each = trials * trial_seeds + seeds - trial_seeds
+        self.progress = Progress(seeds + len(methods) * each, verbose)
+
+    def found(self):
+        """Returns `{method: _Found}`, the student alone first."""
+        alone = [self._run(STUDENT, None, seed) for seed in range(self.seeds)]
+        return {STUDENT: _Found(None, alone, {})} | {
+            name: self._best(name, method.weights) for name, method in self.methods.items()
+        }
+
+    def _best(self, name, weights):
+        tried = {w: [self._run(name, w, seed) for seed in range(self.trial_seeds)] for w in weights}
+        means = {w: statistics.mean(r["validation"] for r in runs) for w, runs in tried.items()}
+        best = max(means, key=means.get)
+        rest = [self._run(name, best, seed) for seed in range(self.trial_seeds, self.seeds)]
+        return _Found(best, tried[best] + rest, means)
+
+    def _run(self, name, weight, seed):
+        key = {"method": name} | ({} if weight is None else {"weight": weight}) | {"seed": seed}
+        run, is_new = self.cells.get(key), False
+        if run is None:
+            student, run = self.runner.run(self.methods.get(name), weight, seed)
+            is_new = True
+            if self.cells.folder is not None:
+                student.save(self.cells.path(key, ".keras"))
+            self.cells.keep(key, run)
+        self.progress.ran(key, run, is_new)
+        return run
+
+
+class _Data:
+    """The training data of all runs: batches with the teacher's tensors, if they are kept."""
+
+    def __init__(
+        self, teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose
+    ):
+        self.batch_size, self.cache = batch_size, None
+        if isinstance(train, tf.data.Dataset):
+            if augment is not None or views != 1:
+                raise ValueError(
+                    "Expected arrays (images, labels) as `train` with `augment` or `views`. "
+                    "Received: a tf.data.Dataset, which augments its images itself."
+                )
+            self._train = _of_known_size(train)
+            self.fingerprint = f"{len(self._train)} batches of {train.element_spec}"
+            return
+        images, labels = train
+        self.fingerprint = fingerprints.of_bytes(images, labels)
+        self.cache = TeacherCache(
+            teacher, images, labels, places, augment=augment, views=views, max_bytes=2**62
+        )
+        self._is_kept = self.cache.nbytes <= max_cache_bytes
+        if self._is_kept:
+            self.cache.build(verbose=verbose)
+        elif verbose:
+            print(
+                f"The teacher's tensors need {self.cache.nbytes:,} bytes, more than "
+                "`max_cache_bytes`: the teacher runs in every step.",
+                flush=True,
+            )
+
+    def batches(self, seed, *, with_teacher):
+        """Returns the batches of a seed, the same for every method."""
+        if self.cache is None:
+            return self._train
+        kept = with_teacher and self._is_kept
+        return self.cache.batches(self.batch_size, seed=seed, with_teacher=kept)
+
+
+class _Runner:
+    """Trains one student after another, all alike."""
+
+    def __init__(
+        self, teacher, make_student, data, validation, test, epochs, optimizer, loss, balance
+    ):
+        self.teacher, self.make_student, self.data = teacher, make_student, data
+        self.validation, self.test, self.epochs = validation, test, epochs
+        self.optimizer, self.loss, self.balance = optimizer, loss, balance
+
+    def run(self, method, weight, seed):
+        """Returns the student of a method (`None`: alone), a weight and a seed, and its numbers."""
+        keras.utils.set_random_seed(seed)
+        student = self.make_student()
+        if method is None:
+            model = SelfDistiller(student, [])
+        else:
+            losses = method.losses(self.teacher, student, weight)
+            model = Distiller(self.teacher, student, losses, balance=self.balance)
+        batches = self.data.batches(seed, with_teacher=method is not None)
+        steps = self.epochs * len(batches)
+        model.compile(self.optimizer(steps), self.loss, metrics=["accuracy"])
+        time_of_steps = _StepTime()
+        _, seconds = timed(
+            lambda: model.fit(
+                batches,
+                epochs=self.epochs,
+                shuffle=False,
+                verbose=0,
+                callbacks=[time_of_steps],
+            )
+        )
+        run = {"validation": self.accuracy(student, self.validation)}
+        if self.test is not None:
+            run["test"] = self.accuracy(student, self.test)
+        run["seconds"], run["milliseconds"] = seconds, time_of_steps.median()
+        run["training_only_weights"] = model.count_params() - student.count_params()
+        return student, run
+
+    def accuracy(self, model, data):
+        """Returns the accuracy of a network in per cent; the network is left as it was compiled."""
+        meter = SelfDistiller(model, [])
+        meter.compile(keras.optimizers.SGD(), self.loss, metrics=["accuracy"])
+        arrays = isinstance(data, tuple)
+        x, y = data if arrays else (data, None)
+        options = {"batch_size": self.data.batch_size} if arrays else {}
+        values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
+        return 100 * values["accuracy"]
+
+
+class _StepTime(keras.callbacks.Callback):
+    """Milliseconds of a step, the median over all but the first, which is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.times.append(1000 * (time.perf_counter() - self._start))
+
+    def median(self):
+        return statistics.median(self.times[1:] or self.times)
+
+
+def _of_known_size(batches):
+    """Returns a data set that knows its length, on which the schedule of a rate depends."""
+    if batches.cardinality() >= 0:
+        return batches
+    count = sum(1 for _ in batches)
+    return batches.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def _adam(steps):
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, steps))
+
+
+def _places(methods, teacher, make_student):
+    """Returns the places of the teacher that the methods read, which must all fit the networks."""
+    places = {}
+    for method in methods.values():
+        student = make_student()
+        losses = method.losses(teacher, student, method.weights[0])
+        Distiller(teacher, student, losses)  # It refuses what does not fit.
+        read = [loss.teacher_layer for loss in losses]
+        places |= dict.fromkeys(
+            p for each in read for p in (each if isinstance(each, list) else [each])
+        )
+    return list(places)

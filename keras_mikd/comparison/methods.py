@@ -1,0 +1,76 @@
+"""The methods that `compare` knows by name, with the weights that it tries."""
+
+from typing import NamedTuple
+
+from keras_mikd.distillers import recipes
+
+STUDENT = "student"
+"""The student alone."""
+
+
+class Method(NamedTuple):
+    """How the losses of a method are made, and the weights to choose among."""
+
+    losses: object
+    """Function `(teacher, student, weight) -> list of losses`."""
+    weights: tuple
+
+
+def _vid(teacher, student, weight):
+    return recipes.vid(teacher, student, stage_weight=weight, initial_variance="auto")
+
+
+def _mimkd(teacher, student, weight):
+    levels = dict.fromkeys(("global_weight", "local_weight", "feature_weight"), weight)
+    return recipes.mimkd(teacher, student, **levels)
+
+
+def _weighted(recipe):
+    return lambda teacher, student, weight: recipe(teacher, student, weight=weight)
+
+
+METHODS = {
+    "kd": Method(_weighted(recipes.kd), (0.3, 1.0, 3.0)),
+    "hint": Method(_weighted(recipes.hint), (1.0, 10.0, 100.0)),
+    "at": Method(_weighted(recipes.attention_transfer), (10.0, 100.0, 1000.0)),
+    "vid": Method(_vid, (1.0, 3.0, 10.0)),
+    "mimkd": Method(_mimkd, (0.3, 1.0, 3.0)),
+    "info_nce": Method(_weighted(recipes.info_nce), (0.3, 1.0, 3.0)),
+}
+
+
+def checked_methods(methods, weights):
+    """Returns `{name: Method}` of what `compare` is given.
+
+    Raises:
+        ValueError: If a name is unknown, a method has no weights, or some have more than others.
+    """
+    given = methods if isinstance(methods, dict) else dict.fromkeys(methods)
+    chosen = {}
+    for name, losses in given.items():
+        if losses is None and name not in METHODS:
+            raise ValueError(
+                f"Expected `methods` to be some of {list(METHODS)}, or a dict of functions "
+                f"(teacher, student, weight) -> list of losses. Received: {name!r}"
+            )
+        own = weights.get(name) if isinstance(weights, dict) else weights
+        own = METHODS[name].weights if own is None and name in METHODS else own
+        if own is None or not len(own):
+            raise ValueError(
+                f"Expected weights to try for {name!r}: weights={{{name!r}: [0.3, 1, 3]}}. "
+                f"Received: weights={weights!r}"
+            )
+        losses = METHODS[name].losses if losses is None else losses
+        chosen[name] = Method(losses, tuple(float(weight) for weight in own))
+    trials = {name: len(method.weights) for name, method in chosen.items()}
+    if STUDENT in chosen or not chosen:
+        raise ValueError(
+            f"Expected at least one method, and none called {STUDENT!r}, which is the student "
+            f"alone and always there. Received: methods={list(chosen)}"
+        )
+    if len(set(trials.values())) > 1:
+        raise ValueError(
+            "Expected as many weights to try for every method: a method with more of them would "
+            f"win by that alone. Received: {trials}"
+        )
+    return chosen

@@ -1,0 +1,143 @@
+"""What a comparison found: a table, a figure, and numbers for JSON."""
+
+import dataclasses
+import statistics
+
+import tensorflow as tf
+
+from keras_mikd.comparison.methods import STUDENT
+from keras_mikd.figures.canvas import new_figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. Accuracies are in per cent, gains in points.
+
+    Attributes:
+        split: `"test"`, or `"validation"` where there is no test data: weights were chosen on it,
+            so that methods look better than they are.
+        teacher: Accuracy of the teacher.
+        rows: One dict for the student alone and each method, at its chosen weight: `method`,
+            `weight`, `values` (by seed), `mean`, `deviation` (standard, of one run), `interval`
+            (half of the 95 % interval of the mean, by Student's t; `None` for one seed),
+            `gains` (`{other: (mean, half interval)}` of the paired differences to `"student"`
+            and `"kd"`), `step` (time of a step, that of the student alone is 1),
+            `training_only_weights`, and `trials`, the mean on validation of every weight tried.
+    """
+
+    split: str
+    teacher: float
+    rows: list
+
+    def as_dict(self):
+        """Returns everything as JSON can hold it."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        others = [o for o in (STUDENT, "kd") if any(o in row["gains"] for row in self.rows)]
+        head = ["method", "weight", f"{self.split} %", *(f"over {o}" for o in others)]
+        table = [[*head, "step", "extra weights"]]
+        for row in self.rows:
+            gains = [_signed(*row["gains"][o]) if o in row["gains"] else "" for o in others]
+            weight = "" if row["weight"] is None else f"{row['weight']:g}"
+            value = _with(row["mean"], row["interval"])
+            extra = f"{row['training_only_weights']:,}"
+            table.append([row["method"], weight, value, *gains, f"{row['step']:.2f}", extra])
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in table
+        ]
+        seeds = len(self.rows[0]["values"])
+        note = f"teacher: {self.teacher:.2f} %. {seeds} seed{'s' if seeds > 1 else ''}"
+        note += "; ± is the 95 % interval of a mean." if seeds > 1 else ": no intervals."
+        if self.split == "validation":
+            note += " The weights were chosen on the same data."
+        return "\n".join([*lines, note])
+
+    def figure(self):
+        """Draws the mean of every row with its interval and its seeds, beside the teacher.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        figure, ((axes,),) = new_figure(1, 1, width=6.5, height=1.2 + 0.35 * len(self.rows))
+        for position, row in enumerate(reversed(self.rows)):
+            colour = "black" if row["method"] == STUDENT else "C0"
+            axes.plot(row["values"], [position] * len(row["values"]), "|", color=colour, alpha=0.5)
+            interval = row["interval"] or 0.0
+            axes.errorbar(row["mean"], position, xerr=interval, fmt="o", color=colour, capsize=3)
+        alone = self.rows[0]["mean"]
+        axes.axvline(alone, color="black", linestyle=":", linewidth=1)
+        axes.axvline(self.teacher, color="C3", linestyle="--", linewidth=1, label="teacher")
+        axes.set_yticks(range(len(self.rows)), [row["method"] for row in reversed(self.rows)])
+        axes.set(xlabel=f"accuracy on the {self.split} data, %")
+        axes.legend()
+        return figure
+
+
+def summarized(method, weight, runs, trials, *, references, split, step):
+    """Returns the row of a method.
+
+    Args:
+        method: Its name.
+        weight: The chosen weight, or `None`.
+        runs: Its runs at that weight, by seed.
+        trials: `{weight: mean on validation}`.
+        references: `{other: values by seed}` to take gains over.
+        split: Which accuracy counts.
+        step: Milliseconds of a step of the student alone.
+    """
+    values = [run[split] for run in runs]
+    return {
+        "method": method,
+        "weight": weight,
+        "values": values,
+        "mean": statistics.mean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "interval": half_interval(values),
+        "gains": {
+            name: _gain(values, others) for name, others in references.items() if name != method
+        },
+        "step": statistics.median(run["milliseconds"] for run in runs) / step,
+        "training_only_weights": runs[0]["training_only_weights"],
+        "trials": trials,
+    }
+
+
+def half_interval(values):
+    """Returns half of the 95 % interval of the mean by Student's t, or `None` for one value."""
+    if len(values) < 2:
+        return None
+    return _quantile(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def _gain(values, others):
+    differences = [a - b for a, b in zip(values, others, strict=True)]
+    return statistics.mean(differences), half_interval(differences)
+
+
+def _quantile(freedom):
+    """Returns the 97.5 % quantile of Student's t with so many degrees of freedom."""
+    low, high = 0.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        x = tf.constant(freedom / (freedom + middle**2), tf.float64)
+        half, freedom_half = tf.constant(0.5, tf.float64), tf.constant(freedom / 2, tf.float64)
+        tail = 0.5 * float(tf.math.betainc(freedom_half, half, x))
+        low, high = (middle, high) if tail > 0.025 else (low, middle)
+    return low
+
+
+def _with(value, interval):
+    return f"{value:.2f}" if interval is None else f"{value:.2f} ± {interval:.2f}"
+
+
+def _signed(value, interval):
+    return ("+" if value >= 0 else "") + _with(value, interval)

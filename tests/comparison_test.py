@@ -1,0 +1,210 @@
+"""One call that compares methods, on networks of a few weights."""
+
+import json
+import statistics
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mikd as mikd
+from keras_mikd.comparison.report import Comparison, half_interval, summarized
+
+
+def _methods():
+    return {"kd": None, "vid": None, "own": lambda t, s, weight: [mikd.Hint(weight=weight)]}
+
+
+def _student():
+    return cases.network((2, 3))
+
+
+def _compare(teacher=None, train=None, **kwargs):
+    options = {
+        **{"methods": ["kd"], "weights": [0.5, 2.0], "seeds": 2, "epochs": 1, "batch_size": 8},
+        **{"verbose": False, **kwargs},
+    }
+    validation, test = cases.data(16, seed=1), cases.data(16, seed=2)
+    options.setdefault("test", test)
+    train = train or cases.data(16)
+    return mikd.compare(teacher or cases.teacher(), _student, train, validation, **options)
+
+
+def _row(result, method):
+    (row,) = (row for row in result.rows if row["method"] == method)
+    return row
+
+
+def test_every_method_has_its_row_its_weight_and_its_gains(tmp_path, capsys):
+    teacher = cases.teacher()
+    teacher.compile("adam", "mse")
+    before = teacher.get_weights(), teacher.optimizer
+    result = _compare(teacher, methods=_methods(), folder=tmp_path / "runs", verbose=True)
+    assert [row["method"] for row in result.rows] == ["student", "kd", "vid", "own"]
+    for row in result.rows[1:]:
+        assert row["weight"] == max(row["trials"], key=row["trials"].get)
+        assert set(row["trials"]) == {0.5, 2.0}
+        assert len(row["values"]) == 2
+        gain, half = row["gains"]["student"]
+        alone = _row(result, "student")["values"]
+        differences = np.subtract(row["values"], alone)
+        assert gain == pytest.approx(differences.mean())
+        assert half == pytest.approx(half_interval(list(differences)))
+    assert _row(result, "student")["step"] == 1.0
+    assert _row(result, "student")["training_only_weights"] == 0
+    assert _row(result, "vid")["training_only_weights"] > 0
+    # A student of every run, that loads and has the accuracy of its file.
+    run = json.loads((tmp_path / "runs" / "vid-weight0.5-seed0.json").read_text())
+    student = keras.saving.load_model(tmp_path / "runs" / "vid-weight0.5-seed0.keras")
+    x, y = cases.data(16, seed=2)
+    right = np.mean(np.argmax(student.predict(x, verbose=0), axis=1) == y)
+    assert run["test"] == pytest.approx(100 * right)
+    kept = json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    assert kept == json.loads(json.dumps(result.as_dict()))
+    for old, new in zip(before[0], teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert teacher.optimizer is before[1]
+    printed = capsys.readouterr().out
+    assert printed.index("teacher:") < printed.index("student-seed0") < printed.index("kd-weight")
+    assert "[11/11]" in printed and "left" in printed
+    assert str(result) in printed
+
+
+def test_a_folder_goes_on_and_takes_more(tmp_path, monkeypatch, capsys):
+    fits = []
+    fit = mikd.Distiller.fit
+    alone = mikd.SelfDistiller.fit
+
+    def counted(original):
+        def fit(self, *args, **kwargs):
+            if len(fits) == stop:
+                raise KeyboardInterrupt
+            fits.append(self)
+            return original(self, *args, **kwargs)
+
+        return fit
+
+    monkeypatch.setattr(mikd.Distiller, "fit", counted(fit))
+    monkeypatch.setattr(mikd.SelfDistiller, "fit", counted(alone))
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        _compare(folder=tmp_path / "runs")
+    stop = None
+    resumed = _compare(folder=tmp_path / "runs")
+    assert len(fits) == 5  # Two students alone, two trials, a second seed.
+    whole = _compare()
+    assert [r["values"] for r in resumed.rows] == [r["values"] for r in whole.rows]
+    fits.clear()
+    more = _compare(folder=tmp_path / "runs", methods=["kd", "hint"], verbose=True)
+    assert len(fits) == 3
+    assert _row(more, "kd")["values"] == _row(whole, "kd")["values"]
+    assert "from its file" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused(tmp_path):
+    _compare(folder=tmp_path / "runs", seeds=1)
+    with pytest.raises(ValueError, match="runs with the same epochs"):
+        _compare(folder=tmp_path / "runs", seeds=1, epochs=2)
+    with pytest.raises(ValueError, match="runs with the same teacher"):
+        _compare(cases.teacher(normalize=True), folder=tmp_path / "runs", seeds=1)
+    with pytest.raises(ValueError, match="runs with the same data"):
+        _compare(folder=tmp_path / "runs", seeds=1, train=cases.data(24))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="Expected an empty folder"):
+        _compare(folder=tmp_path / "other")
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["mine.txt"]
+
+
+def test_a_cache_changes_nothing_but_the_time(capsys):
+    cached = _compare(seeds=1)
+    running = _compare(seeds=1, max_cache_bytes=1, verbose=True)
+    assert [r["values"] for r in cached.rows] == [r["values"] for r in running.rows]
+    assert "the teacher runs in every step" in capsys.readouterr().out
+
+
+def test_a_data_set_is_read_as_it_is():
+    train = tf.data.Dataset.from_tensor_slices(cases.data(20)).batch(8)
+    unknown = train.filter(lambda x, y: True)
+    results = [_compare(train=each, seeds=1, test=None) for each in (train, unknown)]
+    assert [r["values"] for r in results[0].rows] == [r["values"] for r in results[1].rows]
+    assert results[0].split == "validation"
+    assert "chosen on the same data" in str(results[0])
+    with pytest.raises(ValueError, match="Expected arrays"):
+        _compare(train=train, views=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"methods": ["kld"]}, "Expected `methods` to be some of"),
+        ({"methods": []}, "Expected at least one method"),
+        ({"methods": {"student": lambda t, s, w: []}}, "Expected at least one method, and none"),
+        ({"methods": {"own": lambda t, s, w: []}, "weights": None}, "Expected weights to try"),
+        ({"methods": ["kd", "vid"], "weights": {"kd": [1.0]}}, "Expected as many weights"),
+        ({"trial_seeds": 3}, "Expected `trial_seeds`"),
+        ({"epochs": 0}, "Expected `epochs`"),
+        ({"methods": {"own": lambda t, s, w: [mikd.Hint(teacher_layer="no")]}}, "place"),
+    ],
+)
+def test_bad_arguments_are_refused_before_training(arguments, message, monkeypatch):
+    monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
+    with pytest.raises(ValueError, match=message):
+        _compare(**arguments)
+
+
+def test_intervals_are_those_of_student_s_t():
+    # Two-sided 95 % points of published tables.
+    for values, quantile in (
+        ([1.0, 2.0], 12.706),
+        ([1.0, 2.0, 4.0], 4.3027),
+        ([0.0] * 4 + [1.0], 2.7764),
+    ):
+        expected = quantile * statistics.stdev(values) / len(values) ** 0.5
+        assert half_interval(values) == pytest.approx(expected, rel=1e-4)
+    assert half_interval([1.0]) is None
+
+
+def test_the_table_and_the_figure_show_what_the_rows_say():
+    def runs(*values):
+        return [{"test": v, "milliseconds": 2.0, "training_only_weights": 1234} for v in values]
+
+    references = {"student": [50.0, 52.0], "kd": [55.0, 53.0]}
+    options = {"references": references, "split": "test", "step": 1.0}
+    rows = [
+        summarized("student", None, runs(50.0, 52.0), {}, **options),
+        summarized("kd", 3.0, runs(55.0, 53.0), {3.0: 50.0}, **options),
+        summarized("vid", 1.0, runs(60.0, 66.0), {1.0: 50.0}, **options),
+    ]
+    result = Comparison("test", 90.0, rows)
+    lines = str(result).splitlines()
+    assert lines[0].split() == (
+        [
+            "method",
+            "weight",
+            "test",
+            "%",
+            "over",
+            "student",
+            "over",
+            "kd",
+            "step",
+            "extra",
+            "weights",
+        ]
+    )
+    assert lines[3].split()[:4] == ["vid", "1", "63.00", "±"]
+    assert "+12.00 ± 25.41" in lines[3] and "+9.00 ± 50.82" in lines[3]
+    assert "2.00" in lines[3] and "1,234" in lines[3]
+    figure = result.figure()
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["vid", "kd", "student"]
+    assert "test" in axes.get_xlabel()
+    with_one = Comparison(
+        "test", 90.0, [summarized("student", None, runs(50.0), {}, **{**options, "references": {}})]
+    )
+    assert "no intervals" in str(with_one)
+    with_one.figure()
