@@ -160,11 +160,7 @@ class CRD(DistillationLoss):
     def _add_normalizer(self, anchor):
         """Adds the logarithm of `Z`, and whether it has been measured."""
         return self.add_weight(
-            shape=(2,),
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-            name=f"normalizer_of_{anchor}",
+            shape=(2,), initializer="zeros", trainable=False, name=f"normalizer_of_{anchor}"
         )
 
     def _classes(self, labels):

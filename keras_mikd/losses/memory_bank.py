@@ -97,10 +97,8 @@ class MemoryBank(keras.layers.Layer):
             _scatter(self.classes, index, replicas.gather(ops.cast(classes, "float32")))
 
     def _add(self, name, **kwargs):
-        # All replicas compute the same update, so that of the first one is that of all.
-        return self.add_weight(
-            name=name, trainable=False, aggregation="only_first_replica", **kwargs
-        )
+        # Every replica makes the same update for itself, so that no memory is sent.
+        return self.add_weight(name=name, trainable=False, **kwargs)
 
 
 def _scatter(variable, index, rows):

@@ -53,13 +53,9 @@ class QueueRelation(DistillationLoss):
         channels = teacher_shape[-1]
         self.regressor = keras.layers.Dense(channels, dtype=self.dtype_policy)
         self.regressor.build(student_shape)
-        # All replicas compute the same queue, so the first one's is that of all.
+        # Every replica keeps the same queue for itself, so that none is sent.
         self.queue = self.add_weight(
-            shape=(self.size, channels),
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="queue",
+            shape=(self.size, channels), initializer="zeros", trainable=False, name="queue"
         )
 
     def call(self, teacher, student, labels=None, training=None):
