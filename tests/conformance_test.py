@@ -22,7 +22,10 @@ from keras_mikd.features.feature_taps import pick
 
 # The distillers below have most of the losses. These are beside them: pairs that replicas gather in
 # other ways, and arithmetic that no distiller has.
-REPLICAS = ("jsd_other_classes", "jsd_global_separable_all", "dv_critic")
+REPLICAS = (
+    *("jsd_other_classes", "jsd_global_separable_all", "dv_critic"),
+    *("rkd", "queue_relation"),
+)
 XLA = ("info_nce_critic", "jsd_other_classes")
 # These only combine what others have in another way.
 VARIANTS = {

@@ -34,8 +34,8 @@ class QueueRelation(DistillationLoss):
     References:
         Fang et al., SEED (arXiv:2101.04731), section 3, after training without labels: 67.6 % on
         ImageNet with a linear classifier for EfficientNet-B0 (alone: 42.2). Its code has 65,536
-        embeddings, temperatures of 0.0001 and 0.2, and compares with the queue before the batch
-        enters it. Giakoumoglou and Stathaki, Relational representation distillation
+        embeddings, temperatures of 0.0001 and 0.2, and compares an example with earlier batches and
+        itself. Giakoumoglou and Stathaki, Relational representation distillation
         (arXiv:2407.12073), beside labels: its temperatures, size and order are those here; its code
         maps the teacher to 128 channels by a random matrix first.
     """
