@@ -12,6 +12,7 @@ from keras_mikd import bounds as bounds
 from keras_mikd import datasets as datasets
 from keras_mikd import figures as figures
 from keras_mikd import models as models
+from keras_mikd.cache.batches import with_index as with_index
 from keras_mikd.cache.teacher_cache import TeacherCache as TeacherCache
 from keras_mikd.comparison.compare import compare as compare
 from keras_mikd.comparison.report import Comparison as Comparison
@@ -40,18 +41,29 @@ from keras_mikd.features.stages import stages as stages
 from keras_mikd.losses.activation_boundary import ActivationBoundary as ActivationBoundary
 from keras_mikd.losses.attention_transfer import AttentionTransfer as AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher as BeYourOwnTeacher
+from keras_mikd.losses.correlation_congruence import (
+    CorrelationCongruence as CorrelationCongruence,
+)
+from keras_mikd.losses.crd import CRD as CRD
 from keras_mikd.losses.dist import DIST as DIST
 from keras_mikd.losses.distillation_loss import DistillationLoss as DistillationLoss
 from keras_mikd.losses.dkd import DKD as DKD
 from keras_mikd.losses.factor_transfer import FactorTransfer as FactorTransfer
+from keras_mikd.losses.fsp import FSP as FSP
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead as GaussianVIDHead
 from keras_mikd.losses.hint import Hint as Hint
+from keras_mikd.losses.itrd import ITRD as ITRD
 from keras_mikd.losses.jsd_critic import JSDCritic as JSDCritic
 from keras_mikd.losses.keras_loss_adapter import KerasLossAdapter as KerasLossAdapter
 from keras_mikd.losses.lwf import LwF as LwF
 from keras_mikd.losses.muse import MUSE as MUSE
+from keras_mikd.losses.nst import NST as NST
+from keras_mikd.losses.pkt import PKT as PKT
+from keras_mikd.losses.queue_relation import QueueRelation as QueueRelation
 from keras_mikd.losses.review_kd import ReviewKD as ReviewKD
+from keras_mikd.losses.rkd import RKD as RKD
 from keras_mikd.losses.rld import RLD as RLD
+from keras_mikd.losses.similarity_preserving import SimilarityPreserving as SimilarityPreserving
 from keras_mikd.losses.soft_targets import SoftTargets as SoftTargets
 from keras_mikd.losses.wttm import WTTM as WTTM
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer as CMIRegularizer

@@ -187,6 +187,31 @@ LOSSES = {
     ),
     "muse_input": lambda: _muse(teacher_layer=["pooled", "input"], self_information="input"),
     "be_your_own_teacher": _be_your_own_teacher,
+    "similarity_preserving": lambda: mikd.SimilarityPreserving(
+        teacher_layer="stage2", student_layer="stage1"
+    ),
+    "rkd": lambda: mikd.RKD(teacher_layer="pooled", student_layer="pooled"),
+    "pkt": lambda: mikd.PKT(teacher_layer="pooled", student_layer="pooled", weight=100.0),
+    "correlation_congruence": lambda: mikd.CorrelationCongruence(
+        teacher_layer="pooled", student_layer="pooled", width=8
+    ),
+    "correlation_congruence_paper": lambda: mikd.CorrelationCongruence(
+        teacher_layer="pooled", student_layer="stage2", variant="paper"
+    ),
+    # At a lower temperature, steps of this size magnify what rounding tells apart.
+    "crd": lambda: mikd.CRD(
+        teacher_layer="pooled", student_layer="pooled", width=8, temperature=0.5
+    ),
+    "crd_other_classes": lambda: mikd.CRD(
+        teacher_layer="pooled", student_layer="stage2", width=8, negatives_from="other_classes"
+    ),
+    # Of fewer examples than two batches, so that the batch before counts and one alone does not.
+    "queue_relation": lambda: mikd.QueueRelation(
+        teacher_layer="pooled", student_layer="pooled", size=12
+    ),
+    "itrd": lambda: mikd.ITRD(teacher_layer="pooled", student_layer="pooled"),
+    "fsp": mikd.FSP,
+    "nst": lambda: mikd.NST(teacher_layer="stage1", student_layer="stage2"),
 }
 DENSE = ("soft_targets_dense", "lwf_dense")  # Of networks with dense outputs.
 
@@ -270,6 +295,8 @@ def teacher_of(name):
 
 def student_of(name):
     """A student for the loss of that name."""
+    if name == "fsp":  # Of the teacher's width, since channel is compared with channel.
+        return network((6, 8), seed=2)
     return token_network(3, seed=2) if name in TOKEN_LOSSES else student(dense=name in DENSE)
 
 

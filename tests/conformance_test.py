@@ -24,7 +24,7 @@ from keras_mikd.features.feature_taps import pick
 # other ways, and arithmetic that no distiller has.
 REPLICAS = (
     *("jsd_other_classes", "jsd_global_separable_all", "dv_critic", "tokens_dv_local"),
-    "soft_targets_dense",
+    *("soft_targets_dense", "rkd", "queue_relation"),
 )
 XLA = ("info_nce_critic", "jsd_other_classes", "tokens_jsd")
 # These only combine what others have in another way.

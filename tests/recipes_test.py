@@ -206,3 +206,35 @@ def test_networks_without_stages_are_refused(recipe):
     dense = keras.Model(inputs, keras.layers.Dense(4)(inputs), name="dense")
     with pytest.raises(ValueError, match="Functional 'dense'"):
         recipe(dense, keras.models.clone_model(dense))
+
+
+def test_relations_stand_where_the_crd_benchmark_has_them():
+    both = _three_stages(), _three_stages()
+    stages = ["stage1", "stage2", "stage3"]
+    assert _layout(recipes.similarity_preserving(*both)) == [
+        ("sp_stage3", "stage3", "stage3", 3000.0)
+    ]
+    assert _layout(recipes.nst(*both)) == [(f"nst_{place}", place, place, 50.0) for place in stages]
+    assert _layout(recipes.fsp(*both)) == [("fsp", stages, stages, 1.0)]
+    pooled = {
+        "rkd": (recipes.rkd, mikd.RKD, 1.0),
+        "pkt": (recipes.pkt, mikd.PKT, 30000.0),
+        "cc": (recipes.correlation_congruence, mikd.CorrelationCongruence, 0.02),
+        "crd": (recipes.crd, mikd.CRD, 0.8),
+        "queue": (recipes.queue_relation, mikd.QueueRelation, 1.0),
+        "itrd": (recipes.itrd, mikd.ITRD, 1.0),
+    }
+    for name, (recipe, kind, weight) in pooled.items():
+        (loss,) = recipe(*both)
+        assert type(loss) is kind
+        assert _layout([loss]) == [(name, "pooled", "pooled", weight)]
+
+
+def test_relations_take_the_arguments_of_their_losses():
+    assert recipes.rkd(None, None, angle_weight=0.0)[0].angle_weight == 0.0
+    assert recipes.crd(None, None, bank=100)[0].bank == 100
+    wide, plain = mikd.models.wrn_16_1(4, (16, 16, 3)), _three_stages()
+    (flow,) = recipes.fsp(wide, plain, raw=True)
+    assert flow.teacher_layer == [f"stage{i}_output" for i in (1, 2, 3)]
+    (last,) = recipes.similarity_preserving(wide, plain, raw=True)
+    assert last.teacher_layer == "stage3_output"

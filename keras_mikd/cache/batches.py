@@ -1,4 +1,4 @@
-"""The parts of a batch, with what a `TeacherCache` adds to them."""
+"""The parts of a batch, with what a `TeacherCache` or an index of examples adds to them."""
 
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ class Batch(NamedTuple):
     sample_weight: Any = ()
     teacher_features: Any = ()
     """`{fingerprint of a teacher: {place: tensor}}`, in the batches of a cache."""
+    index: Any = ()
+    """Which training examples these are: integers `(batch,)`."""
 
 
 def take_apart(data):
@@ -24,9 +26,40 @@ def take_apart(data):
     `None` stands for what is missing.
     """
     if not isinstance(data, Batch):
-        return Batch(*keras.utils.unpack_x_y_sample_weight(data), None)
-    y, sample_weight, features = (None if _is_missing(part) else part for part in data[1:])
-    return Batch(data.x, y, sample_weight, features)
+        return Batch(*keras.utils.unpack_x_y_sample_weight(data), None, None)
+    y, sample_weight, features, index = (None if _is_missing(part) else part for part in data[1:])
+    return Batch(data.x, y, sample_weight, features, index)
+
+
+def with_index(batches):
+    """Returns batches for `fit` that say which training examples they hold, as `CRD(bank=)` needs.
+
+    ```python
+    examples = tf.data.Dataset.from_tensor_slices((images, labels, np.arange(len(images))))
+    batches = examples.shuffle(len(images)).map(lambda x, y, i: (augment(x), y, i)).batch(64)
+    distiller.fit(keras_mikd.with_index(batches), epochs=240)
+    ```
+
+    Args:
+        batches: `tf.data.Dataset` of batches `(x, y, index)` or `(x, y, sample_weight, index)`. The
+            index of an example is its number in the training data, from 0, in every epoch.
+
+    Returns:
+        `tf.data.Dataset` of batches that the distillers of this library take.
+
+    Raises:
+        ValueError: If the batches are others.
+    """
+    spec = getattr(batches, "element_spec", None)
+    index = spec[-1] if isinstance(spec, tuple) and len(spec) in (3, 4) else None
+    integers = isinstance(index, tf.TensorSpec) and index.dtype.is_integer
+    if not integers or index.shape.rank != 1 or isinstance(spec, Batch):
+        raise ValueError(
+            "Expected a tf.data.Dataset of batches (x, y, index) or (x, y, sample_weight, index), "
+            f"with integers (batch,) as the index. Received: {batches!r}. Add "
+            "np.arange(len(images)) to the tensors of `from_tensor_slices`, before `shuffle`."
+        )
+    return batches.map(lambda x, y, *rest: Batch(x, y, *rest[:-1], index=rest[-1]))
 
 
 def with_class_weight(dataset, class_weight):

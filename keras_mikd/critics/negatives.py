@@ -196,15 +196,25 @@ def _indices(number):
     return ops.arange(number, dtype="int32")  # Keras would follow `floatx`.
 
 
-def _random_order(size, step):
-    """Returns the examples of a batch in the order of a step: the same on every device.
+def drawn_rows(number, below):
+    """Returns `number` rows of a table of `below`, with replacement: the draw of the step."""
+    return ops.mod(_random_numbers(number, (_DRAW.get() or _Draw(0)).step), below)
 
-    Sorted by the finalizer of MurmurHash3. XLA's random numbers would be others than TensorFlow's.
+
+def _random_order(size, step):
+    """Returns the examples of a batch in the order of a step: the same on every device."""
+    return ops.argsort(_random_numbers(size, step))
+
+
+def _random_numbers(number, step):
+    """Returns int32 numbers of at least 0 that depend on the step alone.
+
+    By the finalizer of MurmurHash3. XLA's random numbers would be others than TensorFlow's.
     """
-    keys = ops.cast(_indices(size), "uint32") + ops.cast(step, "uint32") * 0x9E3779B9
+    keys = ops.cast(_indices(number), "uint32") + ops.cast(step, "uint32") * 0x9E3779B9
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         keys = ops.bitwise_xor(keys, ops.right_shift(keys, shift)) * factor
-    return ops.argsort(ops.cast(ops.right_shift(keys, 1), "int32"))
+    return ops.cast(ops.right_shift(keys, 1), "int32")
 
 
 def _without_the_rest(pool):

@@ -17,6 +17,7 @@ from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
 from keras_mikd.losses import schedules
+from keras_mikd.losses.memory_bank import index_scope
 from keras_mikd.losses.schedules import step_scope
 
 
@@ -116,11 +117,16 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
     def _parts(self, batch, features, training):
         """Returns this replica's part of every weighted term of the total, `{name: scalar}`."""
-        x, y, sample_weight, _ = batch
+        x, y, sample_weight, *_ = batch
         # Outside of training the draw is always the same: what changes is what was learned.
         step = self.optimizer.iterations if training else 0
         iterations = self.optimizer.iterations
-        with xla_scope(self._critics_use_xla()), draw_scope(step), step_scope(iterations):
+        with (
+            xla_scope(self._critics_use_xla()),
+            draw_scope(step),
+            step_scope(iterations),
+            index_scope(batch.index),
+        ):
             parts = {} if self._task_alone else self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
         y_pred = self._predictions(features)

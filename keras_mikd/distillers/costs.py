@@ -20,7 +20,8 @@ def warn_of_large_critics(loss, model):
     if not loss.compares_examples:
         return
     own_weights, own_work = model.count_params(), _multiplications(model)
-    weights, work = loss.count_params(), loss.multiplications or 0
+    weights = sum(math.prod(weight.shape) for weight in loss.trainable_weights)
+    work = loss.multiplications or 0
     slower = own_work is not None and work > max(own_work, _LITTLE_WORK)
     if weights > max(own_weights, _FEW_WEIGHTS) or slower:
         share = f"; its pairs cost {work / own_work:.1f} of its forward pass" if slower else ""

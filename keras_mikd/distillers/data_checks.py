@@ -106,7 +106,7 @@ def told(output, look):
 
 
 _IGNORE = "A label that is to be left out is named in the task loss, such as ignore_class=255."
-_PARTS = ("inputs", "labels", "sample weights", "tensors of the teacher")
+_PARTS = ("inputs", "labels", "sample weights", "tensors of the teacher", "index")
 
 
 def _finite_message(argument, part):

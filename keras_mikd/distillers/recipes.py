@@ -14,16 +14,25 @@ from keras_mikd.features.stages import POOLED, pair_stages, raw_places, unactiva
 from keras_mikd.losses.activation_boundary import ActivationBoundary
 from keras_mikd.losses.attention_transfer import AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher
+from keras_mikd.losses.correlation_congruence import CorrelationCongruence
+from keras_mikd.losses.crd import CRD
 from keras_mikd.losses.dist import DIST
 from keras_mikd.losses.dkd import DKD
 from keras_mikd.losses.factor_transfer import FactorTransfer
+from keras_mikd.losses.fsp import FSP
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 from keras_mikd.losses.hint import Hint
+from keras_mikd.losses.itrd import ITRD
 from keras_mikd.losses.jsd_critic import JSDCritic
 from keras_mikd.losses.lwf import LwF
 from keras_mikd.losses.muse import MUSE
+from keras_mikd.losses.nst import NST
+from keras_mikd.losses.pkt import PKT
+from keras_mikd.losses.queue_relation import QueueRelation
 from keras_mikd.losses.review_kd import ReviewKD
+from keras_mikd.losses.rkd import RKD
 from keras_mikd.losses.rld import RLD
+from keras_mikd.losses.similarity_preserving import SimilarityPreserving
 from keras_mikd.losses.soft_targets import SoftTargets
 from keras_mikd.losses.wttm import WTTM
 
@@ -375,6 +384,122 @@ def from_teacher(name, losses):
     return losses
 
 
+def similarity_preserving(teacher, student, *, weight=3000.0, raw=False):
+    """Similarities between examples at the last pair of stages, `"sp_<place>"` (arXiv:1907.09682).
+
+    Args:
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
+        weight: Factor of the loss; 3000 is that of RepDistiller.
+        raw: As in `attention_transfer`.
+    """
+    pairs = stage_pairs(teacher, student)[-1:]
+    options = {"pairs": pairs, "raw": raw, "weight": weight}
+    return _at_stages(SimilarityPreserving, "sp", teacher, student, **options)
+
+
+def rkd(teacher, student, *, weight=1.0, **options):
+    """Distances and angles between pooled vectors, `"rkd"` (arXiv:1904.05068).
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Another one.
+        weight: Factor of the loss; 1 is that of RepDistiller.
+        **options: Other arguments of `RKD`.
+    """
+    return _of_pooled(RKD, "rkd", weight=weight, **options)
+
+
+def pkt(teacher, student, *, weight=30000.0, **options):
+    """Probabilities of being neighbours between pooled vectors, `"pkt"` (arXiv:1803.10837).
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Another one.
+        weight: Factor of the loss; 30000 is that of RepDistiller.
+        **options: Other arguments of `PKT`.
+    """
+    return _of_pooled(PKT, "pkt", weight=weight, **options)
+
+
+def correlation_congruence(teacher, student, *, weight=0.02, **options):
+    """Correlations between pooled vectors, `"cc"` (arXiv:1904.01802).
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Another one.
+        weight: Factor of the loss; 0.02 is that of RepDistiller, and belongs to its variant.
+        **options: Other arguments of `CorrelationCongruence`.
+    """
+    return _of_pooled(CorrelationCongruence, "cc", weight=weight, **options)
+
+
+def nst(teacher, student, *, weight=50.0, raw=False):
+    """Selectivity of the neurons of every pair of stages, `"nst_<place>"` (arXiv:1707.01219).
+
+    Args:
+        teacher: Network with stages.
+        student: Likewise, or the teacher itself.
+        weight: Factor of every loss; 50 is that of RepDistiller.
+        raw: As in `attention_transfer`.
+    """
+    return _at_stages(NST, "nst", teacher, student, raw=raw, weight=weight)
+
+
+def fsp(teacher, student, *, weight=1.0, raw=False):
+    """Flow between consecutive stages, `"fsp"` (Yim et al., CVPR 2017), for equal channels.
+
+    Args:
+        teacher: Network with two or more stages.
+        student: Another one, as wide.
+        weight: Factor of the loss. RepDistiller and the paper train on it alone, before the task.
+        raw: As in `attention_transfer`.
+    """
+    of_teacher, of_student = (raw_places(m) if raw else {} for m in (teacher, student))
+    pairs = stage_pairs(teacher, student)
+    places = {
+        "teacher_layer": [of_teacher.get(place, place) for place, _ in pairs],
+        "student_layer": [of_student.get(own, own) for _, own in pairs],
+    }
+    return [FSP(**places, weight=weight, name="fsp")]
+
+
+def crd(teacher, student, *, weight=0.8, **options):
+    """Contrast of pooled vectors, `"crd"` (arXiv:1910.10699), in the batch if not told otherwise.
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Another one.
+        weight: Factor of the loss; 0.8 is that of RepDistiller, with `bank` and other classes.
+        **options: Other arguments of `CRD`.
+    """
+    return _of_pooled(CRD, "crd", weight=weight, **options)
+
+
+def queue_relation(teacher, student, *, weight=1.0, **options):
+    """Similarities to a queue of the teacher's pooled vectors, `"queue"` (arXiv:2101.04731).
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Another one.
+        weight: Factor of the loss.
+        **options: Other arguments of `QueueRelation`.
+    """
+    return _of_pooled(QueueRelation, "queue", weight=weight, **options)
+
+
+def itrd(teacher, student, *, weight=1.0, **options):
+    """Correlation and mutual information of pooled vectors, `"itrd"` (arXiv:2112.00459).
+
+    Args:
+        teacher: Network with a pooled vector.
+        student: Another one.
+        weight: Factor of the loss, beside those of its two terms.
+        **options: Other arguments of `ITRD`.
+    """
+    return _of_pooled(ITRD, "itrd", weight=weight, **options)
+
+
 def stage_pairs(teacher, student):
     """Pairs the stages of two networks, or the early stages of one with its last.
 
@@ -400,6 +525,10 @@ def _at_stages(loss, name, teacher, student, *, pairs=None, raw=False, **options
         )
         for place, own in pairs or stage_pairs(teacher, student)
     ]
+
+
+def _of_pooled(loss, name, **options):
+    return [loss(teacher_layer=POOLED, student_layer=POOLED, name=name, **options)]
 
 
 def _named(name, place, own):

@@ -83,3 +83,18 @@ def _check_classes(teacher_shape, received):
             "Expected logits of at least two classes: the softmax of one is always 1, so that "
             f"the loss would always be 0. {received}. Train networks with one logit per class."
         )
+
+
+def check_known(teacher_shape, student_shape):
+    """Checks that there is one tensor of each network, whose sizes are known but for the batch.
+
+    Raises:
+        ValueError: If there is a list of tensors instead of one, or a size is unknown.
+    """
+    for shape in (teacher_shape, student_shape):
+        if len(shape) < 2 or not all(isinstance(size, int) for size in shape[1:]):
+            raise ValueError(
+                "Expected one tensor (batch, ...) of each network, with known sizes. Received: "
+                f"teacher_shape={teacher_shape}, student_shape={student_shape}. Name one place, "
+                "not a list, of each network, and build the networks with a fixed input size."
+            )
