@@ -92,11 +92,12 @@ def raw_places(model):
     """Returns `{"stage1": path of the layer to read, ...}`: the outputs of residual stages, raw.
 
     In a network of pre-activation blocks, a stage ends with the BatchNorm and the activation that
-    open the next block. The raw output is the sum before these. Elsewhere it is the stage itself.
+    open the next block. The raw output is the sum before these. A network may also name its raw
+    outputs "stage1_output" and so on, as those of `models` do. Elsewhere it is the stage itself.
     """
     graph, _ = _measured_graph(model)
     return {
-        place: graph.calls[_raw(graph, position)].path
+        place: _named_output(graph, place, position) or graph.calls[_raw(graph, position)].path
         for place, position in _find(graph).items()
         if place != POOLED
     }
@@ -107,7 +108,8 @@ def pair_stages(teacher, student):
 
     With as many stages on both sides they pair in order. Otherwise the last two pair, and every
     other stage of the network with fewer takes one of the other's: in order, none twice, with the
-    smallest sum of distances in `log2(input size / stage size)` (on a tie, the earlier stages).
+    smallest sum of distances in `log2(input size / stage size)` (on a tie, the earlier stages). A
+    first stage that only recolours single pixels, by 1x1 convolutions, pairs with nothing.
 
     Args:
         teacher: Functional or built Sequential model.
@@ -119,10 +121,10 @@ def pair_stages(teacher, student):
     Raises:
         ValueError: If a model is subclassed, not built or has no stages.
     """
-    depths = []
+    levels = []
     for role, model in (("teacher", teacher), ("student", student)):
-        depths.append(_depths(model))
-        if not depths[-1]:
+        levels.append(_levels(model))
+        if not levels[-1]:
             role = "network" if teacher is student else role
             raise ValueError(
                 f"Expected a {role} with stages: feature maps of shape (batch, height, width, "
@@ -130,14 +132,20 @@ def pair_stages(teacher, student):
                 f"{model.name!r}, which has none. Name the layers to match in losses of your own, "
                 "and pass them as `distillation_losses`."
             )
-    few, many = sorted(depths, key=len)
+    few, many = sorted(levels, key=len)
+    pairs = _closest_sizes(few, many)
+    return pairs if few is levels[0] else [(longer, shorter) for shorter, longer in pairs]
+
+
+def _closest_sizes(few, many):
+    """Pairs stages, `{place: log2(input size / stage size)}` of each network."""
+    depths = list(many.values())
     ways = itertools.combinations(range(len(many) - 1), len(few) - 1)
     best = min(
         ((*way, len(many) - 1) for way in ways),
-        key=lambda way: sum(abs(a - many[j]) for a, j in zip(few, way, strict=True)),
+        key=lambda way: sum(abs(a - depths[j]) for a, j in zip(few.values(), way, strict=True)),
     )
-    pairs = [(f"stage{i}", f"stage{j + 1}") for i, j in enumerate(best, start=1)]
-    return pairs if few is depths[0] else [(longer, shorter) for shorter, longer in pairs]
+    return [(place, list(many)[j]) for place, j in zip(few, best, strict=True)]
 
 
 def _measured_graph(model):
@@ -171,6 +179,13 @@ def _find(graph):
     found = {f"stage{k}": position for k, position in enumerate(last, start=1)}
     pooled = _pooled(graph, trunk)
     return found if pooled is None else {**found, POOLED: pooled}
+
+
+def _named_output(graph, place, position):
+    """Returns the layer "stage1_output" that stands beside the stage in its network, if any."""
+    inside, _, _ = graph.calls[position].path.rpartition("/")
+    path = f"{inside}/{place}_output".removeprefix("/")
+    return path if path in graph.names else None
 
 
 def _raw(graph, position):
@@ -226,11 +241,27 @@ def _is_vector(shape):
     return len(shape) == 2 or _area(shape) == 1
 
 
-def _depths(model):
-    """Returns log2(input size / stage size) of every stage, averaged over height and width."""
+def _levels(model):
+    """Returns `{place: log2(input size / its size)}` of the stages that pair."""
     graph, _ = _measured_graph(model)
     areas = [_area(call.shapes[0]) for call in graph.calls]
     fed = areas[: len(model.inputs)]
     whole = max(filter(None, fed if any(fed) else areas), default=None)
-    positions = [position for place, position in _find(graph).items() if place != POOLED]
-    return [math.log2(whole / areas[position]) / 2 for position in positions]
+    found = {place: position for place, position in _find(graph).items() if place != POOLED}
+    if len(found) > 1 and _recolours(graph, found["stage1"]):
+        del found["stage1"]
+    return {place: math.log2(whole / areas[position]) / 2 for place, position in found.items()}
+
+
+def _recolours(graph, position):
+    """Whether each location of a map saw one pixel of the image, as ShuffleNet's stem on CIFAR."""
+    if graph.calls[position].shapes[0][1:3] != graph.calls[0].shapes[0][1:3]:
+        return False
+    behind, seen = [position], set()
+    while behind:
+        call = graph.calls[behind.pop()]
+        if _has_kernel(call.layer) and getattr(call.layer, "kernel_size", None) != (1, 1):
+            return False
+        behind += [parent for parent in call.parents if parent not in seen]
+        seen.update(call.parents)
+    return True
