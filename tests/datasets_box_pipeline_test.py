@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd.datasets import box_pipeline
+from keras_mikd.datasets import box_pipeline, streams
 
 
 def _objects(boxes, labels):
@@ -43,7 +43,7 @@ def _numbers(count):
 
 
 def test_training_batches_are_full_and_in_a_new_order_every_epoch():
-    batches = box_pipeline.for_training(
+    batches = streams.for_training(
         _numbers(10), lambda x, y, seed: (x, y), batch_size=4, seed=0, shuffle_buffer=10
     )
     first, second = ([x.numpy() for x, _ in batches] for _ in range(2))
@@ -54,7 +54,7 @@ def test_training_batches_are_full_and_in_a_new_order_every_epoch():
 
 
 def test_every_example_and_epoch_draws_with_a_seed_of_its_own():
-    batches = box_pipeline.for_training(
+    batches = streams.for_training(
         _numbers(8), lambda x, y, seed: (seed, y), batch_size=4, seed=0, shuffle_buffer=8
     )
     seeds = [int(seed) for _ in range(2) for x, _ in batches for seed in x]
@@ -63,6 +63,6 @@ def test_every_example_and_epoch_draws_with_a_seed_of_its_own():
 
 def test_evaluation_keeps_the_order_and_the_rest():
     for count in (8, 10):
-        batches = box_pipeline.for_evaluation(_numbers(count), lambda x, y: (x, y), batch_size=4)
+        batches = streams.for_evaluation(_numbers(count), lambda x, y: (x, y), batch_size=4)
         assert np.concatenate([x for x, _ in batches]).tolist() == list(range(count))
         assert batches.element_spec[0].shape.as_list() == [4 if count == 8 else None]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from keras_mikd.datasets import cifar, load_cifar10, load_cifar100
+from keras_mikd.datasets import images, load_cifar10, load_cifar100
 
 MEAN = {10: [0.4914, 0.4822, 0.4465], 100: [0.5071, 0.4867, 0.4408]}
 STD = {10: [0.247, 0.243, 0.261], 100: [0.2675, 0.2565, 0.2761]}
@@ -129,8 +129,8 @@ def test_augmentation_pads_with_black_for_cifar100_only(data_dir):
 
 def test_augmentation_of_the_papers():
     for pipeline, border in (
-        (cifar._CIFAR10_PIPELINE, "REFLECT"),
-        (cifar._CIFAR100_PIPELINE, "CONSTANT"),
+        (images._PIPELINES["cifar10"], "REFLECT"),
+        (images._PIPELINES["cifar100"], "CONSTANT"),
     ):
         assert (pipeline.padding, pipeline.padding_mode, pipeline.flip) == (4, border, True)
 
@@ -144,7 +144,7 @@ def test_validation_fraction_out_of_range(fraction):
 def test_missing_data_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         load_cifar100(data_dir=str(tmp_path))
-    for part in ("cifar100", "load_cifar100(download=True)", f"data_dir='{tmp_path}'"):
+    for part in ("cifar100", "Pass `download=True`", f"data_dir='{tmp_path}'"):
         assert part in str(caught.value)
 
 

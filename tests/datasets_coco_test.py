@@ -164,5 +164,5 @@ def test_bad_arguments(data_dir, arguments, message):
 def test_missing_data_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         load_coco(data_dir=str(tmp_path))
-    for part in ("coco/2017", "load_coco(download=True)", "25 GB", f"data_dir='{tmp_path}'"):
+    for part in ("coco/2017", "Pass `download=True`", "25 GB", f"data_dir='{tmp_path}'"):
         assert part in str(caught.value)

@@ -5,7 +5,13 @@ import tapped_networks as networks
 from keras import layers
 
 from keras_mikd.features.feature_taps import FeatureTaps
-from keras_mikd.features.stages import Stage, pair_stages, stages, unactivated_places
+from keras_mikd.features.stages import (
+    Stage,
+    pair_stages,
+    raw_places,
+    stages,
+    unactivated_places,
+)
 
 
 def test_stages_of_a_residual_network():
@@ -213,3 +219,35 @@ def test_last_stages_pair_whatever_their_size():
 def test_stages_of_open_size_pair():
     open_size = networks.classifier(networks.resnet_body(), None)
     assert pair_stages(networks.resnet(), open_size) == [("stage1", "stage1"), ("stage3", "stage2")]
+
+
+def test_a_first_stage_of_single_pixels_pairs_with_nothing():
+    def network(kernel_size):
+        inputs = keras.Input((16, 16, 3))
+        x = layers.ReLU(name="stem")(layers.Conv2D(4, kernel_size, padding="same")(inputs))
+        for number in (1, 2):
+            x = layers.Conv2D(8, 3, strides=2, padding="same", name=f"conv{number}")(x)
+        x = layers.GlobalAveragePooling2D()(x)
+        return keras.Model(inputs, layers.Dense(3)(x))
+
+    recoloured, seeing = network(1), network(3)
+    assert stages(recoloured)["stage1"].layer == stages(seeing)["stage1"].layer == "stem"
+    assert pair_stages(seeing, seeing)[0] == ("stage1", "stage1")
+    own = [("stage2", "stage2"), ("stage3", "stage3")]
+    assert pair_stages(recoloured, recoloured) == own
+    # At the same sizes, so the first stage of the other network stays alone.
+    assert pair_stages(seeing, recoloured) == own
+
+
+def test_raw_places_are_outputs_that_the_network_names_so():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="stage1_output")(inputs)
+    x = layers.ReLU(name="relu")(layers.Conv2D(8, 1, name="expansion")(x))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv2")(x)
+    backbone = keras.Model(inputs, x, name="backbone")
+    outer = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(backbone(outer))
+    model = keras.Model(outer, layers.Dense(3)(x))
+    assert stages(model)["stage1"].layer == "backbone/relu"
+    assert raw_places(model) == {"stage1": "backbone/stage1_output", "stage2": "backbone/conv2"}
+    assert raw_places(backbone) == {"stage1": "stage1_output", "stage2": "conv2"}

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from keras_mikd.datasets.image_pipeline import finished
 from keras_mikd.datasets.splits import Splits, check_batch_size
+from keras_mikd.datasets.streams import for_evaluation, for_training
 
 BOX_FORMAT = "xyxy"
 """KerasCV's name of the boxes' format: left, top, right, bottom in pixels."""
@@ -64,23 +64,6 @@ def build_splits(
         num_validation=len(validation) if validation else 0,
         num_test=len(test),
     )
-
-
-def for_training(dataset, prepare, *, batch_size, seed, shuffle_buffer):
-    """Returns full batches, in a new order in every epoch; arguments as in `build_splits`."""
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    shuffled = tf.data.Dataset.zip((dataset.shuffle(shuffle_buffer, seed=seed), seeds))
-    images = shuffled.map(
-        lambda example, drawn: prepare(*example, drawn), num_parallel_calls=tf.data.AUTOTUNE
-    )
-    return finished(images.batch(batch_size, drop_remainder=True))
-
-
-def for_evaluation(dataset, prepare, *, batch_size):
-    """Returns every image once, in the order of `dataset`; the last batch may be smaller."""
-    images = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    even = int(dataset.cardinality()) % batch_size == 0
-    return finished(images.batch(batch_size, drop_remainder=even))
 
 
 def _padded(values, length):

@@ -1,32 +1,14 @@
 """CIFAR-10 and CIFAR-100 as the distillation papers prepare them."""
 
-from keras_mikd import checks
-from keras_mikd.datasets.image_pipeline import ImagePipeline
-from keras_mikd.datasets.splits import Splits, Training, build_splits, partition_per_class
-from keras_mikd.datasets.tfds_arrays import downloaded_builder, read_split
-
-_CIFAR10_PIPELINE = ImagePipeline(
-    max_value=255.0,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.247, 0.243, 0.261),
-    padding=4,
-    padding_mode="REFLECT",
-    flip=True,
-)
-_CIFAR100_PIPELINE = ImagePipeline(
-    max_value=255.0,
-    mean=(0.5071, 0.4867, 0.4408),
-    std=(0.2675, 0.2565, 0.2761),
-    padding=4,
-    padding_mode="CONSTANT",
-    flip=True,
-)
+from keras_mikd.datasets.images import load_images
+from keras_mikd.datasets.splits import Splits
 
 
 def load_cifar10(
     *,
     batch_size: int = 128,
     labels_per_class: int | None = None,
+    unlabelled: bool = False,
     train_fraction: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
@@ -45,6 +27,7 @@ def load_cifar10(
         batch_size: Images in a batch, at least 1.
         labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
             keeps them all. A smaller draw is a subset of a larger one.
+        unlabelled: Whether the other training images stay, with the label -1; see `load_images`.
         train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
             ones of the file, whatever their classes and the seed. An epoch stays as long as with
             all images. This is the few-shot protocol of MCMI (arXiv 2401.08732), except for the
@@ -81,9 +64,18 @@ def load_cifar10(
     model.fit(cifar.train, validation_data=cifar.validation, epochs=200)
     ```
     """
-    training = Training(batch_size, seed, augment, labels_per_class, train_fraction, drop_remainder)
-    return _load_cifar(
-        "cifar10", _CIFAR10_PIPELINE, training, validation_fraction, data_dir, download
+    return load_images(
+        "cifar10",
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        unlabelled=unlabelled,
+        train_fraction=train_fraction,
+        seed=seed,
+        data_dir=data_dir,
+        augment=augment,
+        validation_fraction=validation_fraction,
+        drop_remainder=drop_remainder,
+        download=download,
     )
 
 
@@ -91,6 +83,7 @@ def load_cifar100(
     *,
     batch_size: int = 64,
     labels_per_class: int | None = None,
+    unlabelled: bool = False,
     train_fraction: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
@@ -109,6 +102,7 @@ def load_cifar100(
     Args:
         batch_size: As in `load_cifar10`.
         labels_per_class: As in `load_cifar10`.
+        unlabelled: As in `load_cifar10`.
         train_fraction: As in `load_cifar10`.
         seed: As in `load_cifar10`.
         data_dir: As in `load_cifar10`.
@@ -133,27 +127,16 @@ def load_cifar100(
     model.fit(cifar.train, epochs=240)
     ```
     """
-    training = Training(batch_size, seed, augment, labels_per_class, train_fraction, drop_remainder)
-    return _load_cifar(
-        "cifar100", _CIFAR100_PIPELINE, training, validation_fraction, data_dir, download
-    )
-
-
-def _load_cifar(name, pipeline, training, validation_fraction, data_dir, download):
-    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
-    builder = downloaded_builder(
-        name, loader=f"load_{name}", size="about 170 MB", data_dir=data_dir, download=download
-    )
-    train, validation = read_split(builder, "train"), None
-    if validation_fraction > 0:
-        fractions = [1 - validation_fraction, validation_fraction]
-        kept, held_out = partition_per_class(train.labels, fractions, seed=0)
-        train, validation = train.take(kept), train.take(held_out)
-    return build_splits(
-        train,
-        validation,
-        read_split(builder, "test"),
-        num_classes=builder.info.features["label"].num_classes,
-        pipeline=pipeline,
-        training=training,
+    return load_images(
+        "cifar100",
+        batch_size=batch_size,
+        labels_per_class=labels_per_class,
+        unlabelled=unlabelled,
+        train_fraction=train_fraction,
+        seed=seed,
+        data_dir=data_dir,
+        augment=augment,
+        validation_fraction=validation_fraction,
+        drop_remainder=drop_remainder,
+        download=download,
     )

@@ -73,7 +73,7 @@ def load_coco(
     check_seed(seed)
     checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
     builder = downloaded_builder(
-        "coco/2017", loader="load_coco", size="about 25 GB", data_dir=data_dir, download=download
+        "coco/2017", size="about 25 GB", data_dir=data_dir, download=download
     )
     available = builder.info.splits["train"].num_examples
     num_train = available - round(validation_fraction * available)

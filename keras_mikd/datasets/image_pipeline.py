@@ -1,4 +1,4 @@
-"""From uint8 images in memory to batches: scaling, cropping, flipping."""
+"""From uint8 images to batches: scaling, cropping, flipping; how single pictures are cut out."""
 
 import dataclasses
 from typing import Literal
@@ -12,8 +12,9 @@ class ImagePipeline:
     """How the images of one data set are scaled and augmented.
 
     Scaling is `(image / max_value - mean) / std`, for each channel. Augmentation pads every side by
-    `padding` pixels and crops a window of the original size at random. With `flip`, it then mirrors
-    half of the images.
+    `padding` pixels and crops a window of the original size at random. Or, with `areas`, it cuts
+    out a random part of the original picture and resizes it. With `flip`, it then mirrors half of
+    the images.
 
     Attributes:
         max_value: The pixel value that becomes 1 before `mean` and `std` are applied.
@@ -22,6 +23,10 @@ class ImagePipeline:
         padding: Pixels added on every side before the crop.
         padding_mode: "CONSTANT" (zeros, that is black) or "REFLECT".
         flip: Whether augmentation mirrors images left to right.
+        areas: Smallest and largest share of the picture's area that is cut out, of a width between
+            3/4 and 4/3 of its height, as for ImageNet `(0.08, 1.0)`. Without augmentation, the
+            shorter side is then resized to 8/7 of the size, and the middle is cut out. None pads
+            and crops instead, and resizes whole pictures, whatever their proportions.
     """
 
     max_value: float
@@ -30,6 +35,7 @@ class ImagePipeline:
     padding: int = 0
     padding_mode: Literal["CONSTANT", "REFLECT"] = "CONSTANT"
     flip: bool = False
+    areas: tuple[float, float] | None = None
 
     def for_training(
         self, images, labels, *, batch_size, seed, augment, epoch_size=None, drop_remainder=True
@@ -106,6 +112,50 @@ class ImagePipeline:
             return images
         mirrored = tf.random.stateless_uniform((batch, 1, 1, 1), [seed, 1]) < 0.5
         return tf.where(mirrored, images[:, :, ::-1], images)
+
+    def prepare(self, picture, size, seed=None):
+        """Returns one float32 image `(size, size, channels)` of a picture, augmented by a seed."""
+        if self.areas is None:
+            image = _resized(picture, size, size)
+        elif seed is None:
+            image = _middle(picture, size)
+        else:
+            image = _random_part(picture, size, self.areas, seed)
+        if seed is not None:
+            # Whole pictures are moved by the padding, parts only mirrored.
+            padded = self if self.areas is None else dataclasses.replace(self, padding=0)
+            image = padded.augment(image[None], seed)[0]
+        return self.scale(image)
+
+
+def _random_part(picture, size, areas, seed):
+    """Resizes a random part of a picture; the whole, where none of ten draws fits into it."""
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(picture),
+        tf.zeros((1, 0, 4)),
+        seed=tf.stack([seed, 2]),
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=areas,
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return _resized(tf.slice(picture, begin, extent), size, size)
+
+
+def _middle(picture, size):
+    """Resizes the shorter side to 8/7 of the size, 256 for 224, and cuts out the middle."""
+    sides = tf.cast(tf.shape(picture)[:2], tf.float32)
+    sides = tf.cast(tf.round(sides * (size * 8 / 7) / tf.reduce_min(sides)), tf.int32)
+    resized = _resized(picture, sides[0], sides[1])
+    return tf.image.crop_to_bounding_box(
+        resized, (sides[0] - size) // 2, (sides[1] - size) // 2, size, size
+    )
+
+
+def _resized(picture, height, width):
+    image = tf.image.resize(picture, (height, width), antialias=True)
+    return tf.ensure_shape(image, (*image.shape[:2], picture.shape[-1]))
 
 
 def finished(batches):

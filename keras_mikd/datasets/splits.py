@@ -9,6 +9,8 @@ import tensorflow as tf
 from keras_mikd import checks
 from keras_mikd.datasets.image_pipeline import ImagePipeline
 
+UNLABELLED = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
@@ -63,6 +65,7 @@ class Training:
         train_fraction: First fraction of the images to keep, in epochs as long as with all of them;
             None keeps all of them.
         drop_remainder: Whether images that do not fill the last batch are left out of an epoch.
+        unlabelled: Whether images that `labels_per_class` does not keep stay, labelled -1.
 
     Raises:
         ValueError: If one of them could not fit any data set.
@@ -74,6 +77,7 @@ class Training:
     labels_per_class: int | None
     train_fraction: float | None
     drop_remainder: bool = True
+    unlabelled: bool = False
 
     def __post_init__(self):
         checks.integer("batch_size", self.batch_size, at_least=1)
@@ -86,21 +90,39 @@ class Training:
                 f"class={self.labels_per_class}, train_fraction={self.train_fraction}"
             )
 
+        if self.unlabelled and self.labels_per_class is None:
+            raise ValueError(
+                "Expected `labels_per_class` beside `unlabelled`: it says how many images keep "
+                "their label. Received: labels_per_class=None, unlabelled=True"
+            )
+
     def kept(self, train):
         """Returns the training images to keep, and how many an epoch has."""
         if self.labels_per_class is not None:
-            train = train.take(draw_per_class(train.labels, self.labels_per_class, seed=self.seed))
+            drawn = draw_per_class(train.labels, self.labels_per_class, seed=self.seed)
+            if self.unlabelled:
+                train = train._replace(labels=only_at(drawn, train.labels))
+            else:
+                train = train.take(drawn)
         epoch_size = len(train.labels)
         if self.drop_remainder:
             check_batch_size(self.batch_size, epoch_size)
-        if self.train_fraction is not None:
-            train = train.take(slice(int(self.train_fraction * epoch_size)))
-            if not len(train.labels):
-                raise ValueError(
-                    f"Expected `train_fraction` to keep one of {epoch_size} training images at "
-                    f"least. Received: train_fraction={self.train_fraction}"
-                )
-        return train, epoch_size
+        return train.take(slice(self.first_of(epoch_size))), epoch_size
+
+    def first_of(self, count):
+        """Returns how many of `count` training images `train_fraction` keeps."""
+        kept = count if self.train_fraction is None else int(self.train_fraction * count)
+        if not kept:
+            raise ValueError(
+                f"Expected `train_fraction` to keep one of {count} training images at least. "
+                f"Received: train_fraction={self.train_fraction}"
+            )
+        return kept
+
+
+def only_at(indices, labels):
+    """Returns the labels with -1, for none, everywhere but at `indices`."""
+    return np.where(np.isin(np.arange(len(labels)), indices), labels, UNLABELLED)
 
 
 def check_seed(seed):

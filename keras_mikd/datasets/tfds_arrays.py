@@ -1,9 +1,10 @@
-"""TensorFlow Datasets, imported when first needed: prepare a builder, read a split into memory."""
+"""TensorFlow Datasets, imported when first needed: prepare a builder, read its splits."""
 
 import contextlib
 import io
 
 import numpy as np
+import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.datasets.splits import LabelledImages
@@ -50,20 +51,28 @@ def prepared_builder(make_builder, *, quiet=False):
     return make_builder()
 
 
-def downloaded_builder(name, *, loader, size, data_dir, download):
+def downloaded_builder(name, *, data_dir, download, size=None):
     """Returns a builder of TFDS whose data is on disk, downloaded if it has to be and may be.
 
-    Messages name the function `loader` that the user called, and the `size` of the download.
+    Messages say how large a download of known `size` is.
 
     Raises:
+        ValueError: If TFDS has no such data set, and neither has `data_dir`.
         FileNotFoundError: If the data is not on disk and `download` is False.
         RuntimeError: If the download fails.
     """
     tfds = import_tfds()
-    builder = tfds.builder(name, data_dir=data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(
+            "Expected `name` to be a data set of TensorFlow Datasets, or of the folder `data_dir`. "
+            f"Received: name={name!r}, data_dir={data_dir!r}"
+        ) from error
+    access = f"network access ({size})" if size else "network access"
     advice = (
-        f"Received: data_dir={data_dir!r}. Call `{loader}(download=True)` where there is network "
-        f"access ({size}), or pass as `data_dir` a TFDS folder that already holds `{name}`."
+        f"Received: data_dir={data_dir!r}. Pass `download=True` where there is {access}, or as "
+        f"`data_dir` a TFDS folder that already holds `{name}`."
     )
     if not download and not is_prepared(builder):
         raise FileNotFoundError(
@@ -81,6 +90,51 @@ def read_split(builder, split):
     """Returns a split of a prepared builder as `LabelledImages`, in the order of its files."""
     images, labels = builder.as_dataset(split=split, batch_size=-1, as_supervised=True)
     return LabelledImages(images.numpy(), labels.numpy().astype(np.int32))
+
+
+def read_resized(builder, split, size):
+    """Returns the same, with every image at `(size, size)` pixels, whatever its proportions."""
+
+    def resized(image, label):
+        image = tf.image.resize(image, (size, size), antialias=True)
+        return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8), label
+
+    examples = builder.as_dataset(split=split, as_supervised=True)
+    examples = examples.map(resized, num_parallel_calls=tf.data.AUTOTUNE)
+    channels = builder.info.features[builder.info.supervised_keys[0]].shape[-1]
+    images = np.empty((len(examples), size, size, channels), np.uint8)
+    labels = np.empty(len(examples), np.int32)
+    for position, example in enumerate(examples.as_numpy_iterator()):
+        images[position], labels[position] = example
+    return LabelledImages(images, labels)
+
+
+def encoded_split(builder, split, *, start=0, stop=None, shuffle_seed=None):
+    """Returns a data set of the files of images, not decoded, and their labels.
+
+    Args:
+        builder: Prepared builder of an image classifier, or of a folder.
+        split: Name of the split.
+        start: Position of the first example.
+        stop: Position after the last one; None is the end.
+        shuffle_seed: Seed of the order in which record files are read, or None for their own. A
+            folder has no such files, and its order is TFDS' own, which is mixed and fixed.
+    """
+    tfds = import_tfds()
+    image, label = builder.info.supervised_keys
+    stop = builder.info.splits[split].num_examples if stop is None else stop
+    options = {"decoders": {image: tfds.decode.SkipDecoding()}}
+    if isinstance(builder, tfds.ImageFolder):
+        examples = builder.as_dataset(split=split, **options).skip(start).take(stop - start)
+    else:
+        examples = builder.as_dataset(
+            split=f"{split}[{start}:{stop}]",
+            shuffle_files=shuffle_seed is not None,
+            read_config=tfds.ReadConfig(shuffle_seed=shuffle_seed),
+            **options,
+        )
+    examples = examples.map(lambda example: (example[image], tf.cast(example[label], tf.int32)))
+    return examples.apply(tf.data.experimental.assert_cardinality(stop - start))
 
 
 @contextlib.contextmanager

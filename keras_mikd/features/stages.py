@@ -117,11 +117,12 @@ def raw_places(model):
     """Returns `{"stage1": path of the layer to read, ...}`: the outputs of residual stages, raw.
 
     In a network of pre-activation blocks, a stage ends with the BatchNorm and the activation that
-    open the next block. The raw output is the sum before these. Elsewhere it is the stage itself.
+    open the next block. The raw output is the sum before these. A network may also name its raw
+    outputs "stage1_output" and so on, as those of `models` do. Elsewhere it is the stage itself.
     """
     graph, _ = _measured_graph(model)
     return {
-        place: graph.calls[_raw(graph, position)].path
+        place: _named_output(graph, place, position) or graph.calls[_raw(graph, position)].path
         for place, position in _find(graph).items()
         if place.startswith("stage")
     }
@@ -150,7 +151,8 @@ def pair_stages(teacher, student):
     Stages with stages: with as many on both sides they pair in order. Otherwise the last two pair,
     and every other stage of the network with fewer takes one of the other's: in order, none twice,
     with the smallest sum of distances in `log2(input size / stage size)` (on a tie, the earlier
-    stages).
+    stages). A first stage that only recolours single pixels, by 1x1 convolutions, pairs with
+    nothing.
 
     Blocks with blocks or stages: at most four evenly spread ones of the network with fewer, each
     with the one at the same relative depth, the last with the last (as TinyBERT, arXiv:1909.10351).
@@ -252,6 +254,13 @@ def _numbered(name, positions):
     return {f"{name}{k}": position for k, position in enumerate(positions, start=1)}
 
 
+def _named_output(graph, place, position):
+    """Returns the layer "stage1_output" that stands beside the stage in its network, if any."""
+    inside, _, _ = graph.calls[position].path.rpartition("/")
+    path = f"{inside}/{place}_output".removeprefix("/")
+    return path if path in graph.names else None
+
+
 def _raw(graph, position):
     """Returns the position of the sum that a BatchNorm and an activation follow, or the same."""
     before, normalized = position, False
@@ -316,5 +325,21 @@ def _levels(model):
     stages_found = [place for place in found if place not in blocks]
     if blocks and len(stages_found) == 1:
         stages_found = []  # The embedding of patches.
+    elif len(stages_found) > 1 and _recolours(graph, found["stage1"]):
+        del stages_found[0]
     sizes = {place: math.log2(whole / areas[found[place]]) / 2 for place in stages_found}
     return sizes | dict.fromkeys(blocks, 0.0)
+
+
+def _recolours(graph, position):
+    """Whether each location of a map saw one pixel of the image, as ShuffleNet's stem on CIFAR."""
+    if graph.calls[position].shapes[0][1:3] != graph.calls[0].shapes[0][1:3]:
+        return False
+    behind, seen = [position], set()
+    while behind:
+        call = graph.calls[behind.pop()]
+        if _has_kernel(call.layer) and getattr(call.layer, "kernel_size", None) != (1, 1):
+            return False
+        behind += [parent for parent in call.parents if parent not in seen]
+        seen.update(call.parents)
+    return True

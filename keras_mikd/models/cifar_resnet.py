@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_mikd import checks
 from keras_mikd.models.convolution_blocks import (
+    basic_block,
     batch_normalization,
     check_model_arguments,
     check_sizes,
@@ -69,9 +70,9 @@ def cifar_resnet(
     x = batch_normalization(convolve(inputs, widths[0], name="stem_conv"), name="stem_bn")
     x = residual_stages(
         layers.ReLU(name="stem")(x),
-        functools.partial(_basic_block, convolve),
+        functools.partial(basic_block, convolve),
         widths=widths[1:],
-        num_blocks=(depth - 2) // 6,
+        num_blocks=[(depth - 2) // 6] * 3,
     )
     logits = classifier(
         x,
@@ -81,20 +82,6 @@ def cifar_resnet(
         bias_too=True,
     )
     return keras.Model(inputs, logits, name=name or f"resnet{depth}")
-
-
-def _basic_block(convolve, x, filters, *, strides, prefix, name):
-    shortcut = x
-    if strides > 1 or x.shape[-1] != filters:
-        shortcut = convolve(
-            x, filters, kernel_size=1, strides=strides, name=f"{prefix}_shortcut_conv"
-        )
-        shortcut = batch_normalization(shortcut, name=f"{prefix}_shortcut_bn")
-    x = convolve(x, filters, strides=strides, name=f"{prefix}_conv1")
-    x = layers.ReLU(name=f"{prefix}_relu1")(batch_normalization(x, name=f"{prefix}_bn1"))
-    x = batch_normalization(convolve(x, filters, name=f"{prefix}_conv2"), name=f"{prefix}_bn2")
-    x = layers.Add(name=f"{prefix}_add")([x, shortcut])
-    return layers.ReLU(name=name or f"{prefix}_relu2")(x)
 
 
 resnet8 = preset(cifar_resnet, "resnet8", "of depth 8: 83,892", depth=8)

@@ -72,7 +72,7 @@ def wide_resnet(
         convolve(inputs, 16, name="stem_conv"),
         functools.partial(_preactivation_block, convolve),
         widths=(16 * width, 32 * width, 64 * width),
-        num_blocks=(depth - 4) // 6,
+        num_blocks=[(depth - 4) // 6] * 3,
     )
     x = layers.ReLU(name="final_relu")(batch_normalization(x, name="final_bn"))
     logits = classifier(
