@@ -264,7 +264,7 @@ def test_muse_equals_numpy(combine, mask):
     assert read == pytest.approx(terms[has_token, 0].mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", LOSSES.keys() - {"soft_targets"})
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "soft_targets"])
 def test_a_map_gives_what_its_tokens_give(name):
     """Against tokens and against a map, with class and register tokens in front as well."""
     rng = np.random.default_rng(0)
