@@ -13,7 +13,7 @@ from keras_mikd.atomic_files import write_whole
 from keras_mikd.cache import fingerprints
 from keras_mikd.cache.teacher_cache import TeacherCache
 from keras_mikd.comparison.cells import Cells, Progress, timed
-from keras_mikd.comparison.methods import METHODS, STUDENT, checked_methods
+from keras_mikd.comparison.methods import DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller
@@ -26,7 +26,7 @@ def compare(
     validation,
     test=None,
     *,
-    methods=tuple(METHODS),
+    methods=DEFAULT,
     weights=None,
     seeds=3,
     trial_seeds=1,
@@ -59,9 +59,9 @@ def compare(
         train: Arrays `(images, labels)`, or a `tf.data.Dataset` of batches, read as it is.
         validation: Data to choose weights on, likewise.
         test: Data that nothing is chosen on; without it, the report is about `validation`.
-        methods: Names among `"kd"`, `"hint"`, `"at"`, `"vid"`, `"mimkd"`, `"info_nce"`, or a dict
-            `{name: function (teacher, student, weight) -> list of losses}`, with `None` for a known
-            name.
+        methods: Names of recipes, in short as in `comparison.methods.METHODS`: `"kd"`, `"at"`,
+            `"crd"`, ...; or a dict `{name: function (teacher, student, weight) -> list of losses}`,
+            with `None` for a known name.
         weights: Weights to try for every method, a list, or `{method: list}`.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
         trial_seeds: Number of these seeds with which every weight is tried.
