@@ -1,0 +1,93 @@
+"""Recipes of losses that compare logits."""
+
+from keras_mikd.losses.dist import DIST
+from keras_mikd.losses.dkd import DKD
+from keras_mikd.losses.lwf import LwF
+from keras_mikd.losses.rld import RLD
+from keras_mikd.losses.soft_targets import SoftTargets
+from keras_mikd.losses.wttm import WTTM
+
+
+def kd(teacher, student, *, weight=0.9, temperature=4.0):
+    """Soft targets, `"kd"` (Hinton et al., arXiv:1503.02531).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss.
+        temperature: See `SoftTargets`.
+    """
+    return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
+
+
+def lskd(teacher, student, *, weight=9.0, temperature=2.0):
+    """Soft targets of z-scored logits, `"lskd"` (arXiv:2403.01427).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; 9 is that of the authors on CIFAR-100, beside the labels' 1.
+        temperature: See `SoftTargets`.
+    """
+    options = {"temperature": temperature, "weight": weight, "name": "lskd"}
+    return [SoftTargets(standardize=True, **options)]
+
+
+def dkd(teacher, student, *, weight=1.0, **options):
+    """Soft targets of the label's class and of the others apart, `"dkd"` (arXiv:2203.08679).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; the authors' rises from 0 to 1 over the first 20 epochs.
+        **options: `alpha`, `beta` and `temperature` of `DKD`.
+    """
+    return [DKD(weight=weight, name="dkd", **options)]
+
+
+def rld(teacher, student, *, weight=1.0, **options):
+    """Soft targets of what the label does not refute, `"rld"` (arXiv:2408.07703).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; the authors' rises from 0 to 1 over the first 20 epochs.
+        **options: `alpha`, `beta`, `temperature` and `confidence_temperature` of `RLD`.
+    """
+    return [RLD(weight=weight, name="rld", **options)]
+
+
+def dist(teacher, student, *, weight=2.0, temperature=4.0):
+    """Correlations over classes and over examples, `"dist"` (arXiv:2205.10536).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; 2 is that of the authors, beside the labels' 1.
+        temperature: See `DIST`.
+    """
+    return [DIST(temperature=temperature, weight=weight, name="dist")]
+
+
+def wttm(teacher, student, *, weight=4.0, gamma=0.2):
+    """A power of the teacher's probabilities, `"wttm"` (arXiv:2402.11148).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network that learns them.
+        weight: Factor of the loss; 4, with this `gamma`, is that of the authors' example.
+        gamma: See `WTTM`.
+    """
+    return [WTTM(gamma=gamma, weight=weight, name="wttm")]
+
+
+def lwf(teacher, student, *, weight=1.0, temperature=2.0):
+    """A second head for the classes of another teacher, `"lwf"` (LwF, arXiv:1606.09282).
+
+    Args:
+        teacher: Network whose logits are the target.
+        student: Network with a pooled vector, which the head reads.
+        weight: Factor of the loss.
+        temperature: See `LwF`.
+    """
+    return [LwF(temperature=temperature, weight=weight, name="lwf")]
