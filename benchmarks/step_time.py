@@ -5,7 +5,8 @@ the student's plain training step (forward, cross-entropy, gradients, SGD with m
 is one compiled function called with the same batch in memory. The variants take turns in every
 round, so that a machine that slows down slows all of them, and the floor takes part twice: how far
 `floor, again` is from 1.00 shows the noise of the run. A method without a teacher is also compared
-with the plain step of what it trains: one student, two, or the teacher itself (methods.py).
+with the plain step of what it trains: one student, two, or the teacher itself (methods.py). Losses
+of tokens are compared with those of the same maps.
 
     python benchmarks/step_time.py                          # both pairs, every method
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds

@@ -384,8 +384,8 @@ def _scores(joint, product, mask=None):
             f"same trailing axes. Received: joint.shape={tuple(joint.shape)}, "
             f"product.shape={tuple(product.shape)}. `split_scores` makes both from a square matrix."
         )
-    negatives = product.shape[1]
-    pairs = (joint.shape[0], negatives and negatives + 1, *joint.shape[1:])
+    number = None if product.shape[1] is None else product.shape[1] + 1
+    pairs = (joint.shape[0], number, *joint.shape[1:])
     if mask is not None and not _fits(pairs, mask.shape):
         raise ValueError(
             "Expected `mask` of shape (batch, 1 + negatives, ...), the own pair of every example "

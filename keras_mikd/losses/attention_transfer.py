@@ -40,6 +40,7 @@ class AttentionTransfer(DistillationLoss):
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(3, 4))
         self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
+        self.grid = self.compared.student.grid
         if self.compared.places == 1:
             raise ValueError(
                 "Expected attention maps of more than one position: normalized, a single one is "

@@ -131,7 +131,7 @@ class GaussianVIDHead(DistillationLoss):
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
         self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
-        grid = self.compared.student.grid or ()
+        self.grid = self.compared.student.grid
         self.epsilon = variant.vector_epsilon if vectors else variant.epsilon
         self.alpha = self.add_weight(
             shape=(teacher_shape[-1],),
@@ -147,7 +147,7 @@ class GaussianVIDHead(DistillationLoss):
         )
         channels = student_shape[-1], teacher_shape[-1]
         self.mean_layers = [self._linear(channels[1])] if vectors else self._convolutions(*channels)
-        shape = (*student_shape[:1], *grid, student_shape[-1])
+        shape = (*student_shape[:1], *(self.grid or ()), student_shape[-1])
         for layer in self.mean_layers:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)

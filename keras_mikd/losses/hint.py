@@ -48,6 +48,7 @@ class Hint(DistillationLoss):
             self.regressor = self._repdistiller(tuple(teacher_shape), tuple(student_shape))
         else:
             self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
+            self.grid = self.compared.student.grid
             # Over the last axis: on a feature map this is a 1x1 convolution.
             self.regressor = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.regressor.build(tuple(student_shape))
