@@ -30,8 +30,9 @@ def check_networks(models, converted=()):
     pairs = list(itertools.combinations(models.items(), 2))
     for (first, model), (second, other_model) in pairs:
         _check_separate(first, model, second, other_model)
-    # Those with the student, the last one, first: with it all others have to fit.
-    for (first, model), (second, other_model) in pairs[::-1]:
+    # Those with a student come first: with it all teachers have to fit.
+    pairs.sort(key=lambda pair: pair[1][0] != "student")
+    for (first, model), (second, other_model) in pairs:
         both = has_graph(model) and has_graph(other_model)
         if both and not {first, second} & set(converted):
             _check_inputs(first, model, second, other_model)
