@@ -91,7 +91,7 @@ def compare(
     checks.integer("epochs", epochs, at_least=1)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     places = _places(chosen, teacher, make_student)
-    data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
+    data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes)
     runner = _Runner(
         teacher, make_student, data, validation, test, epochs, optimizer or _adam, loss, balance
     )
@@ -105,7 +105,8 @@ def compare(
     }
     cells = Cells(folder, settings)
     split = "validation" if test is None else "test"
-    teacher_accuracy = runner.accuracy(teacher, validation if test is None else test)
+    data.run_teacher(verbose)
+    teacher_accuracy = runner.accuracies(teacher)[split]
     if verbose:
         print(f"teacher: {teacher_accuracy:.2f} % of the {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
@@ -174,10 +175,8 @@ class _Sweep:
 class _Data:
     """The training data of all runs: batches with the teacher's tensors, if they are kept."""
 
-    def __init__(
-        self, teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose
-    ):
-        self.batch_size, self.cache = batch_size, None
+    def __init__(self, teacher, places, train, batch_size, augment, views, max_cache_bytes):
+        self.batch_size, self.cache, self._is_kept = batch_size, None, False
         if isinstance(train, tf.data.Dataset):
             if augment is not None or views != 1:
                 raise ValueError(
@@ -193,9 +192,12 @@ class _Data:
             teacher, images, labels, places, augment=augment, views=views, max_bytes=2**62
         )
         self._is_kept = self.cache.nbytes <= max_cache_bytes
+
+    def run_teacher(self, verbose):
+        """Runs the teacher once over the arrays, if there is room for what it says."""
         if self._is_kept:
             self.cache.build(verbose=verbose)
-        elif verbose:
+        elif self.cache is not None and verbose:
             print(
                 f"The teacher's tensors need {self.cache.nbytes:,} bytes, more than "
                 "`max_cache_bytes`: the teacher runs in every step.",
@@ -242,22 +244,27 @@ class _Runner:
                 callbacks=[time_of_steps],
             )
         )
-        run = {"validation": self.accuracy(student, self.validation)}
-        if self.test is not None:
-            run["test"] = self.accuracy(student, self.test)
-        run["seconds"], run["milliseconds"] = seconds, time_of_steps.median()
-        run["training_only_weights"] = model.count_params() - student.count_params()
+        run = {
+            **self.accuracies(student),
+            "seconds": seconds,
+            "milliseconds": time_of_steps.median(),
+            "training_only_weights": model.count_params() - student.count_params(),
+        }
         return student, run
 
-    def accuracy(self, model, data):
-        """Returns the accuracy of a network in per cent; the network is left as it was compiled."""
-        meter = SelfDistiller(model, [])
+    def accuracies(self, network):
+        """Returns `{split: per cent}` of a network, which is left as it was compiled."""
+        meter = SelfDistiller(network, [])
         meter.compile(keras.optimizers.SGD(), self.loss, metrics=["accuracy"])
-        arrays = isinstance(data, tuple)
-        x, y = data if arrays else (data, None)
-        options = {"batch_size": self.data.batch_size} if arrays else {}
-        values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
-        return 100 * values["accuracy"]
+        found = {}
+        for split, data in (("validation", self.validation), ("test", self.test)):
+            if data is not None:
+                arrays = isinstance(data, tuple)
+                x, y = data if arrays else (data, None)
+                options = {"batch_size": self.data.batch_size} if arrays else {}
+                values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
+                found[split] = 100 * values["accuracy"]
+        return found
 
 
 class _StepTime(keras.callbacks.Callback):

@@ -5,7 +5,7 @@ import itertools
 import keras
 from keras import ops
 
-from keras_mikd.features.grids import common_grid, locations
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
@@ -44,26 +44,25 @@ class FSP(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         _check_shapes(teacher_shape, student_shape)
-        self.grids = [
-            [common_grid(*pair) for pair in itertools.pairwise(shapes)]
+        self.compared = [
+            [Comparison(*pair) for pair in itertools.pairwise(shapes)]
             for shapes in (teacher_shape, student_shape)
         ]
 
     def call(self, teacher, student, labels=None, training=None):
-        teacher, student = _flows(teacher, self.grids[0]), _flows(student, self.grids[1])
+        teacher, student = _flows(teacher, self.compared[0]), _flows(student, self.compared[1])
         errors = [
             ops.mean(ops.square(t - s), axis=(1, 2)) for t, s in zip(teacher, student, strict=True)
         ]
         return sum(errors)
 
 
-def _flows(feature_maps, grids):
+def _flows(feature_maps, compared):
     """Returns the products of the channels of every pair: `(batch, channels, next channels)`."""
     flows = []
-    for pair, grid in zip(itertools.pairwise(feature_maps), grids, strict=True):
-        first, second = (locations(feature_map, grid) for feature_map in pair)
-        positions = grid[0] * grid[1]
-        flows.append(ops.matmul(ops.transpose(first, (0, 2, 1)), second) / positions)
+    for pair, each in zip(itertools.pairwise(feature_maps), compared, strict=True):
+        first, second, _ = each.at_locations(*pair)
+        flows.append(ops.matmul(ops.transpose(first, (0, 2, 1)), second) / each.places)
     return flows
 
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mikd.features.grids import common_grid, locations
+from keras_mikd.features.grids import Comparison
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 from keras_mikd.losses.similarities import directions
@@ -37,8 +37,8 @@ class NST(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         check_pair(teacher_shape, student_shape, ranks=(4,))
-        self.grid = common_grid(teacher_shape, student_shape)
-        if self.grid == (1, 1):
+        self.compared = Comparison(teacher_shape, student_shape)
+        if self.compared.places == 1:
             raise ValueError(
                 "Expected feature maps of more than one position: normalized, a single one is "
                 f"always 1 or -1. Received: teacher_shape={teacher_shape}, "
@@ -46,13 +46,15 @@ class NST(DistillationLoss):
             )
 
     def call(self, teacher, student, labels=None, training=None):
-        teacher, student = self._channels(teacher), self._channels(student)
+        teacher, student, _ = self.compared.at_locations(teacher, student)
+        teacher, student = _channels(teacher), _channels(student)
         own = _mean_kernel(teacher, teacher) + _mean_kernel(student, student)
         return own - 2.0 * _mean_kernel(teacher, student)
 
-    def _channels(self, feature_map):
-        """Returns the map of every channel at length 1: `(batch, channels, positions)`."""
-        return directions(ops.transpose(locations(feature_map, self.grid), (0, 2, 1)))
+
+def _channels(locations):
+    """Returns the map of every channel at length 1: `(batch, channels, positions)`."""
+    return directions(ops.transpose(locations, (0, 2, 1)))
 
 
 def _mean_kernel(first, second):
