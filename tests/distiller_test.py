@@ -770,6 +770,16 @@ def test_weights_of_which_all_are_zero_are_told():
             distiller.fit(x, y, verbose=0)
 
 
+def test_a_task_that_reaches_no_weight_counts_for_nothing():
+    student = cases.student()
+    student.trainable = False
+    head = mikd.GaussianVIDHead(teacher_layer="stage2", student_layer="stage2", weight=0.0)
+    distiller = _small(head, student_model=student)
+    distiller.compile("sgd", cases.cross_entropy(), critic_optimizer="adam", run_eagerly=True)
+    with pytest.warns(UserWarning, match="or the networks have no weights to train"):
+        distiller.fit(*cases.data(8), verbose=0)
+
+
 @pytest.mark.parametrize("source", ["arrays", "dataset"])
 def test_batches_of_one_example_are_told_once(source):
     x, y = cases.data(2)

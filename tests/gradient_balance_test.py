@@ -194,7 +194,7 @@ class _StopAfter(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_stopped_within_an_epoch_measures_where_it_would_have(
     tmp_path, deterministic_ops, at_once
 ):

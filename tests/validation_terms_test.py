@@ -50,7 +50,13 @@ def test_fit_can_leave_the_teacher_out_of_validation(runs):
     assert all(loss.name in history for loss in distiller.distillation_losses)
 
 
-@pytest.mark.parametrize("name", ["distiller", "balanced", "self", "mutual", "muse"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "balanced",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("distiller", "self", "mutual")),
+    ],
+)
 def test_the_task_is_evaluated_as_with_the_terms(name):
     distiller = _compiled(name, run_eagerly=False)
     x, y = cases.data(24)

@@ -165,7 +165,11 @@ class CheckedFit(DistributedModel):
                 [v.path for v in self.trainable_variables if id(v) not in self._compiled_for],
                 critics_alone=bool(self.critic_optimizer and self.trainable_variables),
             )
-            weights = [self.task_loss_weight if self._has_task() else 0.0]
+            # The task reaches the networks alone, the terms train their own weights too.
+            learns = self._has_task() and any(
+                self._networks.models[name].trainable_variables for name in self._networks.trained
+            )
+            weights = [self.task_loss_weight if learns else 0.0]
             loss_checks.warn_of_nothing([*weights, *self._shared_weights()])
 
     def _has_task(self):

@@ -279,7 +279,7 @@ def warn_of_nothing(weights):
     """Warns if all weights, of the task and of what is shared, are 0."""
     if all(weight == 0.0 for weight in weights):
         warnings.warn(
-            "Nothing is learned: the weight of every loss is 0, and there is no task loss or "
-            "`task_loss_weight` is 0.",
+            "Nothing is learned: the weight of every loss is 0, and there is no task loss, "
+            "`task_loss_weight` is 0, or the networks have no weights to train.",
             stacklevel=4,
         )
