@@ -111,6 +111,13 @@ def test_other_settings_are_refused(tmp_path):
         _compare(cases.teacher(normalize=True), folder=tmp_path / "runs", seeds=1)
     with pytest.raises(ValueError, match="runs with the same data"):
         _compare(folder=tmp_path / "runs", seeds=1, train=cases.data(24))
+    with pytest.raises(ValueError, match="runs with the same test"):
+        _compare(folder=tmp_path / "runs", seeds=1, test=cases.data(8))
+    with pytest.raises(ValueError, match="Expected the losses of 'kd' as they were"):
+        other = {"kd": lambda t, s, weight: [mikd.Hint(weight=weight)]}
+        _compare(folder=tmp_path / "runs", seeds=1, methods=other)
+    with pytest.raises(ValueError, match="Expected data as two arrays"):
+        _compare(test=({"x": cases.data(8)[0]}, cases.data(8)[1]))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="Expected an empty folder"):

@@ -240,3 +240,23 @@ def test_without_balance_nothing_is_added():
     assert distiller.gradient_balance is None
     history = _fit(_compiled(distiller))
     assert not any(name.endswith(("_share", "_weight")) for name in history)
+
+
+def test_published_weights_are_no_ratios():
+    losses = [mikd.SoftTargets(weight=30000.0, name="kd")]
+    with pytest.warns(UserWarning, match="task_loss would have less than 1% of them"):
+        mikd.Distiller(cases.teacher(), cases.student(), losses, balance="gradient")
+
+
+def test_a_step_of_which_a_term_overflows_counts_for_none():
+    distiller = _compiled(_balanced(every=1), run_eagerly=True)
+    balance = distiller.gradient_balance
+    (weight, *_), names = distiller.student.trainable_variables, balance.names
+    with tf.GradientTape(persistent=True) as tape:
+        parts = {name: tf.reduce_sum(weight) for name in names}
+        parts["kd"] = parts["kd"] * np.inf
+    balance.gradients(
+        tape, parts, dict.fromkeys(names, 1.0), [[weight]], scale=1.0, of={id(weight)}
+    )
+    np.testing.assert_array_equal(balance.counts, [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(balance.shares, [0.0, 0.0, 0.0])

@@ -37,8 +37,10 @@ def test_common_grid_is_the_smaller_one(teacher, student, limit, grid):
         (198, (1, 1), (14, 14)),  # And a distillation token.
         (65, (1, 1), (8, 8)),
         (56, (7, 8), (7, 8)),
-        (105, (4, 2), (14, 7)),  # Seven register tokens.
-        (107, (4, 2), None),  # Nine.
+        (103, (4, 2), (14, 7)),  # Four register tokens and a class token.
+        (105, (4, 2), None),  # Seven.
+        (33, (4, 4), None),  # 8 x 4 patches and a class token are no 5 x 5 after eight.
+        (15, (4, 4), None),
         (7, (4, 2), None),  # More than patches.
         (1, (1, 1), (1, 1)),
         (3, (4, 4), None),

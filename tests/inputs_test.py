@@ -399,3 +399,16 @@ def test_a_cache_knows_the_numbers_of_a_normalization():
 def test_a_cache_refuses_what_its_teacher_does_not_take():
     with pytest.raises(ValueError, match=r"takes, \(None, 24, 24, 2\).*it makes \(None, 8, 8, 2\)"):
         _cache(network((24, 24, 2)), _half)
+
+
+@pytest.mark.parametrize("between", [[], [L.Resizing(16, 16)]])
+def test_a_normalization_of_given_numbers_is_built_outside_of_a_graph(between):
+    size = 16 if between else 8
+    teacher = network((size, size, 3))
+    steps = [*between, L.Normalization(mean=0.5, variance=0.25)]
+    distiller = new(teacher, network((8, 8, 3), seed=2), steps, eager=False)
+    x, y = images((8, 8, 3))
+    seen = distiller._networks.taps["teacher"](x, training=False)["output"]
+    resized = L.Resizing(16, 16)(x) if between else x
+    np.testing.assert_allclose(seen, teacher((resized - 0.5) / 0.5), atol=1e-5)
+    assert np.isfinite(fit(distiller, x, y)["loss"]).all()

@@ -88,3 +88,11 @@ def test_distillation_that_stops_at_a_step_leaves_plain_training():
         alone.train_on_batch(x, y)
     for a, b in zip(student.weights, alone.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_schedules_of_numbers_out_of_range_are_refused():
+    falls = keras.optimizers.schedules.PolynomialDecay(1.0, 50, end_learning_rate=-1.0)
+    with pytest.raises(ValueError, match="Expected `temperature` to be a finite number"):
+        mikd.SoftTargets(temperature=falls)
+    with pytest.raises(ValueError, match="Expected `weight` to be a finite number of at least 0"):
+        mikd.SoftTargets(weight=falls)

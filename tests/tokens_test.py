@@ -592,7 +592,7 @@ def test_masks_that_do_not_fit_are_refused():
         (
             mikd.Hint,
             ((None, 35, 3), (None, 4, 4, 3)),
-            r"at most 8 class.*Received: .*\(None, 35, 3",
+            r"4 or 5 class and register tokens. Received: .*\(None, 35, 3",
         ),
         (
             mikd.Hint,

@@ -205,3 +205,21 @@ def test_blocks_of_a_subclassed_teacher_come_from_a_function():
     _fit(distiller, run_eagerly=True)
     with pytest.raises(ValueError, match="Expected a Functional model.*`features` function"):
         mikd.VIDDistiller(teacher, _vit(2))
+
+
+def test_a_replica_without_texts_leaves_no_nan(two_replicas):
+    """A row of padding alone has no mean; what stands in for an example must not be one."""
+    texts = np.random.default_rng(0).integers(1, 9, size=(9, 6))
+    labels = np.arange(9) % 3
+    with two_replicas.scope():
+        teacher, student = (
+            models.text_transformer(
+                depth=depth, num_classes=3, vocabulary_size=9, max_length=6, width=8
+            )
+            for depth in (2, 1)
+        )
+        distiller = mikd.Distiller(teacher, student, recipes.kd(teacher, student))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.SGD(0.1), loss)
+    distiller.fit(texts, labels, batch_size=8, shuffle=False, verbose=0)
+    assert all(np.isfinite(weight.numpy()).all() for weight in student.weights)

@@ -363,6 +363,12 @@ def _arrays(images, labels):
     if not isinstance(images, tf.data.Dataset):
         if labels is None:
             raise ValueError("Expected labels beside the images. Received: labels=None")
+        if isinstance(images, (dict, tuple)):
+            raise ValueError(
+                "Expected `images` as one array. Received: "
+                f"{type(images).__name__}. A cache takes networks of one input: let the teacher "
+                "run in every step."
+            )
         return np.asarray(images), np.asarray(labels)
     if images.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("Expected a finite data set. Received: an endless one. Add .take(n).")

@@ -6,6 +6,7 @@ import time
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_mikd import checks
@@ -13,7 +14,7 @@ from keras_mikd.atomic_files import write_whole
 from keras_mikd.cache import fingerprints
 from keras_mikd.cache.teacher_cache import TeacherCache
 from keras_mikd.comparison.cells import Cells, Progress, timed
-from keras_mikd.comparison.methods import DEFAULT, STUDENT, checked_methods
+from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller
@@ -62,7 +63,8 @@ def compare(
         methods: Names of recipes, in short as in `comparison.methods.METHODS`: `"kd"`, `"at"`,
             `"crd"`, ...; or a dict `{name: function (teacher, student, weight) -> list of losses}`,
             with `None` for a known name.
-        weights: Weights to try for every method, a list, or `{method: list}`.
+        weights: Weights to try for every method, a list, or `{method: list}`; with `balance`, 0.3,
+            1 and 3 if `None`.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
         trial_seeds: Number of these seeds with which every weight is tried.
         epochs: Epochs of a run.
@@ -85,6 +87,8 @@ def compare(
             networks, or the folder holds other runs.
     """
     checks.model("teacher", teacher)
+    if balance is not None and weights is None:
+        weights = BALANCED  # Published weights are for losses as they are.
     chosen = checked_methods(methods, weights)
     checks.integer("seeds", seeds, at_least=1)
     checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
@@ -95,12 +99,16 @@ def compare(
     runner = _Runner(
         teacher, make_student, data, validation, test, epochs, optimizer or _adam, loss, balance
     )
+    keras.utils.set_random_seed(0)
     settings = {
         "teacher": fingerprints.of_model(teacher),
-        "student weights": make_student().count_params(),
+        "student": fingerprints.of_model(make_student()),
         "data": data.fingerprint,
+        "validation": _fingerprint(validation),
+        "test": _fingerprint(test),
         **{"epochs": epochs, "batch_size": batch_size, "views": views, "balance": balance},
-        **{"loss": type(loss).__name__, "augment": fingerprints.of_function(augment)},
+        "loss": [type(loss).__name__, fingerprints.of_bytes(repr(loss.get_config()).encode())],
+        "augment": fingerprints.of_function(augment),
         "optimizer": fingerprints.of_function(optimizer),
     }
     cells = Cells(folder, settings)
@@ -162,9 +170,16 @@ class _Sweep:
     def _run(self, name, weight, seed):
         key = {"method": name} | ({} if weight is None else {"weight": weight}) | {"seed": seed}
         run, is_new = self.cells.get(key), False
+        method = self.methods.get(name)
+        losses = fingerprints.of_function(method and method.losses)
+        if run is not None and run["losses"] != losses:
+            raise ValueError(
+                f"Expected the losses of {name!r} as they were in {str(self.cells.folder)!r}. "
+                "Received: another function. Give it another name, or name another folder."
+            )
         if run is None:
-            student, run = self.runner.run(self.methods.get(name), weight, seed)
-            is_new = True
+            student, run = self.runner.run(method, weight, seed)
+            run["losses"], is_new = losses, True
             if self.cells.folder is not None:
                 student.save(self.cells.path(key, ".keras"))
             self.cells.keep(key, run)
@@ -184,10 +199,10 @@ class _Data:
                     "Received: a tf.data.Dataset, which augments its images itself."
                 )
             self._train = _of_known_size(train)
-            self.fingerprint = f"{len(self._train)} batches of {train.element_spec}"
+            self.fingerprint = _fingerprint(self._train)
             return
         images, labels = train
-        self.fingerprint = fingerprints.of_bytes(images, labels)
+        self.fingerprint = _fingerprint(train)
         self.cache = TeacherCache(
             teacher, images, labels, places, augment=augment, views=views, max_bytes=2**62
         )
@@ -282,6 +297,21 @@ class _StepTime(keras.callbacks.Callback):
 
     def median(self):
         return statistics.median(self.times[1:] or self.times)
+
+
+def _fingerprint(data):
+    """Returns a name of data; that of a data set says its size and the kind of its batches only."""
+    if data is None:
+        return None
+    if isinstance(data, tf.data.Dataset):
+        return f"{int(data.cardinality())} batches of {data.element_spec}"
+    arrays = all(isinstance(each, np.ndarray) for each in data) and len(data) == 2
+    if not arrays:
+        raise ValueError(
+            "Expected data as two arrays (images, labels), or as a tf.data.Dataset of batches. "
+            f"Received: {keras.tree.map_structure(type, data)}"
+        )
+    return fingerprints.of_bytes(*map(np.ascontiguousarray, data))
 
 
 def _of_known_size(batches):

@@ -56,6 +56,9 @@ METHODS = {
     "info_nce": Method(_weighted(recipes.info_nce), (0.3, 1.0, 3.0)),
 }
 
+BALANCED = (0.3, 1.0, 3.0)
+"""Weights to try where they are ratios of gradients."""
+
 DEFAULT = ("kd", "hint", "at", "vid", "mimkd", "info_nce")
 """What `compare` runs if it is not told what to run."""
 

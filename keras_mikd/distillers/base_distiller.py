@@ -12,7 +12,12 @@ from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
 from keras_mikd.distillers import costs, loss_checks, network_checks, optimizers
 from keras_mikd.distillers.checked_fit import TASK, CheckedFit, not_finite
-from keras_mikd.distillers.gradient_balance import BalanceLogs, GradientBalance, checked_every
+from keras_mikd.distillers.gradient_balance import (
+    BalanceLogs,
+    GradientBalance,
+    checked_every,
+    warn_of_small_shares,
+)
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
@@ -61,6 +66,9 @@ class BaseDistiller(checks.Settled, CheckedFit):
         for term in networks.terms:
             costs.warn_of_large_critics(term.loss, networks.models[term.student])
         every = checked_every(balance, balance_every)
+        if every:
+            weights = {TASK: self.task_loss_weight} | {x.name: x.weight for x in losses}
+            warn_of_small_shares(weights)
         self.gradient_balance = every and GradientBalance([TASK, *self._term_trackers], every)
         for loss in losses:
             loss.join()

@@ -1,5 +1,7 @@
 """Weights that give every term of a loss a share of the gradient, measured now and then."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -8,6 +10,8 @@ from keras_mikd import checks
 from keras_mikd.distribution import replicas
 
 GRADIENT = "gradient"
+
+_SMALL_SHARE = 0.01
 
 _LARGEST = 1e6
 """Limit of a factor and of its inverse; the weights of the field lie between 0.02 and 30,000."""
@@ -82,12 +86,14 @@ class GradientBalance(keras.layers.Layer):
         weighted = before * ops.stack([ops.cast(weights[name], "float32") for name in self.names])
         norms = self._norms(each, groups, of) / ops.cast(scale, "float32")
         unweighted = norms / ops.where(weighted > 0.0, weighted, 1.0)
-        seen = (weighted > 0.0) & ops.isfinite(unweighted)
+        # All terms of a step count or none, so that their means are over the same steps.
+        counts = ops.all(ops.isfinite(unweighted) | (weighted <= 0.0))
+        seen = (weighted > 0.0) & counts
         self.sums.assign_add(ops.where(seen, unweighted, 0.0))
         self.counts.assign_add(ops.cast(seen, "float32"))
         ratios = self._factors() / before
-        norms = ops.where(ops.isfinite(norms), norms, 0.0) * ratios
-        self.shares.assign(norms / ops.maximum(ops.sum(norms), 1e-30))
+        shares = norms * ratios / ops.maximum(ops.sum(norms * ratios), 1e-30)
+        self.shares.assign(ops.where(counts, shares, self.shares))
         self.weights_now.assign(weighted * ratios)
         return [
             [_sum_of(gradients, ratios) for gradients in zip(*of_group, strict=True)]
@@ -151,6 +157,21 @@ def checked_every(balance, every):
     checks.one_of("balance", balance, (None, GRADIENT))
     every = checks.integer("balance_every", every, at_least=1)
     return every if balance else None
+
+
+def warn_of_small_shares(weights):
+    """Warns of terms, `{name: weight}`, to which weights as ratios leave next to nothing."""
+    numbers = {name: w for name, w in weights.items() if isinstance(w, float) and w > 0.0}
+    total = sum(numbers.values())
+    small = [name for name, weight in numbers.items() if weight < _SMALL_SHARE * total]
+    if small:
+        warnings.warn(
+            f"With balance={GRADIENT!r}, weights are ratios of gradients, and {', '.join(small)} "
+            f"would have less than {_SMALL_SHARE:.0%} of them beside weights up to "
+            f"{max(numbers.values()):g}. Published weights are for losses as they are: take "
+            "numbers near 1.",
+            stacklevel=4,
+        )
 
 
 def _dense(gradient):

@@ -1,7 +1,9 @@
 """The networks of a step and the losses between them, set up once."""
 
+import functools
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from keras_mikd.cache import fingerprints
@@ -78,14 +80,17 @@ class Networks:
     def masks(self, term, features):
         """Returns the masks that the loss of a term gets, `{argument: mask}`, of those it reads.
 
-        `features` are `{network: {place: tensor}}`. There is none where nothing is padded; of
-        several teachers that are one target, the first has the mask.
+        `features` are `{network: {place: tensor}}`. There is none where nothing is padded. Where
+        several teachers are one target, a token has to be real in all of them.
         """
-        loss, (first, *_) = term.loss, self._teachers(term)
+        loss = term.loss
+        of_teachers = [
+            pick_masks(features[name], loss.teacher_layer, loss.teacher_mask_layer)
+            for name in self._teachers(term)
+        ]
+        known = [mask for mask in of_teachers if mask is not None]
         masks = {
-            "teacher_mask": pick_masks(
-                features[first], loss.teacher_layer, loss.teacher_mask_layer
-            ),
+            "teacher_mask": functools.reduce(_both, known) if known else None,
             "student_mask": pick_masks(
                 features[term.student], loss.student_layer, loss.student_mask_layer
             ),
@@ -154,3 +159,8 @@ class Networks:
             if name == term.student:
                 read += [loss.student_layer, loss.student_mask_layer]
         return loss_checks.listed(place for place in read if place is not None)
+
+
+def _both(first, second):
+    """Returns where two masks are true, or those of every place of two dicts."""
+    return keras.tree.map_structure(keras.ops.logical_and, first, second)

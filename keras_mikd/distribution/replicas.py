@@ -64,15 +64,16 @@ def run_network(network, x):
     """Runs a network on the batch of a replica, even where the last batch left the replica none.
 
     `x` is a tensor `(local batch, ...)` or a structure of such tensors, and so is the result.
-    Convolutions fail on a batch without rows. Such a replica runs on a row of zeros, whose output
-    is dropped, so no gradient flows back. Layers with a state, such as BatchNormalization, see that
-    row.
+    Convolutions fail on a batch without rows. Such a replica runs on a row of ones, whose output is
+    dropped, so no gradient flows back. Zeros would be a text of padding alone: its masked mean is
+    not a number, and neither is 0 times that. Layers with a state, such as BatchNormalization, see
+    that row.
     """
     first, *_ = tf.nest.flatten(x)
     if count() == 1 or first.shape[0]:
         return network(x)
     added = tf.cast(tf.equal(tf.shape(first)[0], 0), tf.int32)
-    outputs = network(tf.nest.map_structure(_at_least_one, x))
+    outputs = network(tf.nest.map_structure(lambda part: _at_least_one(part, _ones), x))
     return tf.nest.map_structure(lambda output: output[: tf.shape(output)[0] - added], outputs)
 
 
@@ -96,8 +97,8 @@ def batch_sizes(tensor):
     return replica.all_gather(size, axis=0), replica.replica_id_in_sync_group
 
 
-def _at_least_one(tensor):
-    """Gives a replica without examples a row of zeros, to drop later.
+def _at_least_one(tensor, filled=tf.zeros):
+    """Gives a replica without examples a row, to drop later.
 
     Neither collectives nor some kernels accept a tensor without rows.
     """
@@ -105,7 +106,11 @@ def _at_least_one(tensor):
     missing = tf.cast(tf.equal(shape[:1], 0), tf.int32)
     # Not tf.pad: on a CPU, TensorFlow fuses it with the convolution that follows, as if it padded
     # rows and columns.
-    return tf.concat([tensor, tf.zeros(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
+    return tf.concat([tensor, filled(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
+
+
+def _ones(shape, dtype):
+    return tf.zeros(shape, dtype) if dtype == tf.string else tf.ones(shape, dtype)
 
 
 def _replica():

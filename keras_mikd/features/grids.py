@@ -8,7 +8,9 @@ from keras import ops
 
 from keras_mikd import masks
 
-MOST_SPECIAL_TOKENS = 8
+# None; a class token; and one of distillation; four registers; these and a class token. Any number
+# up to so many would let most sequences pass for some grid.
+_SPECIAL_TOKENS = (0, 1, 2, 4, 5)
 
 
 def common_grid(teacher_shape, student_shape, *, limit=None):
@@ -42,14 +44,14 @@ def _grid(shapes, limit):
 def patch_grid(tokens, aspect=(1, 1)):
     """Returns the grid `(rows, columns)` that the last of `tokens` form, or `None`.
 
-    It is the largest one with the aspect of `aspect`, a grid. At most 8 tokens, and fewer than the
-    grid has, may come before it: class and register tokens.
+    It is the largest one with the aspect of `aspect`, a grid. None, 1, 2, 4 or 5 tokens, and fewer
+    than the grid has, may come before it: class, distillation and register tokens.
     """
     divisor = math.gcd(*aspect)
     rows, columns = (size // divisor for size in aspect)
     scale = math.isqrt((tokens or 0) // (rows * columns))
     patches = scale**2 * rows * columns
-    if not scale or tokens - patches > min(MOST_SPECIAL_TOKENS, patches - 1):
+    if not scale or tokens - patches not in _SPECIAL_TOKENS or tokens >= 2 * patches:
         return None
     return scale * rows, scale * columns
 
@@ -176,9 +178,9 @@ def _patches(shapes, image_size):
         if patches[name] is None:
             raise ValueError(
                 f"Expected the {name}'s tokens to form a grid with the aspect of "
-                f"{aspect[0]} x {aspect[1]}, that of the {'map' if maps else 'images'}, after at "
-                f"most {MOST_SPECIAL_TOKENS} class and register tokens. Received: "
-                f"{_received(shapes)}. Compare a vector with tokens, two maps, or as many tokens."
+                f"{aspect[0]} x {aspect[1]}, that of the {'map' if maps else 'images'}, after 0, "
+                f"1, 2, 4 or 5 class and register tokens. Received: {_received(shapes)}. Compare a "
+                "vector with tokens, two maps, or as many tokens."
             )
     return patches
 

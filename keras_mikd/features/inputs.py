@@ -1,5 +1,6 @@
 """What networks take as inputs, and what makes a teacher's input from a batch."""
 
+import contextlib
 import types
 import warnings
 
@@ -54,6 +55,7 @@ class TeacherInputs:
             ValueError: If the steps fail on these, or return something else than tensors.
         """
         x = keras.tree.map_structure(_spec, x)
+        self._build(x)
         try:
             made = self._graph().get_concrete_function(x).structured_outputs
         except Exception as error:  # Whatever a function of the caller raises.
@@ -70,6 +72,17 @@ class TeacherInputs:
         return keras.tree.map_structure(
             lambda tensor: keras.KerasTensor((None, *tensor.shape[1:]), tensor.dtype.name), made
         )
+
+    def _build(self, specs):
+        """Builds layers outside of a graph, in which Normalization would keep what it makes."""
+        if all(layer.built for layer in self.layers):
+            return
+        with tf.init_scope(), contextlib.suppress(Exception):  # `specs` says what is wrong.
+            self._in_order(
+                keras.tree.map_structure(
+                    lambda spec: tf.ones([size or 1 for size in spec.shape], spec.dtype), specs
+                )
+            )
 
     def _graph(self):
         """Returns the steps as a graph, also for where a model runs eagerly.

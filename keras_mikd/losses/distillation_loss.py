@@ -39,7 +39,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         student_mask_layer: Place of the mask of what is read in the student, likewise.
         weight: Factor of this loss in the total: a finite float of at least 0, or a
             `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's iterations, whose
-            values are not checked.
+            values are checked at a few steps.
         teacher: Name of the teacher to read, in a `Distiller` of several. A loss of logits without
             one reads all of them, together.
         dtype: Precision of the weights and of the arithmetic. Keep `"float32"`.

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -32,13 +33,25 @@ def value_at(value, step):
 
 
 def checked_weight(argument, weight):
-    """Returns a weight: a schedule, or a finite number of at least 0 as a float."""
-    return weight if is_schedule(weight) else checks.number(argument, weight, at_least=0)
+    """Returns a weight: a finite number of at least 0 as a float, or a schedule of such numbers."""
+    for number in _numbers(weight):
+        checks.number(argument, number, at_least=0)
+    return weight if is_schedule(weight) else float(weight)
 
 
 def checked_temperature(temperature):
-    """Returns a temperature: a schedule, or a number above 0 as a float."""
-    return temperature if is_schedule(temperature) else checks.temperature(temperature)
+    """Returns a temperature: a number above 0 as a float, or a schedule of such numbers."""
+    for number in _numbers(temperature):
+        checks.temperature(number)
+    return temperature if is_schedule(temperature) else float(temperature)
+
+
+def _numbers(value):
+    """Returns a number, or those of a schedule at its start, on its way and far beyond its end."""
+    if not is_schedule(value):
+        return [value]
+    with tf.init_scope():  # A distiller may be made while something is traced.
+        return [float(value(step)) for step in (0, 1000, 10**9)]
 
 
 def serialized(value):
