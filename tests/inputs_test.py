@@ -290,7 +290,9 @@ def test_floats_for_a_teacher_of_integers_are_refused():
 
 
 def test_other_sizes_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="same inputs.*24, 24.*8, 8.*teacher_inputs=keras.layers"):
+    with pytest.raises(
+        ValueError, match="same inputs.*24, 24.*8, 8.*teacher_inputs=, a layer such"
+    ):
         new(network((24, 24, 2)), network((8, 8, 2)), None)
 
 

@@ -305,7 +305,7 @@ def test_teachers_and_losses_that_do_not_fit_are_refused():
         _new(one, _kd(teacher="a"))
     with pytest.raises(ValueError, match="a and b to be different models"):
         _new({"a": one, "b": one})
-    with pytest.raises(ValueError, match="b and student to take the same.*make those of the b"):
+    with pytest.raises(ValueError, match="b and student to take the same.*make those of 'b'.*dict"):
         _new({"a": one, "b": large})
     with pytest.raises(ValueError, match="same classes.*'kd'.*4.*5.*Name one of them"):
         _new({"a": one, "b": _large((8, 8, 2), classes=5)})
@@ -428,3 +428,9 @@ def test_caches_that_do_not_belong_together_are_refused():
     hint = mikd.Hint(teacher_layer="relu1", student_layer="relu1", teacher="a")
     with pytest.raises(ValueError, match="lacks .'relu1'.*places=.'gap', 'output'"):
         _new({"a": one, "b": other}, hint).fit(cache.batches(8), shuffle=False, verbose=0)
+
+
+def test_losses_of_one_teacher_are_not_given_to_another():
+    losses = mikd.recipes.from_teacher("a", mikd.recipes.kd(None, None))
+    with pytest.raises(ValueError, match="Expected new losses for every teacher. Received: 'a_kd'"):
+        mikd.recipes.from_teacher("b", losses)

@@ -177,7 +177,8 @@ def check_same_classes(teachers, loss):
         }
         if len({repr(shape) for shape in shapes.values()}) > 1:
             raise ValueError(
-                "Expected teachers with the same classes, whose logits become one target for "
+                "Expected teachers with the same classes and positions, whose logits become one "
+                "target for "
                 f"{loss.name!r}. Received: {place!r} of shape {shapes}. Name one of them as "
                 "`teacher=`, and make such a loss for every teacher."
             )

@@ -61,8 +61,9 @@ def _check_inputs(first, model, second, other_model):
             f"shape {shapes(inputs)}, {second} inputs of shape {shapes(other_inputs)}. Put a "
             "resizing or rescaling layer in front of one of them, in a functional model"
             + (
-                f"; or let the distiller make those of the {first}, such as "
-                "teacher_inputs=keras.layers.Resizing(height, width)."
+                f"; or let the distiller make those of {first!r}: teacher_inputs=, a layer such as "
+                "keras.layers.Resizing(height, width), or a dict of layers by the names of several "
+                "teachers."
                 if second == "student"
                 else "."
             )

@@ -27,8 +27,16 @@ def from_teacher(name, losses):
 
     Returns:
         The same losses.
+
+    Raises:
+        ValueError: If one of them reads a teacher by name already.
     """
     for loss in losses:
+        if loss.teacher is not None:
+            raise ValueError(
+                f"Expected new losses for every teacher. Received: {loss.name!r}, which reads "
+                f"{loss.teacher!r}. Make them anew, such as from_teacher({name!r}, vid(...))."
+            )
         loss.teacher, loss.name = name, f"{name}_{loss.name}"
     return losses
 
