@@ -96,7 +96,8 @@ class BaseDistiller(checks.Settled, CheckedFit):
         return self._logs(batch, features)
 
     def predict_step(self, data):
-        return replicas.run_network(self._predict, take_apart(data).x)
+        x = take_apart(data).x
+        return replicas.run_network(self._predict, x, filled=replicas.ones)
 
     def batch_to_build_from(self, specs):
         batch = take_apart(specs)
@@ -121,7 +122,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
         def read(x):
             return {name: taps[name](x, training=training) for name in names}
 
-        return replicas.run_network(read, x)
+        return replicas.run_network(read, x, filled=replicas.ones)
 
     def _parts(self, batch, features, training):
         """Returns this replica's part of every weighted term of the total, `{name: scalar}`."""

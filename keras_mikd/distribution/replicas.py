@@ -60,20 +60,20 @@ def sum_over_all(tensors):
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
-def run_network(network, x):
+def run_network(network, x, *, filled=tf.zeros):
     """Runs a network on the batch of a replica, even where the last batch left the replica none.
 
     `x` is a tensor `(local batch, ...)` or a structure of such tensors, and so is the result.
-    Convolutions fail on a batch without rows. Such a replica runs on a row of ones, whose output is
-    dropped, so no gradient flows back. Zeros would be a text of padding alone: its masked mean is
-    not a number, and neither is 0 times that. Layers with a state, such as BatchNormalization, see
-    that row.
+    Convolutions fail on a batch without rows. Such a replica runs on a row that `filled` makes,
+    whose output is dropped, so no gradient flows back. Layers with a state, such as
+    BatchNormalization, see that row. Inputs of a user's network are filled with `ones`: zeros would
+    be a text of padding alone, whose masked mean is not a number, and neither is 0 times that.
     """
     first, *_ = tf.nest.flatten(x)
     if count() == 1 or first.shape[0]:
         return network(x)
     added = tf.cast(tf.equal(tf.shape(first)[0], 0), tf.int32)
-    outputs = network(tf.nest.map_structure(lambda part: _at_least_one(part, _ones), x))
+    outputs = network(tf.nest.map_structure(lambda part: _at_least_one(part, filled), x))
     return tf.nest.map_structure(lambda output: output[: tf.shape(output)[0] - added], outputs)
 
 
@@ -109,7 +109,8 @@ def _at_least_one(tensor, filled=tf.zeros):
     return tf.concat([tensor, filled(tf.concat([missing, shape[1:]], 0), tensor.dtype)], axis=0)
 
 
-def _ones(shape, dtype):
+def ones(shape, dtype):
+    """Returns `tf.ones`, and of texts empty ones."""
     return tf.zeros(shape, dtype) if dtype == tf.string else tf.ones(shape, dtype)
 
 
