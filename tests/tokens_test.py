@@ -276,7 +276,7 @@ def test_a_map_gives_what_its_tokens_give(name):
         for pair in (
             (teacher, student),
             as_tokens,
-            (teacher, np.concatenate([_tokens(4, 3), as_tokens[1]], axis=1)),
+            (teacher, np.concatenate([_tokens(4, 4), as_tokens[1]], axis=1)),
             (as_tokens[0], student),
         )
     ]
