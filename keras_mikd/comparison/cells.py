@@ -3,7 +3,6 @@
 import json
 import pathlib
 import re
-import time
 
 from keras_mikd.atomic_files import write_whole
 
@@ -87,12 +86,6 @@ def name_of(key):
     """Returns the name of a run, such as `kd-weight3-seed0`."""
     parts = (v if isinstance(v, str) else f"{k}{v:g}" for k, v in key.items())
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
-
-
-def timed(function, *args):
-    """Returns what a function returns, and its seconds."""
-    start = time.perf_counter()
-    return function(*args), time.perf_counter() - start
 
 
 def _readable(seconds):

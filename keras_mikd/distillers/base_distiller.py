@@ -44,6 +44,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
     arguments_of_step = (
         *("task_loss_weight", "xla_critics", "stop_gradient", "student", "peers"),
         *("distillation_losses", "features", "teacher_features", "student_features"),
+        *("balance", "balance_every"),
     )
     """Attributes that a compiled step has taken in, so that nothing may be assigned to them."""
 

@@ -214,6 +214,9 @@ class FirstLook:
         networks = self._networks
         ignored = getattr(self._loss, "ignore_class", None)
         student = features.get("student", {}).get(OUTPUT)
+        of_student = (
+            None if student is None else output_rows.share_of_right(student, classes, ignored)
+        )
         for name in networks.fixed:
             if keras.tree.is_nested(features[name][OUTPUT]):
                 continue
@@ -230,9 +233,6 @@ class FirstLook:
                     )
                 continue
             right = output_rows.share_of_right(output, classes, ignored)
-            of_student = (
-                None if student is None else output_rows.share_of_right(student, classes, ignored)
-            )
             if right is not None:
                 self._judge_teacher(name, right, of_student, len(classes), own)
 

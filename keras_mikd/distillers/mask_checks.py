@@ -52,8 +52,9 @@ def _check_left_out(loss, shapes, masks):
         raise ValueError(
             "Expected a loss that leaves padded tokens out: a `call` with the arguments "
             "`teacher_mask` and `student_mask`, a bound with an argument `mask`, a critic whose "
-            f"`observe` has `weights`, no BatchNorm. {received}. Read pooled vectors, or see "
-            "docs/tokens.md."
+            f"`observe` has `weights`, no BatchNorm. {received}. "
+            + ("Take SoftTargets" if loss.expects_logits else "Read pooled vectors")
+            + ", or see docs/tokens.md."
         )
     if masks and {len(shape) for shape in shapes if not isinstance(shape, list)} == {3, 4}:
         raise ValueError(

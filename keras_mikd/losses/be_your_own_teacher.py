@@ -4,9 +4,9 @@ import keras
 from keras import ops
 
 from keras_mikd import checks
-from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at
 from keras_mikd.losses import schedules
+from keras_mikd.losses.connectors import batch_norm, run
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.soft_targets import softened_divergence
 
@@ -90,7 +90,7 @@ class BeYourOwnTeacher(DistillationLoss):
         for feature_map, bottleneck, classifier in zip(
             student, self.bottlenecks, self.classifiers, strict=True
         ):
-            feature = ops.mean(_narrowed(feature_map, bottleneck, training), axis=(1, 2))
+            feature = ops.mean(run(bottleneck.layers, feature_map, training), axis=(1, 2))
             head = classifier(feature)
             divergence = softened_divergence(logits, head, temperature)
             distance = ops.sum(ops.square(feature - last_feature), axis=-1)
@@ -118,9 +118,7 @@ class BeYourOwnTeacher(DistillationLoss):
                     kernel_initializer="he_normal",
                     dtype=self.dtype_policy,
                 ),
-                keras.layers.BatchNormalization(
-                    momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.dtype_policy
-                ),
+                batch_norm(self.dtype_policy),
                 keras.layers.ReLU(dtype=self.dtype_policy),
             ]
         return keras.Sequential(layers)
@@ -132,16 +130,6 @@ class BeYourOwnTeacher(DistillationLoss):
             "temperature": schedules.serialized(self.temperature),
             "feature_weight": self.feature_weight,
         }
-
-
-def _narrowed(feature_map, bottleneck, training):
-    """Runs the bottleneck, whose statistics are those of the real examples on all replicas."""
-    for layer in bottleneck.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            feature_map = replicas.run_network(layer, feature_map)
-        else:
-            feature_map = layer(feature_map, training=training)
-    return feature_map
 
 
 def _cross_entropy(labels, logits):

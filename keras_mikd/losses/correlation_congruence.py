@@ -8,7 +8,14 @@ from keras import ops
 from keras_mikd import checks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_known
-from keras_mikd.losses.similarities import directions, flattened, positions, size, whole_batch
+from keras_mikd.losses.similarities import (
+    directions,
+    embedding,
+    flattened,
+    positions,
+    size,
+    whole_batch,
+)
 
 _GAMMA = 0.4  # Of the paper's kernel.
 
@@ -53,7 +60,10 @@ class CorrelationCongruence(DistillationLoss):
     def build(self, teacher_shape, student_shape):
         check_known(teacher_shape, student_shape)
         if self.variant == "repdistiller":
-            self.embeddings = [self._embedding(x) for x in (teacher_shape, student_shape)]
+            self.embeddings = [
+                embedding(shape, self.width, self.dtype_policy)
+                for shape in (teacher_shape, student_shape)
+            ]
 
     def call(self, teacher, student, labels=None, training=None):
         teacher, student = flattened(teacher), flattened(student)
@@ -77,11 +87,6 @@ class CorrelationCongruence(DistillationLoss):
             "width": self.width,
             "gather": self.gather,
         }
-
-    def _embedding(self, shape):
-        embedding = keras.layers.Dense(self.width, dtype=self.dtype_policy)
-        embedding.build((None, math.prod(shape[1:])))
-        return embedding
 
     def _kernels(self, feature):
         unit = directions(feature)

@@ -1,7 +1,5 @@
 """Contrastive representation distillation (CRD)."""
 
-import math
-
 import keras
 from keras import ops
 
@@ -10,7 +8,14 @@ from keras_mikd.critics.negatives import BATCH, OTHER_CLASSES, drawn_rows
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.memory_bank import MemoryBank
 from keras_mikd.losses.shape_checks import check_known
-from keras_mikd.losses.similarities import directions, flattened, is_itself, size, whole_batch
+from keras_mikd.losses.similarities import (
+    directions,
+    embedding,
+    flattened,
+    is_itself,
+    size,
+    whole_batch,
+)
 
 _EPSILON = 1e-7  # Beside the probability of noise, as in the authors' code.
 _NEVER = -1e9  # Score of what is not compared.
@@ -86,7 +91,10 @@ class CRD(DistillationLoss):
 
     def build(self, teacher_shape, student_shape):
         check_known(teacher_shape, student_shape)
-        self.embeddings = [self._embedding(shape) for shape in (teacher_shape, student_shape)]
+        self.embeddings = [
+            embedding(shape, self.width, self.dtype_policy)
+            for shape in (teacher_shape, student_shape)
+        ]
         if self.bank is not None:
             self.memory = MemoryBank(self.bank, self.width, self.momentum, dtype=self.dtype_policy)
             print(f"{self.name}: a memory of {self.bank:,} examples, {self.memory.nbytes:,} bytes")
@@ -94,8 +102,8 @@ class CRD(DistillationLoss):
 
     def call(self, teacher, student, labels=None, training=None):
         teacher, student = (
-            directions(embedding(flattened(x)))
-            for embedding, x in zip(self.embeddings, (teacher, student), strict=True)
+            directions(embed(flattened(x)))
+            for embed, x in zip(self.embeddings, (teacher, student), strict=True)
         )
         classes = self._classes(labels)
         if self.bank is not None:
@@ -151,11 +159,6 @@ class CRD(DistillationLoss):
             "momentum": self.momentum,
             "gather": self.gather,
         }
-
-    def _embedding(self, shape):
-        embedding = keras.layers.Dense(self.width, dtype=self.dtype_policy)
-        embedding.build((None, math.prod(shape[1:])))
-        return embedding
 
     def _add_normalizer(self, anchor):
         """Adds the logarithm of `Z`, and whether it has been measured."""

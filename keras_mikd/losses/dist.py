@@ -9,6 +9,7 @@ from keras_mikd.losses import schedules
 from keras_mikd.losses.centering import deviations, length
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_logits
+from keras_mikd.losses.similarities import whole_batch
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -61,10 +62,7 @@ class DIST(DistillationLoss):
         teacher = ops.softmax(teacher / temperature, axis=-1)
         student = ops.softmax(student / temperature, axis=-1)
         of_classes = ops.sum(_correlation_terms(teacher, student, axis=1), axis=-1)
-        if self.gather:
-            both = replicas.gather(ops.stack([teacher, student], axis=1))
-        else:
-            both = ops.stack([teacher, student], axis=1)
+        both = whole_batch(ops.stack([teacher, student], axis=1), self.gather)
         terms = _correlation_terms(both[:, 0], both[:, 1], axis=0)
         of_examples = ops.mean(terms, axis=-1) * ops.cast(ops.shape(terms)[0], "float32")
         if self.gather:

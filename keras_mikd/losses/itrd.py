@@ -4,9 +4,10 @@ import keras
 from keras import ops
 
 from keras_mikd import checks
+from keras_mikd.losses.centering import length
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
-from keras_mikd.losses.similarities import directions, lengths, size, whole_batch
+from keras_mikd.losses.similarities import directions, size, whole_batch
 
 _SMALLEST = 1e-12  # Of a trace and of a sum whose logarithm is taken.
 _ROUNDING = 1e-6  # Relative to the channel: float32 cannot tell less from a constant.
@@ -102,6 +103,6 @@ def _standardized(x):
     """Returns channels of mean 0 and standard deviation 1 over the batch; constant ones as 0."""
     channels = ops.transpose(x)
     deviations = channels - ops.sum(channels, axis=-1, keepdims=True) / size(x)
-    varies = lengths(deviations) > _ROUNDING * lengths(channels)
+    varies = length(deviations, axis=-1) > _ROUNDING * length(channels, axis=-1)
     units = directions(ops.where(varies, deviations, 0.0))
     return ops.sqrt(ops.maximum(size(x) - 1.0, 1.0)) * ops.transpose(units)

@@ -2,9 +2,11 @@
 
 import math
 
+import keras
 from keras import ops
 
 from keras_mikd.distribution import replicas
+from keras_mikd.losses.centering import length
 
 
 def flattened(feature):
@@ -37,10 +39,11 @@ def size(batch):
     return ops.cast(ops.maximum(ops.shape(batch)[0], 1), "float32")
 
 
-def lengths(x):
-    """Returns Euclidean lengths over the last axis, which is kept; one of 0 has no gradient."""
-    square = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    return ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)), 0.0)
+def embedding(shape, width, dtype):
+    """Returns a built linear layer on the flattened features of a shape."""
+    layer = keras.layers.Dense(width, dtype=dtype)
+    layer.build((None, math.prod(shape[1:])))
+    return layer
 
 
 def directions(x, *, at_least=1e-12, added=0.0):
@@ -48,6 +51,6 @@ def directions(x, *, at_least=1e-12, added=0.0):
 
     What is not longer than `at_least` has no direction and gets no gradient, which would be huge.
     """
-    length = lengths(x)
-    x = ops.where(length > at_least, x, ops.stop_gradient(x))
-    return x / (ops.maximum(length, at_least) + added)
+    size_of_each = length(x, axis=-1)
+    x = ops.where(size_of_each > at_least, x, ops.stop_gradient(x))
+    return x / (ops.maximum(size_of_each, at_least) + added)
