@@ -12,6 +12,7 @@ Writes to `<output_dir>/<images per class>`: a file for every run with its stude
 `comparison.json`, the table; `<output_dir>/accuracy.png`, all sizes in one figure.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -35,6 +36,7 @@ flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 flags.DEFINE_string("student", "wrn_16_1", "Network of keras_mikd.models.")
 flags.DEFINE_list("labels_per_class", ["50"], "Training images of each class, a table for each.")
 flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(METHODS))
+flags.DEFINE_list("with_kd", [], "Some of --methods, to be tried with soft targets too.")
 flags.DEFINE_integer("seeds", 3, "Runs at the chosen weight.", 1)
 flags.DEFINE_integer("epochs", 80, "Epochs of a student.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
@@ -59,13 +61,35 @@ def arrays(batches, most=None):
     return tuple(part[:most] for part in parts)
 
 
-def adam(steps):
-    rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps)
-    return keras.optimizers.Adam(rate)
+def optimizer(learning_rate):
+    """Returns what makes the optimizer of a run, a function that knows its rate."""
+    return lambda steps: protocol.adam_with_cosine(learning_rate, steps)
+
+
+def with_kd(name, weight):
+    """Returns a method at a weight, with soft targets of the weight that is to be chosen."""
+    alone = METHODS[name].losses
+    return lambda teacher, student, kd_weight: (
+        alone(teacher, student, weight) + mikd.recipes.kd(teacher, student, weight=kd_weight)
+    )
 
 
 def table(teacher, labels_per_class):
-    """Returns the comparison of one number of images per class."""
+    """Returns the comparison of one number of images per class.
+
+    The weight of a method with KD beside it is the one that was chosen for it alone.
+    """
+    compared = functools.partial(_comparison, teacher, labels_per_class)
+    result = compared(dict.fromkeys(FLAGS.methods), None)
+    if not FLAGS.with_kd:
+        return result
+    chosen = {row["method"]: row["weight"] for row in result.rows}
+    both = {f"{name}+kd": with_kd(name, chosen[name]) for name in FLAGS.with_kd}
+    weights = dict.fromkeys(both, METHODS["kd"].weights)
+    return compared(dict.fromkeys(FLAGS.methods) | both, weights)
+
+
+def _comparison(teacher, labels_per_class, methods, weights):
     keras.utils.set_random_seed(0)  # The draw and its order are the same in every run.
     data = mikd.datasets.load_images(
         FLAGS.dataset,
@@ -83,11 +107,12 @@ def table(teacher, labels_per_class):
         arrays(data.train),
         arrays(data.validation, FLAGS.validation_images),
         arrays(data.test),
-        methods=FLAGS.methods,
+        methods=methods,
+        weights=weights,
         seeds=FLAGS.seeds,
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
-        optimizer=adam,
+        optimizer=optimizer(FLAGS.learning_rate),
         balance=None if FLAGS.balance == "none" else FLAGS.balance,
         augment=crop_and_flip if FLAGS.views > 1 else None,
         views=FLAGS.views,
@@ -100,7 +125,7 @@ def draw(tables):
     """Draws accuracy over images per class, a line for each method with its intervals."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for method in ["student", *FLAGS.methods]:
+    for method in dict.fromkeys(row["method"] for t in tables.values() for row in t.rows):
         rows = {n: row for n, t in tables.items() for row in t.rows if row["method"] == method}
         axes.errorbar(
             list(rows),
@@ -123,6 +148,8 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
     protocol.check_names("methods", FLAGS.methods, METHODS)
+    if FLAGS.with_kd:
+        protocol.check_names("with_kd", FLAGS.with_kd, FLAGS.methods)
     sizes = protocol.numbers("labels_per_class", FLAGS.labels_per_class, int)
     teacher = protocol.load_network(FLAGS.teacher)
     tables = {size: table(teacher, size) for size in sizes}

@@ -31,10 +31,10 @@ def _weighted(recipe):
 
 # Weights a decade apart around those of the authors, where there are any.
 METHODS = {
-    "kd": Method(_weighted(recipes.kd), (0.3, 1.0, 3.0)),
-    "lskd": Method(_weighted(recipes.lskd), (1.0, 3.0, 9.0)),
-    "dkd": Method(_weighted(recipes.dkd), (0.3, 1.0, 3.0)),
-    "rld": Method(_weighted(recipes.rld), (0.3, 1.0, 3.0)),
+    "kd": Method(_weighted(recipes.kd), (0.3, 3.0, 30.0)),
+    "lskd": Method(_weighted(recipes.lskd), (0.9, 9.0, 90.0)),
+    "dkd": Method(_weighted(recipes.dkd), (0.1, 1.0, 10.0)),
+    "rld": Method(_weighted(recipes.rld), (0.1, 1.0, 10.0)),
     "dist": Method(_weighted(recipes.dist), (0.2, 2.0, 20.0)),
     "wttm": Method(_weighted(recipes.wttm), (0.4, 4.0, 40.0)),
     "hint": Method(_weighted(recipes.hint), (1.0, 10.0, 100.0)),
@@ -51,9 +51,9 @@ METHODS = {
     "crd": Method(_weighted(recipes.crd), (0.08, 0.8, 8.0)),
     "queue": Method(_weighted(recipes.queue_relation), (0.1, 1.0, 10.0)),
     "itrd": Method(_weighted(recipes.itrd), (0.1, 1.0, 10.0)),
-    "vid": Method(_vid, (1.0, 3.0, 10.0)),
-    "mimkd": Method(_mimkd, (0.3, 1.0, 3.0)),
-    "info_nce": Method(_weighted(recipes.info_nce), (0.3, 1.0, 3.0)),
+    "vid": Method(_vid, (1.0, 10.0, 100.0)),
+    "mimkd": Method(_mimkd, (0.1, 1.0, 10.0)),
+    "info_nce": Method(_weighted(recipes.info_nce), (0.1, 1.0, 10.0)),
 }
 
 BALANCED = (0.3, 1.0, 3.0)
