@@ -26,7 +26,10 @@ from matplotlib.figure import Figure
 
 import keras_mikd as mikd
 import protocol
-from keras_mikd.comparison.methods import METHODS
+from keras_mikd.comparison.methods import METHODS, Method
+from mimkd_designs import DESIGNS
+
+KNOWN = METHODS | DESIGNS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything written.", required=True)
@@ -35,7 +38,7 @@ flags.DEFINE_string("dataset", "cifar10", "Image classifier of TensorFlow Datase
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 flags.DEFINE_string("student", "wrn_16_1", "Network of keras_mikd.models.")
 flags.DEFINE_list("labels_per_class", ["50"], "Training images of each class, a table for each.")
-flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(METHODS))
+flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(KNOWN))
 flags.DEFINE_list("with_kd", [], "Some of --methods, to be tried with soft targets too.")
 flags.DEFINE_integer("seeds", 3, "Runs at the chosen weight.", 1)
 flags.DEFINE_integer("epochs", 80, "Epochs of a student.", 1)
@@ -68,7 +71,7 @@ def optimizer(learning_rate):
 
 def with_kd(name, weight):
     """Returns a method at a weight, with soft targets of the weight that is to be chosen."""
-    alone = METHODS[name].losses
+    alone = KNOWN[name].losses
     return lambda teacher, student, kd_weight: (
         alone(teacher, student, weight) + mikd.recipes.kd(teacher, student, weight=kd_weight)
     )
@@ -80,16 +83,17 @@ def table(teacher, labels_per_class):
     The weight of a method with KD beside it is the one that was chosen for it alone.
     """
     compared = functools.partial(_comparison, teacher, labels_per_class)
-    result = compared(dict.fromkeys(FLAGS.methods), None)
+    methods = {name: KNOWN[name] for name in FLAGS.methods}
+    result = compared(methods)
     if not FLAGS.with_kd:
         return result
     chosen = {row["method"]: row["weight"] for row in result.rows}
-    both = {f"{name}+kd": with_kd(name, chosen[name]) for name in FLAGS.with_kd}
-    weights = dict.fromkeys(both, METHODS["kd"].weights)
-    return compared(dict.fromkeys(FLAGS.methods) | both, weights)
+    weights = METHODS["kd"].weights
+    both = {f"{name}+kd": Method(with_kd(name, chosen[name]), weights) for name in FLAGS.with_kd}
+    return compared(methods | both)
 
 
-def _comparison(teacher, labels_per_class, methods, weights):
+def _comparison(teacher, labels_per_class, methods):
     keras.utils.set_random_seed(0)  # The draw and its order are the same in every run.
     data = mikd.datasets.load_images(
         FLAGS.dataset,
@@ -107,8 +111,8 @@ def _comparison(teacher, labels_per_class, methods, weights):
         arrays(data.train),
         arrays(data.validation, FLAGS.validation_images),
         arrays(data.test),
-        methods=methods,
-        weights=weights,
+        methods={name: method.losses for name, method in methods.items()},
+        weights={name: method.weights for name, method in methods.items()},
         seeds=FLAGS.seeds,
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
@@ -147,7 +151,7 @@ def draw(tables):
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
-    protocol.check_names("methods", FLAGS.methods, METHODS)
+    protocol.check_names("methods", FLAGS.methods, KNOWN)
     if FLAGS.with_kd:
         protocol.check_names("with_kd", FLAGS.with_kd, FLAGS.methods)
     sizes = protocol.numbers("labels_per_class", FLAGS.labels_per_class, int)

@@ -38,6 +38,7 @@ def mimkd(
     global_weight=3.0,
     local_weight=3.0,
     feature_weight=3.0,
+    bound=bounds.jsd,
     critic=SeparableCritic,
     negatives=1,
     grid=8,
@@ -52,6 +53,7 @@ def mimkd(
         local_weight: Factor of `"jsd_local"`, the teacher's pooled vector and the student's last
             map, likewise.
         feature_weight: Factor of `"jsd_<place>"`, every pair of stages, likewise.
+        bound: Bound that the critics maximise, see `JSDCritic`; the paper's if not given.
         critic: Function of no arguments that makes the score network of a level.
         negatives: Negatives for every positive, see `JSDCritic`.
         grid: Most rows and columns on which maps are compared, see `JSDCritic`.
@@ -68,6 +70,7 @@ def mimkd(
             teacher_layer=teacher_place,
             student_layer=student_place,
             weight=weight,
+            bound=bound,
             critic=critic(),
             negatives=negatives,
             grid=grid,
