@@ -4,9 +4,10 @@ The digits need no download (40 epochs take about 20 seconds on two cores):
 
     python examples/train_teacher.py --output_dir=runs/digits
 
-CIFAR comes through TensorFlow Datasets. A teacher of the CRD benchmark, whose number is that of the
-last epoch: all 50,000 images, a step for the short last batch too, a tenth of the rate after 150,
-180 and 210 of the 240 epochs, and a weight decay of 5e-4 on every weight:
+Any image classifier of TensorFlow Datasets is `--dataset=<its name>`. A teacher of the CRD
+benchmark, whose number is that of the last epoch: all 50,000 images, a step for the short last
+batch too, a tenth of the rate after 150, 180 and 210 of the 240 epochs, and a weight decay of 5e-4
+on every weight:
 
     python examples/train_teacher.py --dataset=cifar100 --download --model=resnet32x4 \
         --optimizer=sgd --schedule=steps --weight_decay=5e-4 --learning_rate=0.05 --batch_size=64 \
@@ -15,6 +16,7 @@ last epoch: all 50,000 images, a step for the short last batch too, a tenth of t
 Writes TensorBoard logs to `<output_dir>/logs`.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -37,9 +39,10 @@ STRATEGIES = {
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for the teacher and its logs.", required=True)
-flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
+flags.DEFINE_string("dataset", "digits", "The digits, or an image classifier of TFDS by name.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
-flags.DEFINE_bool("download", False, "Download a missing CIFAR data set.")
+flags.DEFINE_bool("download", False, "Download a missing data set.")
+flags.DEFINE_integer("labels_per_class", None, "Training images of each class; None for all.", 1)
 flags.DEFINE_string("model", "resnet14", "Network of keras_mikd.models.")
 flags.DEFINE_enum("optimizer", "adam", ["adam", "sgd"], "Adam, or SGD with momentum 0.9.")
 flags.DEFINE_float("learning_rate", 3e-3, "First learning rate.", 0.0)
@@ -51,25 +54,27 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("weight_decay", 0.0, "Decay of all weights, as PyTorch's SGD or AdamW.", 0.0)
 flags.DEFINE_float(
-    "validation_fraction", None, "Part of CIFAR's training images that is held out, 0 for none."
+    "validation_fraction", None, "Part of the training images to hold out, 0 for none."
 )
-flags.DEFINE_bool("drop_remainder", True, "Leave out what does not fill CIFAR's last batch.")
+flags.DEFINE_bool("drop_remainder", True, "Leave out what does not fill the last batch.")
 flags.DEFINE_integer("epochs", 40, "Epochs.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
 flags.DEFINE_enum("strategy", "none", list(STRATEGIES), "Devices to train on.")
 
 
-def load_data(dataset, options, cifar):
+def load_data(dataset, options, split):
     if dataset == "digits":
-        if cifar["validation_fraction"] is not None or not cifar["drop_remainder"]:
+        if split["validation_fraction"] is not None or not split["drop_remainder"]:
             raise SystemExit(
-                "Expected the flags --validation_fraction and --nodrop_remainder with CIFAR only. "
-                "Received: one of them with --dataset=digits, which has a split of its own."
+                "Expected no --validation_fraction and --nodrop_remainder with --dataset=digits, "
+                "which has a split of its own. Received: one of them."
             )
+        del options["download"]
         return mikd.datasets.load_digits(augment=True, **options)
-    given = {name: value for name, value in cifar.items() if value is not None}
-    return getattr(mikd.datasets, f"load_{dataset}")(**options, **given)
+    named = {"cifar10": mikd.datasets.load_cifar10, "cifar100": mikd.datasets.load_cifar100}
+    load = named.get(dataset, functools.partial(mikd.datasets.load_images, dataset))
+    return load(**options, **{name: value for name, value in split.items() if value is not None})
 
 
 def new_schedule(name, learning_rate, steps):
@@ -112,12 +117,13 @@ def main(_):
     path = output / "teacher.keras"
     if path.exists():
         raise SystemExit(f"Expected a new --output_dir. Received: {path} exists.")
-    options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
+    names = ("batch_size", "labels_per_class", "seed", "data_dir", "download")
+    options = {name: FLAGS[name].value for name in names}
     strategy = STRATEGIES[FLAGS.strategy]()
     with strategy.scope():
         keras.utils.set_random_seed(FLAGS.seed)
-        cifar = ("download", "validation_fraction", "drop_remainder")
-        data = load_data(FLAGS.dataset, options, {name: FLAGS[name].value for name in cifar})
+        split = ("validation_fraction", "drop_remainder")
+        data = load_data(FLAGS.dataset, options, {name: FLAGS[name].value for name in split})
         teacher = getattr(mikd.models, FLAGS.model)(data.num_classes, data.image_shape)
         print(
             f"Teacher {FLAGS.model} ({teacher.count_params():,} weights), "

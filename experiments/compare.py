@@ -34,13 +34,14 @@ KNOWN = METHODS | DESIGNS
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything written.", required=True)
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
-flags.DEFINE_string("dataset", "cifar10", "Image classifier of TensorFlow Datasets.")
+flags.DEFINE_string("dataset", "cifar10", "The digits, or an image classifier of TFDS by name.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 flags.DEFINE_string("student", "wrn_16_1", "Network of keras_mikd.models.")
 flags.DEFINE_list("labels_per_class", ["50"], "Training images of each class, a table for each.")
 flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(KNOWN))
 flags.DEFINE_list("with_kd", [], "Some of --methods, to be tried with soft targets too.")
 flags.DEFINE_integer("seeds", 3, "Runs at the chosen weight.", 1)
+flags.DEFINE_integer("trial_seeds", 1, "How many of these seeds every weight is tried with.", 1)
 flags.DEFINE_integer("epochs", 80, "Epochs of a student.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_float("learning_rate", 1e-2, "First rate of Adam; it falls to 0 as a cosine.", 0.0)
@@ -56,6 +57,12 @@ def crop_and_flip(image, seed):
     image = tf.pad(image, [[4, 4], [4, 4], [0, 0]], "REFLECT")
     image = tf.image.stateless_random_crop(image, shape, seed)
     return tf.image.stateless_random_flip_left_right(image, seed + 1)
+
+
+def shift(image, seed):
+    """Moves an image by at most a pixel, which leaves a digit what it is."""
+    padded = tf.pad(image, [[1, 1], [1, 1], [0, 0]])
+    return tf.image.stateless_random_crop(padded, image.shape, seed)
 
 
 def arrays(batches, most=None):
@@ -95,14 +102,13 @@ def table(teacher, labels_per_class):
 
 def _comparison(teacher, labels_per_class, methods):
     keras.utils.set_random_seed(0)  # The draw and its order are the same in every run.
-    data = mikd.datasets.load_images(
-        FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        labels_per_class=labels_per_class,
-        batch_size=10,
-        augment=False,
-        drop_remainder=False,
-    )
+    options = {"labels_per_class": labels_per_class, "data_dir": FLAGS.data_dir, "batch_size": 10}
+    augment = crop_and_flip
+    if FLAGS.dataset == "digits":
+        data, augment = mikd.datasets.load_digits(**options), shift
+    else:
+        options |= {"augment": False, "drop_remainder": False}
+        data = mikd.datasets.load_images(FLAGS.dataset, **options)
     make = getattr(mikd.models, FLAGS.student)
     print(f"\n{FLAGS.dataset}, {labels_per_class} images of each class", flush=True)
     return mikd.compare(
@@ -114,11 +120,12 @@ def _comparison(teacher, labels_per_class, methods):
         methods={name: method.losses for name, method in methods.items()},
         weights={name: method.weights for name, method in methods.items()},
         seeds=FLAGS.seeds,
+        trial_seeds=FLAGS.trial_seeds,
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
         optimizer=optimizer(FLAGS.learning_rate),
         balance=None if FLAGS.balance == "none" else FLAGS.balance,
-        augment=crop_and_flip if FLAGS.views > 1 else None,
+        augment=augment if FLAGS.views > 1 else None,
         views=FLAGS.views,
         max_cache_bytes=int(FLAGS.cache_gib * 2**30),
         folder=Path(FLAGS.output_dir) / str(labels_per_class),
