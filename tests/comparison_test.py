@@ -125,6 +125,7 @@ def test_other_settings_are_refused(tmp_path):
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_a_cache_changes_nothing_but_the_time(capsys):
     options = {"seeds": 1, "weights": [1.0]}
     cached = _compare(**options)
@@ -133,6 +134,7 @@ def test_a_cache_changes_nothing_but_the_time(capsys):
     assert "the teacher runs in every step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_data_set_is_read_as_it_is():
     train = tf.data.Dataset.from_tensor_slices(cases.data(20)).batch(8)
     unknown = train.filter(lambda x, y: True)

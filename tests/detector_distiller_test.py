@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 
 import detectors
 import keras_mikd as mikd
@@ -18,6 +19,7 @@ def test_boxes_are_learned_and_the_critics_train():
         assert np.any(old != variable.numpy())
 
 
+@pytest.mark.slow
 def test_muse_with_a_teachers_backbone_and_pyramid_leaves_the_teacher():
     levels = ["P3", "P4", "P5"]
     pyramid = [f"feature_pyramid/{level}" for level in levels]

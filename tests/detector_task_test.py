@@ -282,6 +282,7 @@ def test_the_distiller_can_be_evaluated_as_coco_does():
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
+@pytest.mark.slow
 def test_a_trained_detector_finds_what_an_untrained_one_does_not():
     distiller = detectors.alone(detectors.retinanet(8))
     distiller.compile(keras.optimizers.Adam(0.01), **detectors.LOSSES)

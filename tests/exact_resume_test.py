@@ -316,6 +316,7 @@ def test_a_plain_model_is_refused(tmp_path):
         model.fit(*_data(), callbacks=[mikd.ExactResume(tmp_path)], verbose=0)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_unknown_length_goes_on_after_its_last_batch(tmp_path):
     def data():
         return (tf.data.Dataset.from_tensor_slices(_data()).batch(2).filter(lambda x, y: True),)

@@ -23,6 +23,7 @@ def _line(printed, *starts):
     return line[len(starts) :]
 
 
+@pytest.mark.slow
 def test_a_network_that_teaches_itself_beside_the_plain_one(tmp_path, capsys):
     flags = [f"--output_dir={tmp_path / 'self'}", f"--data_dir={tmp_path / 'data'}", *TINY]
     with script_runs.module("experiments", "self_distillation") as script:

@@ -34,6 +34,7 @@ def test_no_file_and_no_paragraph_is_in_two_splits(docstrings):
     assert len(texts["train"]) / whole == pytest.approx(0.6, abs=0.03)
 
 
+@pytest.mark.slow
 def test_texts_are_numbers_of_words_of_the_training_split(docstrings):
     few = docstrings.load(max_length=12, batch_size=8, labels_per_class=4, seed=1)
     assert few.sizes["train"] == 32

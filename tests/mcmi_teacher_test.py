@@ -321,6 +321,7 @@ def test_frozen_normalization_stays_as_it_is():
         mikd.MCMITeacher(only, batch_norm="frozen")
 
 
+@pytest.mark.slow
 def test_a_teacher_outlives_an_epoch_on_few_images():
     """With the moving averages, whose statistics lag behind, accuracy falls by a fifth or more."""
     keras.utils.set_random_seed(0)

@@ -271,7 +271,7 @@ def test_a_float16_peer_among_others_is_scaled():
     assert all(np.any(a != b) for a, b in zip(before, _values(*distiller.peers), strict=True))
 
 
-@pytest.mark.parametrize("loud", [0, 1])
+@pytest.mark.parametrize("loud", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_float16_peer_of_large_gradients_learns_beside_a_quiet_one(loud):
     """The loss is scaled once, so by what overflows for neither."""
     keras.config.set_dtype_policy("mixed_float16")

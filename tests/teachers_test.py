@@ -380,6 +380,7 @@ def _of_three(start, counts):
     )
 
 
+@pytest.mark.slow
 def test_caches_of_some_teachers_beside_one_that_runs(deterministic_ops):
     start, ends, runs = cases.student().get_weights(), [], []
     for cached in ("none", "b", "ab", "abc"):

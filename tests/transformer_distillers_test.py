@@ -102,6 +102,7 @@ def test_other_recipes_between_a_cnn_and_a_vit(recipe):
     _fit(mikd.Distiller(teacher, student, losses), run_eagerly=True)
 
 
+@pytest.mark.slow
 def test_a_vit_teaches_itself():
     distiller = mikd.MUSEDistiller(_vit(5))
     (muse,) = distiller.distillation_losses
@@ -115,6 +116,7 @@ def test_a_vit_teaches_itself():
 
 # KerasHub compiles its tasks when they are made, in a way that Keras does not save.
 @pytest.mark.filterwarnings("ignore:.compile... was not called as part of model loading")
+@pytest.mark.slow
 def test_a_distiller_of_keras_hubs_vits_is_saved_and_goes_on(tmp_path):
     """Their blocks are in a layer that is opened; the file has the place and no layer."""
     distiller = mikd.VIDDistiller(_hub_vit(2), _hub_vit(1))
@@ -144,6 +146,7 @@ def test_a_cache_holds_the_blocks_of_an_opened_encoder():
     assert from_cache[name] == pytest.approx(computed[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_replicas_read_the_blocks_of_an_opened_encoder(two_replicas):
     def update(strategy=None):
         keras.utils.set_random_seed(1)
@@ -159,6 +162,7 @@ def test_two_replicas_read_the_blocks_of_an_opened_encoder(two_replicas):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_padding_changes_no_loss_between_berts():
     teacher, student = _bert(2), _bert(1)
     distiller = mikd.VIDDistiller(teacher, student)

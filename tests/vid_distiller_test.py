@@ -236,6 +236,7 @@ def test_a_loaded_file_keeps_its_measured_variance(tmp_path):
         np.testing.assert_allclose(head.variance(), trained[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_replicas_measure_the_variances_of_one(two_replicas):
     with two_replicas.scope():
         distiller = _auto(xla_critics=False)
