@@ -1,0 +1,153 @@
+"""Fills the pages of the results, and draws their charts, from the JSON files beside them.
+
+    python docs/make_results.py
+
+Every page of `docs/results/` and README.md may have blocks that this script fills, up to the next
+`<!-- end -->`:
+
+- `<!-- table: cifar10/50 -->`: the comparison that experiments/compare.py wrote to
+  `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
+- `<!-- measured: speed/step -->`: the table `step` of `docs/results/data/speed.json`, between the
+  commands that measured it and their date (docs/results_tables.py).
+- `<!-- number: speed/cache / KD / epochs -->`: one cell of such a table, in the middle of a line.
+
+`tests/results_pages_test.py` fails if a page or a chart says something else.
+"""
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+import results_tables
+
+DOCS = Path(__file__).parent
+PAGES = (DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")))
+BLOCK = re.compile(r"(<!-- (table|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.DOTALL)
+
+INFORMATION = {
+    "vid": "VID",
+    "mimkd": "MIMKD (reconstruction)",
+    "info_nce": "InfoNCE on the stages",
+    "mimkd_all": "MIMKD, all negatives",
+    "mimkd_nce": "MIMKD, InfoNCE",
+    "crd": "CRD",
+    "itrd": "ITRD",
+}
+"""Methods of mutual information."""
+
+NAMES = {
+    **INFORMATION,
+    "student": "student alone",
+    "kd": "KD",
+    "hint": "hint (FitNets)",
+    "at": "attention transfer",
+    "vkd": "VkD (without whitening)",
+    "sp": "similarity preserving",
+    "cc": "correlation congruence",
+}
+
+
+def comparison(name):
+    """Returns the comparison of a name, its rows from the most accurate to the least."""
+    result = json.loads((DOCS / "results" / name / "comparison.json").read_text())
+    rows = sorted(result["rows"], key=lambda row: -row["mean"])
+    return {**result, "rows": rows}
+
+
+def title(method):
+    """Returns the name of a method in a table, `vid+kd` for two of them together."""
+    return " + ".join(NAMES.get(part, part) for part in method.split("+"))
+
+
+def table(result):
+    """Returns a comparison as a table of Markdown."""
+    titles = ["", "weight", f"{result['split']} accuracy, %", "deviation"]
+    titles += ["over the student alone", "over KD", "extra weights"]
+    lines = [titles, ["---"] * len(titles), ["teacher", "", f"{result['teacher']:.1f}", *[""] * 4]]
+    for row in result["rows"]:
+        weight = "" if row["weight"] is None else f"{row['weight']:g}"
+        gains = [_signed(row["gains"].get(other)) for other in ("student", "kd")]
+        deviation = "" if row["deviation"] is None else f"{row['deviation']:.1f}"
+        values = [_with(row["mean"], row["interval"]), deviation]
+        extra = f"{row['training_only_weights']:,}"
+        lines.append([title(row["method"]), weight, *values, *gains, extra])
+    seeds = sorted({len(row["values"]) for row in result["rows"]})
+    note = f"\n{', '.join(map(str, seeds))} seeds. ± is the 95 % interval of a mean by Student's t; "
+    note += "gains are differences between runs with the same seed.\n"
+    return results_tables.lines(lines) + note
+
+
+def filled(page):
+    """Returns a page with its blocks as the data gives them."""
+    makers = {
+        "table": lambda name: table(comparison(name)),
+        "measured": results_tables.measured,
+        "number": results_tables.number,
+    }
+    return BLOCK.sub(lambda found: found[1] + makers[found[2]](found[3]) + found[4], page)
+
+
+def chart(result):
+    """Draws the mean of every method with its interval and its runs, the most accurate on top."""
+    rows = result["rows"][::-1]
+    figure = Figure(figsize=(7, 0.8 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for height, row in enumerate(rows):
+        informed = row["method"].split("+")[0] in INFORMATION
+        colour = "black" if row["method"] == "student" else "tab:blue" if informed else "tab:gray"
+        axes.plot(row["values"], [height] * len(row["values"]), "|", color=colour, alpha=0.5)
+        options = {"fmt": "o", "color": colour, "capsize": 3}
+        axes.errorbar(row["mean"], height, xerr=row["interval"] or 0.0, **options)
+    axes.axvline(result["teacher"], color="tab:red", linestyle="--", linewidth=1)
+    axes.text(result["teacher"], 0, "teacher ", ha="right", color="tab:red")
+    axes.set_yticks(range(len(rows)), [title(row["method"]) for row in rows])
+    axes.set_xlabel("test accuracy, %; blue: methods of mutual information")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def digest(result):
+    """Returns a name of the data of a chart, which its file holds."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def svg(result):
+    """Returns the chart of a comparison as SVG, the same text for the same data."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "keras_mikd"}):
+        metadata = {"Date": None, "Description": f"data {digest(result)}"}
+        chart(result).savefig(file, format="svg", metadata=metadata)
+    return file.getvalue()
+
+
+def charts(page):
+    """Returns `{path: comparison}` of the charts of a page."""
+    names = sorted({found[3] for found in BLOCK.finditer(page) if found[2] == "table"})
+    return {DOCS / "results" / f"{n.replace('/', '-')}.svg": comparison(n) for n in names}
+
+
+def main():
+    for page in PAGES:
+        text = page.read_text()
+        page.write_text(filled(text))
+        drawn = charts(text)
+        for path, result in drawn.items():
+            path.write_text(svg(result))
+        print(f"{page.name}: {len(BLOCK.findall(text))} blocks, {len(drawn)} charts")
+
+
+def _with(value, interval):
+    return f"{value:.1f}" if interval is None else f"{value:.1f} ± {interval:.1f}"
+
+
+def _signed(gain):
+    return "" if gain is None else ("+" if gain[0] >= 0 else "") + _with(*gain)
+
+
+if __name__ == "__main__":
+    main()
