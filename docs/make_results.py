@@ -76,8 +76,8 @@ def table(result):
         values = [_with(row["mean"], row["interval"]), deviation]
         extra = f"{row['training_only_weights']:,}"
         lines.append([title(row["method"]), weight, *values, *gains, extra])
-    seeds = sorted({len(row["values"]) for row in result["rows"]})
-    note = f"\n{', '.join(map(str, seeds))} seeds. ± is the 95 % interval of a mean by Student's t; "
+    seeds = ", ".join(map(str, sorted({len(row["values"]) for row in result["rows"]})))
+    note = f"\n{seeds} seeds. ± is the 95 % interval of a mean by Student's t; "
     note += "gains are differences between runs with the same seed.\n"
     return results_tables.lines(lines) + note
 
