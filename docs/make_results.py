@@ -7,6 +7,8 @@ Every page of `docs/results/` and README.md may have blocks that this script fil
 
 - `<!-- table: cifar10/50 -->`: the comparison that experiments/compare.py wrote to
   `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
+- `<!-- gain: cifar10/50 / vid / kd -->`: what one method of it gains over `kd` or `student`, in the
+  middle of a line.
 - `<!-- measured: speed/step -->`: the table `step` of `docs/results/data/speed.json`, between the
   commands that measured it and their date (docs/results_tables.py).
 - `<!-- number: speed/cache / KD / epochs -->`: one cell of such a table, in the middle of a line.
@@ -27,7 +29,7 @@ import results_tables
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")))
-BLOCK = re.compile(r"(<!-- (table|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S)
 
 INFORMATION = {
     "vid": "VID",
@@ -82,10 +84,18 @@ def table(result):
     return results_tables.lines(lines) + note
 
 
+def gain(path):
+    """Returns the gain of `<comparison> / <method> / <other>`."""
+    name, method, other = path.split(" / ")
+    (row,) = [row for row in comparison(name)["rows"] if row["method"] == method]
+    return _signed(row["gains"][other])
+
+
 def filled(page):
     """Returns a page with its blocks as the data gives them."""
     makers = {
         "table": lambda name: table(comparison(name)),
+        "gain": gain,
         "measured": results_tables.measured,
         "number": results_tables.number,
     }

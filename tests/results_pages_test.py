@@ -111,6 +111,14 @@ def test_a_table_has_every_row_with_its_gains(script):
     assert lines[-1].startswith("2 seeds.")
 
 
+def test_a_gain_stands_in_a_line(script, monkeypatch):
+    found = _comparison(_row("vid", 66.0, 1.0, student=(24.04, 2.0)), _row("kd", 50.0, 1.0))
+    monkeypatch.setattr(script, "comparison", {"set/5": found}.get)
+    page = "gains <!-- gain: set/5 / vid / student -->1<!-- end --> points"
+    filled = "gains <!-- gain: set/5 / vid / student -->+24.0 ± 2.0<!-- end --> points"
+    assert script.filled(page) == filled
+
+
 def test_a_chart_has_a_line_for_every_row(script):
     found = _comparison(_row("vid", 66.0, 1.0), _row("student", 42.0, None))
     (axes,) = script.chart(found).axes
