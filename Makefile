@@ -8,7 +8,7 @@ DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo test test-all lint format results clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lint: setup ## Check style, formatting and which room imports which
 format: setup ## Fix what lint can fix
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+results: setup ## Fill the pages of docs/results from their JSON, and draw the charts
+	$(PYTHON) docs/make_results.py
 
 clean: ## Remove caches, builds and the demo's output; the environment stays
 	rm -rf build dist .hypothesis .pytest_cache .ruff_cache $(DEMO_DIR)

@@ -1,12 +1,21 @@
-"""Fills the tables and draws the charts of the results from the JSON files beside them.
+"""Fills the pages of the results, and draws their charts, from the JSON files beside them.
 
     python docs/make_results.py
 
-A table stands in a page between `<!-- table: cifar10/50 -->` and `<!-- end -->`: the comparison in
-`docs/results/cifar10/50/comparison.json`, which experiments/compare.py wrote. Its chart is
-`docs/results/cifar10-50.svg`. `tests/results_pages_test.py` fails if a page says something else.
+Every page of `docs/results/` and README.md may have blocks that this script fills, up to the next
+`<!-- end -->`:
+
+- `<!-- table: cifar10/50 -->`: the comparison that experiments/compare.py wrote to
+  `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
+- `<!-- measured: speed/step -->`: the table `step` of `docs/results/data/speed.json`, between the
+  commands that measured it and their date (docs/results_tables.py).
+- `<!-- number: speed/cache / KD / epochs -->`: one cell of such a table, in the middle of a line.
+
+`tests/results_pages_test.py` fails if a page or a chart says something else.
 """
 
+import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -14,9 +23,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+import results_tables
+
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "results" / "cifar10.md")
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = (DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")))
+BLOCK = re.compile(r"(<!-- (table|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.DOTALL)
 
 INFORMATION = {
     "vid": "VID",
@@ -55,22 +66,30 @@ def title(method):
 
 def table(result):
     """Returns a comparison as a table of Markdown."""
-    head = "| | weight | test accuracy, % | over the student alone | over KD | extra weights |"
-    lines = [head, "|---|---|---|---|---|---|", f"| teacher | | {result['teacher']:.1f} | | | |"]
+    titles = ["", "weight", f"{result['split']} accuracy, %", "deviation"]
+    titles += ["over the student alone", "over KD", "extra weights"]
+    lines = [titles, ["---"] * len(titles), ["teacher", "", f"{result['teacher']:.1f}", *[""] * 4]]
     for row in result["rows"]:
         weight = "" if row["weight"] is None else f"{row['weight']:g}"
         gains = [_signed(row["gains"].get(other)) for other in ("student", "kd")]
+        deviation = "" if row["deviation"] is None else f"{row['deviation']:.1f}"
+        values = [_with(row["mean"], row["interval"]), deviation]
         extra = f"{row['training_only_weights']:,}"
-        value = _with(row["mean"], row["interval"])
-        lines.append("| " + " | ".join([title(row["method"]), weight, value, *gains, extra]) + " |")
-    seeds = {len(row["values"]) for row in result["rows"]}
-    lines += ["", f"Seeds: {', '.join(map(str, sorted(seeds)))}. ± is the 95 % interval of a mean."]
-    return "\n".join(lines) + "\n"
+        lines.append([title(row["method"]), weight, *values, *gains, extra])
+    seeds = sorted({len(row["values"]) for row in result["rows"]})
+    note = f"\n{', '.join(map(str, seeds))} seeds. ± is the 95 % interval of a mean by Student's t; "
+    note += "gains are differences between runs with the same seed.\n"
+    return results_tables.lines(lines) + note
 
 
 def filled(page):
-    """Returns a page with its tables as the data gives them."""
-    return BLOCK.sub(lambda found: found[1] + table(comparison(found[2])) + found[3], page)
+    """Returns a page with its blocks as the data gives them."""
+    makers = {
+        "table": lambda name: table(comparison(name)),
+        "measured": results_tables.measured,
+        "number": results_tables.number,
+    }
+    return BLOCK.sub(lambda found: found[1] + makers[found[2]](found[3]) + found[4], page)
 
 
 def chart(result):
@@ -92,16 +111,34 @@ def chart(result):
     return figure
 
 
+def digest(result):
+    """Returns a name of the data of a chart, which its file holds."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def svg(result):
+    """Returns the chart of a comparison as SVG, the same text for the same data."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "keras_mikd"}):
+        metadata = {"Date": None, "Description": f"data {digest(result)}"}
+        chart(result).savefig(file, format="svg", metadata=metadata)
+    return file.getvalue()
+
+
+def charts(page):
+    """Returns `{path: comparison}` of the charts of a page."""
+    names = sorted({found[3] for found in BLOCK.finditer(page) if found[2] == "table"})
+    return {DOCS / "results" / f"{n.replace('/', '-')}.svg": comparison(n) for n in names}
+
+
 def main():
-    # The same data gives the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "keras_mikd"
     for page in PAGES:
         text = page.read_text()
         page.write_text(filled(text))
-        for name in sorted({found[2] for found in BLOCK.finditer(text)}):
-            path = DOCS / "results" / (name.replace("/", "-") + ".svg")
-            chart(comparison(name)).savefig(path, metadata={"Date": None})
-            print(f"{page.name}: {name}, {path.name}")
+        drawn = charts(text)
+        for path, result in drawn.items():
+            path.write_text(svg(result))
+        print(f"{page.name}: {len(BLOCK.findall(text))} blocks, {len(drawn)} charts")
 
 
 def _with(value, interval):

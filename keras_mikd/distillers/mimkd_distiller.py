@@ -17,7 +17,7 @@ class MIMKDDistiller(Distiller):
 
     A *reconstruction* of arXiv:2110.15946: the three levels, the Jensen-Shannon estimator and one
     negative are the paper's. Its critics, layers and weights are not public. Those here were chosen
-    on the validation split of the digits, by accuracy against cost (docs/results.md).
+    on the validation split of the digits, by accuracy against cost (docs/results/information.md).
 
     Args:
         teacher: Trained Keras model with stages or blocks, see `stages`.

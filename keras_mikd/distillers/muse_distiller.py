@@ -14,7 +14,7 @@ class MUSEDistiller(SelfDistiller):
 
     A *reconstruction* of arXiv:2110.12606: the combination of mutual and self-information of
     layers, as a sum or a product, is the paper's. Its equations, estimator, layers and weights are
-    not public. Those here were chosen on the validation split of the digits (docs/results.md).
+    not public. Those here were chosen on the validation split of the digits (docs/results/muse.md).
 
     Args:
         model: Keras model with stages or blocks, see `stages`.
