@@ -21,9 +21,8 @@ import re
 from pathlib import Path
 
 import matplotlib
-from matplotlib.figure import Figure
-
 import results_tables
+from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")))
@@ -77,7 +76,9 @@ def table(result):
         extra = f"{row['training_only_weights']:,}"
         lines.append([title(row["method"]), weight, *values, *gains, extra])
     seeds = sorted({len(row["values"]) for row in result["rows"]})
-    note = f"\n{', '.join(map(str, seeds))} seeds. ± is the 95 % interval of a mean by Student's t; "
+    note = (
+        f"\n{', '.join(map(str, seeds))} seeds. ± is the 95 % interval of a mean by Student's t; "
+    )
     note += "gains are differences between runs with the same seed.\n"
     return results_tables.lines(lines) + note
 

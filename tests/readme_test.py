@@ -1,35 +1,49 @@
-"""The first snippet of the README, as it stands."""
+"""The README, as a reader pastes it."""
 
+import os
+import pathlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPET = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def _printed(code, folder):
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
-    )
-    numbers = re.findall(r"(teacher|alone|VID) ([\d.]+)%", done.stdout)
-    return {name: float(value) for name, value in numbers}
-
-
-def test_it_is_short_and_runs(tmp_path):
-    lines = [line for line in SNIPPET.splitlines() if line.strip()]
-    assert len(lines) <= 15
+def test_it_is_read_in_a_minute():
     assert len(README.splitlines()) <= 120
-    brief = re.sub(r", 20\)", ", 1)", re.sub(r", 100\)", ", 1)", SNIPPET))
-    assert brief != SNIPPET
-    assert set(_printed(brief, tmp_path)) == {"teacher", "alone", "VID"}
+    (snippet,) = SNIPPETS
+    assert len(snippet.splitlines()) <= 15
+
+
+def test_its_links_lead_to_files():
+    links = set(re.findall(r"\]\((?!https?:)([^)#]+)", README))
+    assert links and not {link for link in links if not (ROOT / link).exists()}
+
+
+def _gain(snippet, folder):
+    """Returns the gain that a snippet prints, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", snippet]
+    run = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr
+    (gain,) = re.findall(r"^gain, points: (\S+)$", run.stdout, re.MULTILINE)
+    return float(gain)
+
+
+def test_its_snippet_runs(tmp_path):
+    (snippet,) = SNIPPETS
+    brief = re.sub(r"epochs=\d+", "epochs=1", snippet)
+    assert brief.count("epochs=1)") == 3
+    assert -100 < _gain(brief, tmp_path) < 100
 
 
 @pytest.mark.slow
-def test_the_student_of_a_teacher_is_better(tmp_path):
-    accuracy = _printed(SNIPPET, tmp_path)
-    assert accuracy["teacher"] > 95
-    assert accuracy["VID"] > accuracy["alone"]
+def test_its_student_gains_as_pasted(tmp_path):
+    (snippet,) = SNIPPETS
+    assert _gain(snippet, tmp_path) > 0

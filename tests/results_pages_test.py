@@ -76,7 +76,9 @@ def test_a_block_is_filled_from_the_files(script, monkeypatch, tmp_path):
     found = {"source": {**source, "note": "so"}, "columns": columns, "rows": rows}
     (tmp_path / "p.json").write_text(json.dumps({"t": found}))
     monkeypatch.setattr(script.results_tables, "FOLDER", tmp_path)
-    page = "x <!-- number: p/t / two / gain -->9<!-- end --> y\n<!-- measured: p/t -->\n<!-- end -->"
+    page = (
+        "x <!-- number: p/t / two / gain -->9<!-- end --> y\n<!-- measured: p/t -->\n<!-- end -->"
+    )
     expected = """x <!-- number: p/t / two / gain -->+1.0<!-- end --> y
 <!-- measured: p/t -->
 ```sh
