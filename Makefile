@@ -8,7 +8,7 @@ DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format results clean
+.PHONY: help setup demo test test-all lint format results docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ format: setup ## Fix what lint can fix
 
 results: setup ## Fill the pages of docs/results from their JSON, and draw the charts
 	$(PYTHON) docs/make_results.py
+
+docs: setup ## Build the site into build/docs; warnings are errors (its tutorials train: minutes)
+	$(PYTHON) -m sphinx -W -n --keep-going -b html docs build/docs
 
 clean: ## Remove caches, builds and the demo's output; the environment stays
 	rm -rf build dist .hypothesis .pytest_cache .ruff_cache $(DEMO_DIR)

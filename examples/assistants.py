@@ -40,7 +40,7 @@ STRATEGIES = {
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
 flags.DEFINE_string("teacher", None, "Saved teacher; <output_dir>/teacher.keras if not given.")
-flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to train on.")
+flags.DEFINE_string("dataset", "digits", "Digits, or a data set of TFDS, to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_integer("labels_per_class", 10, "Training images of each class; 0 for all.", 0)
 flags.DEFINE_list("chain", "resnet8,digits_cnn", "Networks of keras_mikd.models: the student last.")
@@ -81,7 +81,7 @@ def main(_):
     for name in ("results.json", "student.keras"):
         if (output / name).exists():
             raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
-    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
+    load = mikd.datasets.loader(FLAGS.dataset)
     options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
     strategy, rows = STRATEGIES[FLAGS.strategy](), []
     with strategy.scope():

@@ -24,7 +24,7 @@ CALIBRATION_BATCHES = 8
 FLAGS = flags.FLAGS
 flags.DEFINE_string("student", None, "Saved student (.keras).", required=True)
 flags.DEFINE_string("output", None, "File to write; the student's name with .tflite if not given.")
-flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to check on.")
+flags.DEFINE_string("dataset", "digits", "Digits, or a data set of TFDS, to check on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_float("tolerance", None, "Largest difference of an output that is accepted.", 0.0)
 flags.DEFINE_enum(
@@ -40,7 +40,7 @@ def main(_):
         raise SystemExit(f"Expected a student of distill.py. Received: no {student}.")
     if output.exists():
         raise SystemExit(f"Expected a new --output. Received: {output} exists.")
-    data = getattr(mikd.datasets, f"load_{FLAGS.dataset}")(data_dir=FLAGS.data_dir)
+    data = mikd.datasets.loader(FLAGS.dataset)(data_dir=FLAGS.data_dir)
     report = mikd.export_tflite(
         keras.saving.load_model(student),
         output,

@@ -16,7 +16,6 @@ on every weight:
 Writes TensorBoard logs to `<output_dir>/logs`.
 """
 
-import functools
 import os
 from pathlib import Path
 
@@ -67,14 +66,13 @@ def load_data(dataset, options, split):
     if dataset == "digits":
         if split["validation_fraction"] is not None or not split["drop_remainder"]:
             raise SystemExit(
-                "Expected no --validation_fraction and --nodrop_remainder with --dataset=digits, "
-                "which has a split of its own. Received: one of them."
+                "Expected --dataset=digits without --validation_fraction and --nodrop_remainder: "
+                "it has a split of its own. Received: one of them."
             )
         del options["download"]
         return mikd.datasets.load_digits(augment=True, **options)
-    named = {"cifar10": mikd.datasets.load_cifar10, "cifar100": mikd.datasets.load_cifar100}
-    load = named.get(dataset, functools.partial(mikd.datasets.load_images, dataset))
-    return load(**options, **{name: value for name, value in split.items() if value is not None})
+    given = {name: value for name, value in split.items() if value is not None}
+    return mikd.datasets.loader(dataset)(**options, **given)
 
 
 def new_schedule(name, learning_rate, steps):

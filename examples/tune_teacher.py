@@ -43,7 +43,7 @@ STRATEGIES = {
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for everything that is written.", required=True)
 flags.DEFINE_string("teacher", None, "Saved teacher to tune a copy of.", required=True)
-flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10", "cifar100"], "Data to tune on.")
+flags.DEFINE_string("dataset", "digits", "Digits, or a data set of TFDS, to tune on.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_float("weight", 0.25, "Weight of the divergence.")
 flags.DEFINE_enum(
@@ -110,7 +110,7 @@ def main(_):
     for name in (path.name, "results.json", "trajectory.png", "eigen_cam.png"):
         if (output / name).exists():
             raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
-    load = getattr(mikd.datasets, f"load_{FLAGS.dataset}")
+    load = mikd.datasets.loader(FLAGS.dataset)
     options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
     strategy = STRATEGIES[FLAGS.strategy]()
     with strategy.scope():

@@ -103,12 +103,11 @@ def table(teacher, labels_per_class):
 def _comparison(teacher, labels_per_class, methods):
     keras.utils.set_random_seed(0)  # The draw and its order are the same in every run.
     options = {"labels_per_class": labels_per_class, "data_dir": FLAGS.data_dir, "batch_size": 10}
-    augment = crop_and_flip
-    if FLAGS.dataset == "digits":
-        data, augment = mikd.datasets.load_digits(**options), shift
-    else:
+    is_digits = FLAGS.dataset == "digits"
+    if not is_digits:
         options |= {"augment": False, "drop_remainder": False}
-        data = mikd.datasets.load_images(FLAGS.dataset, **options)
+    data = mikd.datasets.loader(FLAGS.dataset)(**options)
+    augment = shift if is_digits else crop_and_flip
     make = getattr(mikd.models, FLAGS.student)
     print(f"\n{FLAGS.dataset}, {labels_per_class} images of each class", flush=True)
     return mikd.compare(

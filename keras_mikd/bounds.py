@@ -47,6 +47,9 @@ def couples_examples(bound):
     """Whether the value of an example depends on the scores of other examples in the batch.
 
     The bound, or the one inside a `functools.partial`, says so itself; the default is `True`.
+
+    Args:
+        bound: Function of scores.
     """
     return _says(bound, "couples_examples", True)
 
@@ -56,12 +59,20 @@ def reads_itself(bound):
 
     Its optimal critic is then not the log density ratio plus a constant. The bound, or the one
     inside a `functools.partial`, says so itself; the default is `False`.
+
+    Args:
+        bound: Function of scores.
     """
     return _says(bound, "reads_itself", False)
 
 
 def ceiling(bound, negatives):
-    """The most that a bound can be with so many negatives, in nats; infinity without a ceiling."""
+    """The most that a bound can be with so many negatives, in nats; infinity without a ceiling.
+
+    Args:
+        bound: Function of scores.
+        negatives: How many there are for each example.
+    """
     return _says(bound, "ceiling", lambda negatives: math.inf)(negatives)
 
 
@@ -69,6 +80,11 @@ def mean_ceiling(bound, product, mask=None):
     """The ceiling with the negatives of `product`; with a `mask` that of every example.
 
     The latter, of shape `(batch,)`, is the mean over the tokens that are compared.
+
+    Args:
+        bound: Function of scores.
+        product: Scores, shape `(batch, negatives, ...)`.
+        mask: Which pairs count, `(batch, 1 + negatives, ...)`; all if `None`.
     """
     if mask is None:
         return ceiling(bound, ops.cast(ops.shape(product)[1], "float32"))

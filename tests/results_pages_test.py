@@ -63,6 +63,13 @@ def test_no_number_of_a_result_is_typed_by_hand(script):
         assert not typed, f"{page.name}: {typed}"
 
 
+def test_a_number_in_a_line_does_not_start_it(script):
+    """A comment at the start of a line would end the paragraph: CommonMark, HTML blocks."""
+    for page in script.PAGES:
+        found = re.findall(r"^ *<!-- (?:gain|number): .*", page.read_text(), re.MULTILINE)
+        assert not found, f"{page.name}: {found}"
+
+
 def test_links_of_the_pages_lead_somewhere(script):
     for page in script.PAGES[1:]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):

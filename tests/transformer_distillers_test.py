@@ -198,7 +198,7 @@ def _features(model, x, training):
 
 
 def test_blocks_of_a_subclassed_teacher_come_from_a_function():
-    """As docs/methods.md says."""
+    """As docs/howto/places.md says."""
     teacher = _Subclassed(4)
     teacher(IMAGES)
     hint = mikd.Hint(teacher_layer="block4", student_layer="block2")

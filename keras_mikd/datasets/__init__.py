@@ -7,4 +7,5 @@ from keras_mikd.datasets.digit_scenes import load_digit_scenes as load_digit_sce
 from keras_mikd.datasets.digits import load_digits as load_digits
 from keras_mikd.datasets.image_pipeline import ImagePipeline as ImagePipeline
 from keras_mikd.datasets.images import load_images as load_images
+from keras_mikd.datasets.loader import loader as loader
 from keras_mikd.datasets.splits import Splits as Splits

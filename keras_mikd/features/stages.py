@@ -83,7 +83,7 @@ def stages(model):
         model: Functional or built Sequential model with channels-last maps.
 
     Returns:
-        Dict `{place: Stage(layer, shape)}`: stages, blocks, `"pooled"`. Places that the network
+        A dict from place to `Stage(layer, shape)`, of stages, blocks, `"pooled"`. Places that the network
         does not have are missing.
 
     Raises:

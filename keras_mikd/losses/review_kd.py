@@ -32,7 +32,7 @@ class ReviewKD(DistillationLoss):
         student_layer: List of as many places of the student.
         channels: Channels of the fused maps; `None` is the student's last number, at most 512.
         **kwargs: `weight`, `name` and other arguments of `DistillationLoss`. The authors' weight is
-            0.6 to 8 and rises from 0 over the first 20 epochs; see docs/methods.md.
+            0.6 to 8 and rises from 0 over the first 20 epochs; see docs/methods/logits.md.
 
     Raises:
         ValueError: If an argument is out of range; in `build`, if the lists differ in length or a

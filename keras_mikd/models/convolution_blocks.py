@@ -161,6 +161,15 @@ def projected_shortcut(convolve, x, filters, *, strides, prefix):
     return batch_normalization(x, name=f"{prefix}_shortcut_bn")
 
 
+_PRESET = """`{build}` {summary} weights on CIFAR-100.
+
+Args:
+    num_classes: Number of classes, at least 2.
+    input_shape: `(height, width, channels)` of an image.
+    **kwargs: Other arguments of `{build}`.
+"""
+
+
 def preset(build, name, summary, **fixed):
     """Returns the function `name`, which is `build` with some arguments fixed."""
 
@@ -170,5 +179,5 @@ def preset(build, name, summary, **fixed):
 
     network.__name__ = network.__qualname__ = name
     network.__module__ = build.__module__
-    network.__doc__ = f"`{build.__name__}` {summary} weights on CIFAR-100."
+    network.__doc__ = _PRESET.format(build=build.__name__, summary=summary)
     return network

@@ -33,7 +33,7 @@ def mlp(
         depth: Number of hidden layers.
         input_shape: `(height, width, channels)`.
         kernel_regularizer: Regularizer of every kernel, or None.
-        name: Name of the model; None is "mlp_" and the width.
+        name: Name of the model; None is `"mlp_"` and the width.
 
     Returns:
         A Functional model from images to logits, shape `(batch, num_classes)`.

@@ -1,0 +1,48 @@
+"""Settings of the site; `make docs` builds it."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
+# The cells of tutorials run in a process of their own, with the package of this tree.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras_mikd
+
+project = "keras_mikd"
+author = "the authors of keras_mikd"
+version = release = keras_mikd.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_nb",
+    "api_pages",
+]
+exclude_patterns = ["_extensions"]
+
+# Docstrings write code in single backticks.
+default_role = "code"
+add_module_names = False
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+# What is inherited of Keras is documented there.
+autodoc_inherit_docstrings = False
+# Python's own errors have no page here.
+nitpick_ignore_regex = [("py:exc", r".*")]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+# A cell that fails ends the build. A page whose cells did not change is not run again.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(ROOT / "build" / "docs_cells")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 900
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = "keras_mikd"
