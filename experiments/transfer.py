@@ -73,7 +73,7 @@ def finetuned(pretrained, teacher, student, epochs):
 
 
 def lwf(teacher, student, weight):
-    return [mikd.LwF(weight=weight)]
+    return mikd.recipes.lwf(teacher, student, weight=weight)
 
 
 def lwf_and_hint(teacher, student, weight):
