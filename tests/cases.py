@@ -164,6 +164,9 @@ LOSSES = {
     "vid_official": lambda: _vid(variant="official"),
     "vid_repdistiller_sum": lambda: _vid(reduction="sum"),
     "vid_wgan": lambda: _vid(variant="wgan"),
+    "vid_unfolded": lambda: mikd.GaussianVIDHead(
+        teacher_layer="stage1", student_layer="pooled", variant="repdistiller"
+    ),
     "vid_logits": lambda: mikd.GaussianVIDHead(student_layer="pooled"),
     "jsd_global": lambda: _jsd(),
     "jsd_global_separable_all": lambda: _jsd(critic=mikd.SeparableCritic, negatives="all"),

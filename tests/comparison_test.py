@@ -72,6 +72,27 @@ def test_every_method_has_its_row_its_weight_and_its_gains(tmp_path, capsys):
     assert str(result) in printed
 
 
+def test_a_method_without_losses_changes_the_student_alone(tmp_path):
+    trained = cases.network((2, 3), seed=5)
+
+    def warm(teacher, student, weight):
+        student.set_weights(trained.get_weights())
+        return []
+
+    methods = {"warm": warm, "untouched": lambda t, s, weight: []}
+    options = {"methods": methods, "weights": [1.0], "seeds": 1, "optimizer": _still}
+    result = _compare(folder=tmp_path / "runs", **options)
+    warmed = keras.saving.load_model(tmp_path / "runs" / "warm-weight1-seed0.keras")
+    for old, new in zip(trained.get_weights(), warmed.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert _row(result, "untouched")["values"] == _row(result, "student")["values"]
+    assert _row(result, "warm")["training_only_weights"] == 0
+
+
+def _still(steps):
+    return keras.optimizers.SGD(0.0)
+
+
 def test_a_folder_goes_on_and_takes_more(tmp_path, monkeypatch, capsys):
     fits = []
     fit = mikd.Distiller.fit

@@ -9,6 +9,7 @@ from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 VARIANTS = ("official", "repdistiller", "wgan")
 MAPS = (3, 4, 4, 5), (3, 4, 4, 2)
 VECTORS = (3, 5), (3, 2)
+UNFOLDED = (3, 8, 8, 5), (3, 2)
 EPSILON = {"official": 0.0, "repdistiller": 1e-5, "wgan": 1e-5}
 
 
@@ -45,6 +46,22 @@ def _twin_mean(variant, student, weights):
         return np.maximum(hidden @ second, 0.0) @ third
     gamma1, beta1, first, gamma2, beta2, second = weights
     return _norm_relu(_norm_relu(student, gamma1, beta1) @ first, gamma2, beta2) @ second
+
+
+def _twin_unfolded(student, kernels, between):
+    """Transposed convolutions by their definition: every element spreads its kernel."""
+    first, *others = kernels
+    x = np.einsum("bc,hwdc->bhwd", student.astype("float64"), first)
+    for kernel in others:
+        x = between(x)
+        batch, height, width, _ = x.shape
+        spread = np.zeros((batch, 2 * height + 2, 2 * width + 2, kernel.shape[2]))
+        for i in range(height):
+            for j in range(width):
+                window = spread[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4]
+                window += np.einsum("bc,hwdc->bhwd", x[:, i, j], kernel)
+        x = spread[:, 1:-1, 1:-1]
+    return x
 
 
 def _twin_loss(teacher, mean, alpha, epsilon, variant, reduction):
@@ -88,6 +105,43 @@ def test_loss_on_vectors_equals_numpy(variant, reduction):
 
 
 @pytest.mark.parametrize(
+    ("variant", "between"),
+    [("official", lambda x: x), ("repdistiller", lambda x: np.maximum(x, 0.0))],
+)
+@pytest.mark.parametrize(
+    ("map_size", "kernels"),
+    [
+        ((8, 8), [(4, 4), (4, 4)]),
+        ((6, 12), [(3, 6), (4, 4)]),
+        ((5, 7), [(5, 7)]),
+        ((2, 2), [(2, 2)]),
+    ],
+)
+def test_loss_of_a_vector_that_is_unfolded_to_a_map_equals_numpy(
+    variant, between, map_size, kernels
+):
+    shapes = (3, *map_size, 5), (3, 2)
+    head = _head(shapes, variant=variant, hidden_channels=4, reduction="sum")
+    alpha, *weights = _randomize(head)
+    assert [kernel.shape[:2] for kernel in weights] == kernels
+    teacher, student = _tensors(shapes)
+    mean = _twin_unfolded(student, weights, between)
+    assert mean.shape == teacher.shape
+    expected = _twin_loss(teacher, mean, alpha, EPSILON[variant], variant, "sum")
+    np.testing.assert_allclose(head(teacher, student), expected, rtol=1e-4)
+
+
+def test_unfolding_starts_with_the_spread_of_pytorch_s_convolutions():
+    """Of U(-1, 1) / sqrt(number of terms), whose sum with unit inputs has a variance of 1/3."""
+    keras.utils.set_random_seed(0)
+    head = _head(((1, 16, 16, 32), (1, 64)), variant="official")
+    student = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
+    # The borders of a transposed convolution have fewer terms.
+    inside = np.asarray(head.predict_mean(student))[:, 4:-4, 4:-4]
+    np.testing.assert_allclose(np.var(inside), 1 / 27, rtol=0.15)
+
+
+@pytest.mark.parametrize(
     ("variant", "hidden", "variance"),
     [
         ("official", [5], np.log1p(np.exp(np.log1p(np.exp(5.0))))),
@@ -120,7 +174,7 @@ def test_the_larger_map_is_averaged_to_the_smaller_grid(shapes):
     np.testing.assert_allclose(head(teacher, student), same_size, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shapes", [MAPS, VECTORS])
+@pytest.mark.parametrize("shapes", [MAPS, VECTORS, UNFOLDED])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_the_variance_too_gets_a_gradient(variant, shapes):
     head = _head(shapes, variant=variant)
@@ -183,14 +237,16 @@ def test_training_learns_mean_and_variance_of_a_linear_gaussian():
     np.testing.assert_allclose(head.gaussian_nats.result(), -0.5 * np.log(1 - explained), atol=0.05)
 
 
-@pytest.mark.parametrize("shapes", [((2, 4, 4, 5), (2, 2, 2, 3)), VECTORS])
-def test_readout_is_in_nats_on_the_common_grid(shapes):
+@pytest.mark.parametrize(
+    ("shapes", "grid"), [(((2, 4, 4, 5), (2, 2, 2, 3)), (2, 2)), (VECTORS, ()), (UNFOLDED, (8, 8))]
+)
+def test_readout_is_in_nats_on_the_common_grid(shapes, grid):
     head = _head(shapes, name="vid")
     assert [metric.name for metric in head.metrics] == ["vid_gaussian_nats"]
     seen = watched(head)
     head(*_tensors(shapes))
     target, mean, variance = seen["gaussian_nats"]
-    assert target.shape == mean.shape == (*shapes[1][:-1], 5)
+    assert target.shape == mean.shape == (shapes[0][0], *grid, 5)
     assert variance.shape == (5,)
 
 
@@ -205,9 +261,10 @@ def test_batch_normalization_learns_in_training_only():
     assert np.any(head.non_trainable_weights[0].numpy() != 0)
 
 
+@pytest.mark.parametrize("shapes", [MAPS, UNFOLDED])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_saved_head_is_the_same_head(variant, tmp_path):
-    inputs = [keras.Input(shape[1:]) for shape in MAPS]
+def test_a_saved_head_is_the_same_head(variant, shapes, tmp_path):
+    inputs = [keras.Input(shape[1:]) for shape in shapes]
     options = {
         "variant": variant,
         "hidden_channels": 4,
@@ -224,7 +281,7 @@ def test_a_saved_head_is_the_same_head(variant, tmp_path):
     config = loaded.layers[-1].get_config()
     assert config == head.get_config()
     assert options.items() <= config.items()
-    tensors = _tensors(MAPS)
+    tensors = _tensors(shapes)
     np.testing.assert_array_equal(loaded(tensors), model(tensors))
 
 
@@ -256,6 +313,14 @@ def test_bad_arguments_are_refused(options, message):
         GaussianVIDHead(**options)
 
 
-def test_a_vector_against_a_map_is_refused():
-    with pytest.raises(ValueError, match="two vectors .* or two feature maps"):
-        _head(((2, 5), (2, 4, 4, 3)))
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 5), (2, 4, 4, 3)), "two vectors .* or two feature maps"),
+        (((2, 6, 5), (2, 3)), "two vectors .* or two feature maps"),
+        (((2, None, 4, 5), (2, 3)), "Build the teacher with a fixed input size"),
+    ],
+)
+def test_a_vector_against_what_it_does_not_unfold_to_is_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        _head(shapes)

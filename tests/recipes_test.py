@@ -51,6 +51,16 @@ def test_losses_of_logits_have_the_weights_of_their_authors():
     assert (rld.temperature, rld.confidence_temperature) == (2.0, None)
 
 
+def test_places_of_a_student_without_stages_are_named():
+    teacher = _three_stages()
+    student = mikd.models.mlp(width=4, num_classes=4, input_shape=(16, 16, 3))
+    pairs = [("stage2", "hidden1"), ("stage3", "hidden2")]
+    assert _layout(recipes.vid(teacher, student, stage_weight=2.0, pairs=pairs)) == [
+        ("vid_stage2_to_hidden1", "stage2", "hidden1", 2.0),
+        ("vid_stage3_to_hidden2", "stage3", "hidden2", 2.0),
+    ]
+
+
 def test_signs_are_read_before_the_relu():
     wide, plain = mikd.models.wrn_16_1(4, (16, 16, 3)), _three_stages()
     losses = recipes.activation_boundary(wide, plain, weight=2.0)

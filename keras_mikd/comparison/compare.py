@@ -63,7 +63,8 @@ def compare(
         test: Data that nothing is chosen on; without it, the report is about `validation`.
         methods: Names of recipes, in short as in `comparison.methods.METHODS`: `"kd"`, `"at"`,
             `"crd"`, ...; or a dict `{name: function (teacher, student, weight) -> list of losses}`,
-            with `None` for a known name.
+            with `None` for a known name. A function without losses changes the student itself, as
+            one that gives it trained weights does.
         weights: Weights to try for every method, a list, or `{method: list}`; with `balance`, 0.3,
             1 and 3 if `None`.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
@@ -242,12 +243,12 @@ class _Runner:
         """Returns the student of a method (`None`: alone), a weight and a seed, and its numbers."""
         keras.utils.set_random_seed(seed)
         student = self.make_student()
-        if method is None:
-            model = SelfDistiller(student, [])
-        else:
-            losses = method.losses(self.teacher, student, weight)
+        losses = method.losses(self.teacher, student, weight) if method else []
+        if losses:
             model = Distiller(self.teacher, student, losses, balance=self.balance)
-        batches = self.data.batches(seed, with_teacher=method is not None)
+        else:
+            model = SelfDistiller(student, [])
+        batches = self.data.batches(seed, with_teacher=bool(losses))
         steps = self.epochs * len(batches)
         model.compile(self.optimizer(steps), self.loss, metrics=["accuracy"])
         time_of_steps = _StepTime()
@@ -333,6 +334,7 @@ def _places(methods, teacher, make_student):
     for method in methods.values():
         student = make_student()
         losses = method.losses(teacher, student, method.weights[0])
-        Distiller(teacher, student, losses)  # It refuses what does not fit.
+        if losses:
+            Distiller(teacher, student, losses)  # It refuses what does not fit.
         read += [loss.teacher_layer for loss in losses]
     return loss_checks.listed(read)

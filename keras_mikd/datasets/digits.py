@@ -11,6 +11,7 @@ def load_digits(
     *,
     batch_size: int = 50,
     labels_per_class: int | None = None,
+    unlabelled: bool = False,
     train_fraction: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
@@ -25,6 +26,7 @@ def load_digits(
         batch_size: Images in a batch, at least 1.
         labels_per_class: Training images to keep of each class, drawn at random with `seed`; None
             keeps the whole train split. A smaller draw is a subset of a larger one.
+        unlabelled: Whether the other training images stay, with the label -1; see `load_images`.
         train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
             ones of the file, whatever their classes and the seed. An epoch stays as long as with
             all images. This is the few-shot protocol of MCMI (arXiv 2401.08732), except for the
@@ -52,7 +54,9 @@ def load_digits(
     model.fit(digits.train, validation_data=digits.validation, epochs=60)
     ```
     """
-    training = Training(batch_size, seed, augment, labels_per_class, train_fraction)
+    training = Training(
+        batch_size, seed, augment, labels_per_class, train_fraction, unlabelled=unlabelled
+    )
     import_tfds()
     from keras_mikd.datasets.digits_builder import MikdDigits
 

@@ -40,6 +40,41 @@ def repdistiller_convolutions(teacher_shape, student_shape, *, dtype, instead):
     )
 
 
+def unfolding_convolutions(teacher_shape, student_shape, *, width, dtype):
+    """Returns layers that unfold a student's vector into a map of the teacher's size, in a list.
+
+    The first makes a cell of the vector. A transposed convolution as large as the smallest grid
+    follows, then one of 4x4 with stride 2 for each doubling. Sizes are halved down to the smallest
+    grid while both are even and one of them is above 4. `width` is the channels in between.
+
+    Raises:
+        ValueError: If the size of the teacher's map is unknown.
+    """
+    grid, made = list(common_grid(teacher_shape, teacher_shape)), teacher_shape[-1]
+    doublings = 0
+    while max(grid) > 4 and not any(size % 2 for size in grid):
+        grid, doublings = [size // 2 for size in grid], doublings + 1
+    taken = student_shape[-1]
+    layers = [keras.layers.Reshape((1, 1, taken), dtype=dtype)]
+    for i, channels in enumerate([*[width] * doublings, made]):
+        # What an element sums over: one cell, later 2 x 2. Keras' `fan_in` of a transposed kernel
+        # counts the channels that are made.
+        limit = (4 * taken if i else taken) ** -0.5
+        layers.append(
+            keras.layers.Conv2DTranspose(
+                channels,
+                4 if i else grid,
+                strides=2 if i else 1,
+                padding="same" if i else "valid",
+                use_bias=False,
+                kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+                dtype=dtype,
+            )
+        )
+        taken = channels
+    return layers
+
+
 def batch_norm(dtype):
     """Returns a BatchNormalization as PyTorch has it, with the statistics of all replicas."""
     return keras.layers.BatchNormalization(

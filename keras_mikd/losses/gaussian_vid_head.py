@@ -10,6 +10,7 @@ from keras import ops
 from keras_mikd import checks, masks
 from keras_mikd.bounds import barber_agakov
 from keras_mikd.features.grids import Comparison
+from keras_mikd.losses.connectors import batch_norm, run, unfolding_convolutions
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_pair
 from keras_mikd.metrics.gaussian_information import GaussianInformation
@@ -85,6 +86,8 @@ class GaussianVIDHead(DistillationLoss):
     For two vectors, `mu` is a linear map with bias; for VID on logits, put `student_layer="pooled"`
     against the teacher's output. For two feature maps, averaged to the smaller grid, `mu` is a
     stack of 1x1 convolutions without bias; so it is for sequences of tokens, see docs/tokens.md.
+    For a teacher's map and a student's vector, as from a CNN to a perceptron, `mu` unfolds the
+    vector by transposed convolutions, see docs/methods.md: a reconstruction.
 
     Args:
         variant: Which released code sets `mu`, `epsilon` and the first variance: `"official"`
@@ -100,7 +103,7 @@ class GaussianVIDHead(DistillationLoss):
 
     Raises:
         ValueError: If an argument is out of range; in `build`, if the tensors are not two vectors,
-            feature maps or sequences of tokens.
+            feature maps or sequences of tokens, or a teacher's map of known size and a vector.
 
     References:
         Ahn et al., Variational information distillation for knowledge transfer (arXiv:1904.05835).
@@ -127,7 +130,7 @@ class GaussianVIDHead(DistillationLoss):
         self.reduction = reduction
 
     def build(self, teacher_shape, student_shape):
-        check_pair(teacher_shape, student_shape)
+        check_pair(teacher_shape, student_shape, unfolds=True)
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
         self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
@@ -145,8 +148,7 @@ class GaussianVIDHead(DistillationLoss):
         self.gaussian_nats = GaussianInformation(
             teacher_shape[-1], name=f"{self.name}_gaussian_nats"
         )
-        channels = student_shape[-1], teacher_shape[-1]
-        self.mean_layers = [self._linear(channels[1])] if vectors else self._convolutions(*channels)
+        self.mean_layers = self._mean_layers(tuple(teacher_shape), tuple(student_shape))
         shape = (*student_shape[:1], *(self.grid or ()), student_shape[-1])
         for layer in self.mean_layers:
             layer.build(shape)
@@ -203,11 +205,7 @@ class GaussianVIDHead(DistillationLoss):
             # A chain of linear maps: multiplied first, they cost one pass over the feature map.
             kernels = [layer.kernel for layer in self.mean_layers]
             return ops.matmul(student, functools.reduce(ops.matmul, kernels))
-        mean = student
-        for layer in self.mean_layers:
-            norm = isinstance(layer, keras.layers.BatchNormalization)
-            mean = layer(mean, training=training) if norm else layer(mean)
-        return mean
+        return run(self.mean_layers, student, training)
 
     def variance(self):
         """Returns the variance of `q`, shape `(teacher channels,)`."""
@@ -228,21 +226,29 @@ class GaussianVIDHead(DistillationLoss):
         softplus = self.initial_variance - self.epsilon
         return softplus + math.log(-math.expm1(-softplus))
 
-    def _convolutions(self, student_channels, teacher_channels):
+    def _mean_layers(self, teacher_shape, student_shape):
+        made, taken = teacher_shape[-1], student_shape[-1]
+        if len(teacher_shape) == 2:
+            return [self._linear(made)]
         variant = _VARIANTS[self.variant]
-        width = variant.hidden[0] * student_channels + variant.hidden[1] * teacher_channels
-        hidden = [self.hidden_channels or width] * (variant.convolutions - 1)
-        layers = []
-        for i, channels in enumerate([*hidden, teacher_channels]):
+        width = self.hidden_channels or variant.hidden[0] * taken + variant.hidden[1] * made
+        if len(student_shape) == 2:
+            cell, *stack = unfolding_convolutions(
+                teacher_shape, student_shape, width=width, dtype=self.dtype_policy
+            )
+            return [cell, *self._activated(stack)]
+        widths = [*[width] * (variant.convolutions - 1), made]
+        return self._activated([self._linear(each, use_bias=False) for each in widths])
+
+    def _activated(self, convolutions):
+        """Returns convolutions with what the variant has before them."""
+        variant, layers = _VARIANTS[self.variant], []
+        for i, convolution in enumerate(convolutions):
             if variant.batch_norm_relu:
-                layers.append(
-                    keras.layers.BatchNormalization(
-                        momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.dtype_policy
-                    )
-                )
+                layers.append(batch_norm(self.dtype_policy))
             if variant.batch_norm_relu or (variant.relu and i > 0):
                 layers.append(keras.layers.ReLU(dtype=self.dtype_policy))
-            layers.append(self._linear(channels, use_bias=False))
+            layers.append(convolution)
         return layers
 
     def _linear(self, channels, use_bias=True):

@@ -9,10 +9,11 @@ _KINDS = {
 }
 
 
-def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4)):
+def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4), unfolds=False):
     """Checks that two tensors can be compared: two vectors, sequences of tokens or feature maps.
 
-    A map and a sequence can be compared as well, where both are in `ranks`.
+    A map and a sequence can be compared as well, where both are in `ranks`; and a teacher's map
+    with a student's vector, if the loss `unfolds` the vector into a map.
 
     Raises:
         ValueError: If there is a list of tensors instead of one, the rank is not one of `ranks`
@@ -28,7 +29,10 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4)):
             )
     found = {len(shape) for shape in shapes}
     known = min(found) >= 2 if ranks is None else found <= set(ranks)
-    if not known or (len(found) > 1 and (ranks is None or found != {3, 4})):
+    mixed = len(found) > 1 and (ranks is None or found != {3, 4})
+    if unfolds and [len(shape) for shape in shapes] == [4, 2]:
+        mixed = False
+    if not known or mixed:
         kinds = " or two ".join(_KINDS[rank] for rank in ranks or _KINDS)
         raise ValueError(
             f"Expected two {kinds}. {received}. Choose other places with `teacher_layer` and "

@@ -24,8 +24,7 @@ def mlp(
 
     There are no maps, and so no stages to pair. The layers "hidden1", "hidden2", ... are the
     vectors after the ReLU; "pooled" is the last one. Losses take these places by name:
-    `GaussianVIDHead` and `Hint` from vector to vector, `JSDCritic` from a vector to a map too. The
-    experiment's heads, which unfold a vector into a map, are not here.
+    `Hint` from vector to vector, `JSDCritic` and `GaussianVIDHead` from a map of the teacher too.
 
     Args:
         width: Units of every hidden layer.

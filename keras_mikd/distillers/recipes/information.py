@@ -10,7 +10,7 @@ from keras_mikd.losses.jsd_critic import JSDCritic
 from keras_mikd.losses.muse import MUSE
 
 
-def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, raw=False, **head):
+def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, pairs=None, raw=False, **head):
     """Gaussian heads on the pairs of stages and on the logits (VID, arXiv:1904.05835).
 
     Args:
@@ -18,13 +18,15 @@ def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, raw=False, **h
         student: Likewise, or the teacher itself.
         stage_weight: Factor of every stage pair's loss, `"vid_<place>"`; 0 leaves them out.
         logits_weight: Factor of the loss of the teacher's logits, `"vid_logits"`, likewise.
+        pairs: List of `(teacher's place, student's place)` instead of the pairs of stages, as for a
+            perceptron: `[("stage1", "hidden1"), ...]`.
         raw: As in `attention_transfer`.
         **head: `variant`, `initial_variance` and `reduction` of `GaussianVIDHead`.
     """
     losses = []
     if stage_weight:
-        head_options = {"weight": stage_weight, **head}
-        losses += at_stages(GaussianVIDHead, "vid", teacher, student, raw=raw, **head_options)
+        head_options = {"weight": stage_weight, "pairs": pairs, "raw": raw, **head}
+        losses += at_stages(GaussianVIDHead, "vid", teacher, student, **head_options)
     if logits_weight:
         places = {"teacher_layer": OUTPUT, "student_layer": POOLED}
         losses.append(GaussianVIDHead(**places, weight=logits_weight, name="vid_logits", **head))
