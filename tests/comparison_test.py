@@ -122,6 +122,11 @@ def test_a_folder_goes_on_and_takes_more(tmp_path, monkeypatch, capsys):
     assert len(fits) == 2
     assert _row(more, "kd")["values"] == _row(whole, "kd")["values"]
     assert "from its file" in capsys.readouterr().out
+    # What is there needs no teacher any more.
+    monkeypatch.setattr(mikd.TeacherCache, "build", None)
+    monkeypatch.setattr(mikd.SelfDistiller, "evaluate", None)
+    again = _compare(folder=tmp_path / "runs", methods=["kd", "hint"], seeds=1)
+    assert again.as_dict() == more.as_dict()
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -97,7 +97,7 @@ def compare(
     checks.integer("epochs", epochs, at_least=1)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     places = _places(chosen, teacher, make_student)
-    data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes)
+    data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
     runner = _Runner(
         teacher, make_student, data, validation, test, epochs, optimizer or _adam, loss, balance
     )
@@ -115,8 +115,7 @@ def compare(
     }
     cells = Cells(folder, settings)
     split = "validation" if test is None else "test"
-    data.run_teacher(verbose)
-    teacher_accuracy = runner.accuracies(teacher)[split]
+    teacher_accuracy = _of_teacher(cells, runner)[split]
     if verbose:
         print(f"teacher: {teacher_accuracy:.2f} % of the {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
@@ -192,8 +191,11 @@ class _Sweep:
 class _Data:
     """The training data of all runs: batches with the teacher's tensors, if they are kept."""
 
-    def __init__(self, teacher, places, train, batch_size, augment, views, max_cache_bytes):
-        self.batch_size, self.cache, self._is_kept = batch_size, None, False
+    def __init__(
+        self, teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose
+    ):
+        self.batch_size, self.cache, self.verbose = batch_size, None, verbose
+        self._is_kept = self._has_run = False
         if isinstance(train, tf.data.Dataset):
             if augment is not None or views != 1:
                 raise ValueError(
@@ -210,23 +212,26 @@ class _Data:
         )
         self._is_kept = self.cache.nbytes <= max_cache_bytes
 
-    def run_teacher(self, verbose):
+    def batches(self, seed, *, with_teacher):
+        """Returns the batches of a seed, the same for every method."""
+        if self.cache is None:
+            return self._train
+        if with_teacher and not self._has_run:
+            self._run_teacher()
+        kept = with_teacher and self._is_kept
+        return self.cache.batches(self.batch_size, seed=seed, with_teacher=kept)
+
+    def _run_teacher(self):
         """Runs the teacher once over the arrays, if there is room for what it says."""
+        self._has_run = True
         if self._is_kept:
-            self.cache.build(verbose=verbose)
-        elif self.cache is not None and verbose:
+            self.cache.build(verbose=self.verbose)
+        elif self.verbose:
             print(
                 f"The teacher's tensors need {self.cache.nbytes:,} bytes, more than "
                 "`max_cache_bytes`: the teacher runs in every step.",
                 flush=True,
             )
-
-    def batches(self, seed, *, with_teacher):
-        """Returns the batches of a seed, the same for every method."""
-        if self.cache is None:
-            return self._train
-        kept = with_teacher and self._is_kept
-        return self.cache.batches(self.batch_size, seed=seed, with_teacher=kept)
 
 
 class _Runner:
@@ -299,6 +304,16 @@ class _StepTime(keras.callbacks.Callback):
 
     def median(self):
         return statistics.median(self.times[1:] or self.times)
+
+
+def _of_teacher(cells, runner):
+    """Returns the accuracies of the teacher, which are measured once."""
+    key = {"method": "teacher"}
+    found = cells.get(key)
+    if found is None:
+        found = runner.accuracies(runner.teacher)
+        cells.keep(key, found)
+    return found
 
 
 def _fingerprint(data):
