@@ -42,7 +42,8 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "docs_cells")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
-nb_merge_streams = True
+# TensorFlow writes there which accelerators are missing where the site is built.
+nb_output_stderr = "remove"
 
 html_theme = "furo"
 html_title = "keras_mikd"

@@ -83,8 +83,8 @@ def stages(model):
         model: Functional or built Sequential model with channels-last maps.
 
     Returns:
-        A dict from place to `Stage(layer, shape)`, of stages, blocks, `"pooled"`. Places that the network
-        does not have are missing.
+        A dict from place to `Stage(layer, shape)`. Places that the network does not have are
+        missing.
 
     Raises:
         ValueError: If the model is subclassed or not built.

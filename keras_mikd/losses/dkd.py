@@ -22,7 +22,7 @@ class DKD(DistillationLoss):
     there is one other, so that `q` says nothing and the second part is 0.
 
     The authors' code removes the label's class by -1000 on its logit, here it is left out. Their
-    weight rises from 0 over the first 20 epochs: a schedule as `weight`, see docs/methods/logits.md.
+    weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.
 
     Args:
         alpha: Factor of the part of the target class, a finite float of at least 0.

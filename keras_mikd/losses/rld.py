@@ -24,7 +24,7 @@ class RLD(DistillationLoss):
     class is below, the second part is 0. KL is in nats.
 
     The authors' code has a `C` of 1 and an option for that of `T`, which their examples use. Their
-    weight rises from 0 over the first 20 epochs: a schedule as `weight`, see docs/methods/logits.md.
+    weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.
 
     Args:
         alpha: Factor of the first part, a finite float of at least 0.
