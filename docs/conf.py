@@ -31,8 +31,9 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 # What is inherited of Keras is documented there.
 autodoc_inherit_docstrings = False
-# Python's own errors have no page here.
-nitpick_ignore_regex = [("py:exc", r".*")]
+# Errors and types of Python, NumPy and TensorFlow have no page here. Napoleon takes the words
+# before a colon for a type.
+nitpick_ignore_regex = [("py:exc", r".*"), ("py:class", r"(?!keras_mikd).*")]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

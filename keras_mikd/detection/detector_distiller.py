@@ -20,6 +20,14 @@ class DetectorDistiller(DetectorTask, Distiller):
     replicas. Places are the backbone's levels, such as `"P3"`, those of a RetinaNet's pyramid,
     `"feature_pyramid/P3"`, and every other layer.
 
+    ```python
+    distiller = keras_mikd.DetectorDistiller(
+        teacher, student, [keras_mikd.Hint(teacher_layer="P4", student_layer="P4")]
+    )
+    distiller.compile("adam", box_loss="huber", classification_loss="focal")
+    distiller.fit(scenes.train, epochs=30, shuffle=False)
+    ```
+
     Args:
         teacher: Trained Keras model with the same inputs, for instance a larger detector.
         student: `keras_cv.models.RetinaNet` or `YOLOV8Detector`, or a model with their methods.
@@ -29,15 +37,6 @@ class DetectorDistiller(DetectorTask, Distiller):
     Raises:
         ValueError: If the student is not a detector, or its losses are missing in `compile`;
             otherwise as `Distiller`.
-
-    Example:
-        ```python
-        distiller = keras_mikd.DetectorDistiller(
-            teacher, student, [keras_mikd.Hint(teacher_layer="P4", student_layer="P4")]
-        )
-        distiller.compile("adam", box_loss="huber", classification_loss="focal")
-        distiller.fit(scenes.train, epochs=30, shuffle=False)
-        ```
     """
 
     def __init__(self, teacher, student, distillation_losses, **kwargs):
