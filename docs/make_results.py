@@ -39,6 +39,7 @@ INFORMATION = {
     "mimkd_nce": "MIMKD, InfoNCE",
     "crd": "CRD",
     "itrd": "ITRD",
+    "vid_unfolded": "VID, unfolded",
 }
 """Methods of mutual information."""
 
@@ -51,6 +52,7 @@ NAMES = {
     "vkd": "VkD (without whitening)",
     "sp": "similarity preserving",
     "cc": "correlation congruence",
+    "hint_pooled": "hint between pooled vectors",
 }
 
 
