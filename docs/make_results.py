@@ -118,6 +118,7 @@ def chart(result):
     axes.axvline(result["teacher"], color="tab:red", linestyle="--", linewidth=1)
     axes.text(result["teacher"], 0, "teacher ", ha="right", color="tab:red")
     axes.set_yticks(range(len(rows)), [title(row["method"]) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("test accuracy, %; blue: methods of mutual information")
     axes.grid(axis="x", alpha=0.3)
     return figure
