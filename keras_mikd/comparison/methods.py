@@ -37,7 +37,7 @@ METHODS = {
     "rld": Method(_weighted(recipes.rld), (0.1, 1.0, 10.0)),
     "dist": Method(_weighted(recipes.dist), (0.2, 2.0, 20.0)),
     "wttm": Method(_weighted(recipes.wttm), (0.4, 4.0, 40.0)),
-    "hint": Method(_weighted(recipes.hint), (1.0, 10.0, 100.0)),
+    "hint": Method(_weighted(recipes.hint), (10.0, 100.0, 1000.0)),
     "vkd": Method(_weighted(recipes.vkd), (0.1, 1.0, 10.0)),
     "at": Method(_weighted(recipes.attention_transfer), (10.0, 100.0, 1000.0)),
     "ab": Method(_weighted(recipes.activation_boundary), (0.1, 1.0, 10.0)),
