@@ -83,8 +83,15 @@ def test_report(tmp_path):
     data = tf.data.Dataset.from_tensor_slices((_images(10), np.zeros(10))).batch(4)
     report = export_tflite(_cnn(), str(path), check_on=data, tolerance=1e-5)
     assert report == TFLiteReport(
-        path, path.stat().st_size, 10, report.max_difference, 1.0, tolerance=1e-5
+        path,
+        path.stat().st_size,
+        10,
+        report.max_difference,
+        1.0,
+        tolerance=1e-5,
+        minimum_runtime=report.minimum_runtime,
     )
+    assert report.minimum_runtime.split(".")[0] == "1"
     assert report.ok and 0 <= report.max_difference <= 1e-5
     assert "10 examples" in str(report) and "same class for 100.00%" in str(report)
     assert [file.name for file in path.parent.iterdir()] == ["cnn.tflite"]
@@ -110,7 +117,7 @@ def test_unchecked_is_not_ok(identity, tmp_path, monkeypatch):
     _convert_to(content, monkeypatch)
     report = export_tflite(model, tmp_path / "a.tflite")
     assert (report.examples, report.max_difference, report.class_agreement) == (0, None, None)
-    assert not report.ok and str(report).endswith("not checked")
+    assert not report.ok and "kB, not checked" in str(report)
 
 
 @pytest.mark.parametrize("older", [None, b"older"], ids=["no file", "older file"])
@@ -303,7 +310,7 @@ def test_several_inputs_and_outputs(as_dict):
     named = {"z_first": np.full((6, 4), 3.0), "a_second": np.ones((6, 4))}
     for x in [named] if as_dict else [named, tuple(named.values())]:
         data = tf.data.Dataset.from_tensor_slices((x, np.zeros(6))).batch(4)
-        examples, difference, agreement = compare(model, content, data)
+        examples, difference, agreement, *_ = compare(model, content, data)
         assert (examples, agreement) == (6, 1.0) and difference < 1e-5
 
 
@@ -493,3 +500,68 @@ def test_a_link_to_nothing_is_replaced_only_if_asked(tmp_path, identity, monkeyp
     assert path.is_symlink()
     export_tflite(model, path, overwrite=True)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        (np.arange(6) % 3, (1.0, 1.0)),
+        (np.array([[0], [1], [2], [0], [1], [0]]), (5 / 6, 5 / 6)),
+        (np.eye(3)[np.arange(6) % 3], (1.0, 1.0)),
+        (np.full((6, 3), 1 / 3), (None, None)),
+        (np.linspace(0, 2, 6), (None, None)),
+    ],
+    ids=["indices", "column", "one-hot", "soft", "real numbers"],
+)
+def test_accuracy_is_that_of_labels_that_are_classes(identity, labels, expected):
+    model, content = identity
+    images = np.eye(3, dtype="float32")[np.arange(6) % 3]
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+    agreement = compare(model, content, data)
+    assert (agreement.accuracy, agreement.keras_accuracy) == expected
+
+
+def test_accuracy_is_that_of_the_file(identity):
+    """The network -x is wrong wherever x is right."""
+    data = tf.data.Dataset.from_tensor_slices((np.eye(3, dtype="float32"), np.arange(3))).batch(2)
+    agreement = compare(_logit_network(-1), identity[1], data)
+    assert (agreement.accuracy, agreement.keras_accuracy) == (1.0, 0.0)
+
+
+def test_int16_is_closer_than_int8(trained, tmp_path):
+    model, _, x, _ = trained
+    reports = [
+        export_tflite(model, tmp_path / f"{kind}.tflite", check_on=x, quantize=kind, calibrate_on=x)
+        for kind in ("int8", "int16")
+    ]
+    assert reports[1].max_difference < reports[0].max_difference / 1.5
+    assert reports[0].float_operators == reports[1].float_operators == ()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16"])
+def test_integer_inputs_and_outputs(trained, tmp_path, kind):
+    model, _, x, _ = trained
+    report = export_tflite(
+        model,
+        tmp_path / "a.tflite",
+        check_on=x,
+        quantize=kind,
+        calibrate_on=x,
+        integer_io=True,
+    )
+    runner = Interpreter(model_path=str(report.path)).get_signature_runner()
+    for details in (runner.get_input_details(), runner.get_output_details()):
+        assert [detail["dtype"] for detail in details.values()] == [np.dtype(kind).type]
+    assert report.class_agreement > 0.9
+
+
+def test_what_is_left_in_float_is_said(tmp_path):
+    """LiteRT has no integer form of the sine."""
+    inputs = keras.Input((8,))
+    hidden = keras.ops.sin(keras.layers.Dense(4)(inputs))
+    outputs = keras.layers.Dense(4)(hidden)
+    x = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
+    report = export_tflite(
+        keras.Model(inputs, outputs), tmp_path / "a.tflite", quantize="int8", calibrate_on=x
+    )
+    assert report.float_operators and ", in float32 still " in str(report)

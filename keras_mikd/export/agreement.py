@@ -1,10 +1,22 @@
 """How far a converted network agrees with the Keras model that it was made from."""
 
+from typing import NamedTuple
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 _ARRAY_BATCH = 32
+
+
+class Agreement(NamedTuple):
+    """A file beside its model; see the attributes of `TFLiteReport` with these names."""
+
+    examples: int = 0
+    max_difference: float | None = None
+    class_agreement: float | None = None
+    accuracy: float | None = None
+    keras_accuracy: float | None = None
 
 
 def checked_batches(argument, data, model):
@@ -40,35 +52,64 @@ def inputs_of(model):
 
 def inputs_in(argument, batches):
     """Yields the inputs of each batch, `x` or `(x, y, ...)`; raises where there are no examples."""
+    for x, _ in _examples_in(argument, batches):
+        yield x
+
+
+def _examples_in(argument, batches):
+    """Yields `(x, y)` of each batch; `y` is `None` where it has no labels."""
     examples = 0
     for batch in batches:
-        x = batch[0] if isinstance(batch, tuple) else batch
+        x, y = (*batch, None)[:2] if isinstance(batch, tuple) else (batch, None)
         examples += keras.tree.flatten(x)[0].shape[0]
-        yield x
+        yield x, y
     if not examples:
         raise ValueError(f"Expected `{argument}` to hold examples. Received: {argument}=[]")
 
 
 def compare(model, content, batches):
-    """Runs a float32 model and the bytes of its file on the same examples.
-
-    Returns the number of examples, the largest absolute difference over all outputs, and the
-    fraction of output vectors whose largest entry is in the same place (`None` without any).
-    """
+    """Runs a float32 model and the bytes of its file on the same examples; returns `Agreement`."""
     runner = _interpreter(content).get_signature_runner()
     examples, largest, same, vectors = 0, 0.0, 0, 0
-    for x in inputs_in("check_on", batches):
+    right = {"file": 0, "keras": 0}
+    for x, y in _examples_in("check_on", batches):
         # On a GPU, float32 may mean TF32, which differs by more than a good conversion does.
         with tf.device("CPU"):
             expected = _named(model(x, training=False))
-        actual = runner(**_feed(model, runner, x))
-        examples += keras.tree.flatten(x)[0].shape[0]
+        actual = _floats(runner, runner(**_feed(model, runner, x)))
+        size = keras.tree.flatten(x)[0].shape[0]
+        examples += size
         for name, value in expected.items():
             largest = np.maximum(largest, _largest_difference(value, actual[name]))
             if value.ndim > 1 and value.shape[-1] > 1:
                 agrees = value.argmax(axis=-1) == actual[name].argmax(axis=-1)
                 same, vectors = same + agrees.sum(), vectors + agrees.size
-    return examples, float(largest), float(same / vectors) if vectors else None
+        classes = _classes(y, [*expected.values()])
+        if right is not None and classes is not None:
+            for side, outputs in (("file", actual), ("keras", expected)):
+                right[side] += (next(iter(outputs.values())).argmax(axis=-1) == classes).sum()
+        else:
+            right = None
+    accuracies = (None, None) if right is None else [float(n / examples) for n in right.values()]
+    agreement = float(same / vectors) if vectors else None
+    return Agreement(examples, float(largest), agreement, *accuracies)
+
+
+def _classes(y, outputs):
+    """Returns the class of every example, or `None` where labels are none or mean something else.
+
+    Labels are ints of shape `(batch,)` or `(batch, 1)`, or one-hot rows, beside one output of
+    shape `(batch, classes)`.
+    """
+    if y is None or len(outputs) != 1 or outputs[0].ndim != 2 or keras.tree.is_nested(y):
+        return None
+    y, (batch, classes) = np.asarray(y), outputs[0].shape
+    if y.shape == (batch, classes) and classes > 1:
+        one_hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=-1) == 1).all()
+        return y.argmax(axis=-1) if one_hot else None
+    if y.shape not in ((batch,), (batch, 1)) or y.dtype.kind not in "iu" or classes < 2:
+        return None
+    return y.reshape(batch)
 
 
 def _interpreter(content):
@@ -101,7 +142,26 @@ def _feed(model, runner, x):
             "model. Several inputs need a Functional model."
         )
     pairs = zip(names, values, strict=True)
-    return {name: np.asarray(value).astype(details[name]["dtype"]) for name, value in pairs}
+    return {name: _as_stored(np.asarray(value), details[name]) for name, value in pairs}
+
+
+def _as_stored(value, detail):
+    """Returns real numbers as a tensor of the file has them, which may be in int8."""
+    scale, zero = detail["quantization"]
+    if scale and value.dtype.kind == "f":
+        limits = np.iinfo(detail["dtype"])
+        value = np.clip(np.round(value / scale) + zero, limits.min, limits.max)
+    return value.astype(detail["dtype"])
+
+
+def _floats(runner, outputs):
+    """Returns the outputs of the file as real numbers, those in int8 times their scale."""
+    details = runner.get_output_details()
+    made = {}
+    for name, value in outputs.items():
+        scale, zero = details[name]["quantization"]
+        made[name] = (value.astype("float32") - zero) * np.float32(scale) if scale else value
+    return made
 
 
 def _largest_difference(expected, actual):

@@ -11,8 +11,18 @@ import tensorflow as tf
 
 from keras_mikd import checks, keras_internals
 from keras_mikd.atomic_files import require_free, write_whole
-from keras_mikd.export.agreement import checked_batches, compare, inputs_in, inputs_of
+from keras_mikd.export.agreement import (
+    Agreement,
+    checked_batches,
+    compare,
+    inputs_in,
+    inputs_of,
+)
+from keras_mikd.export.file_contents import float_operators, minimum_runtime
+from keras_mikd.export.quantization_aware import is_quantization_aware
 
+_INTEGERS = {"int8": tf.int8, "int16": tf.int16}
+_INT16_ACTIVATIONS = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
 _OTHER_FLOATS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 
 
@@ -29,6 +39,11 @@ class TFLiteReport:
             same place; `None` without `check_on`, or where no output has two or more entries.
         tolerance: The largest `max_difference` that was allowed; infinite where any finite one was.
         quantize: What the file was quantized to, or `None` for float32.
+        accuracy: Fraction of `check_on`, in [0, 1], that the file classifies right; `None` where it
+            has no labels `y`, ints or one-hot rows, beside one output of `(batch, classes)`.
+        keras_accuracy: The same of the Keras model.
+        minimum_runtime: Version of the oldest LiteRT runtime that has all operators of the file.
+        float_operators: Operators of an `"int8"` or `"int16"` file that still compute in float32.
     """
 
     path: pathlib.Path
@@ -38,6 +53,10 @@ class TFLiteReport:
     class_agreement: float | None
     tolerance: float
     quantize: str | None = None
+    accuracy: float | None = None
+    keras_accuracy: float | None = None
+    minimum_runtime: str | None = None
+    float_operators: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -46,15 +65,23 @@ class TFLiteReport:
         return difference is not None and math.isfinite(difference) and difference <= self.tolerance
 
     def __str__(self):
-        text = f"{self.path}: {self.size_bytes / 1000:.1f} kB"
+        said = [f"{self.path}: {self.size_bytes / 1000:.1f} kB"]
         if self.quantize is not None:
-            text += f" ({self.quantize})"
+            said[0] += f" ({self.quantize})"
         if self.max_difference is None:
-            return f"{text}, not checked"
-        text += f", {self.examples} examples, largest difference {self.max_difference:.1e}"
+            said.append("not checked")
+        else:
+            said.append(f"{self.examples} examples")
+            said.append(f"largest difference {self.max_difference:.1e}")
         if self.class_agreement is not None:
-            text += f", same class for {self.class_agreement:.2%}"
-        return text
+            said.append(f"same class for {self.class_agreement:.2%}")
+        if self.accuracy is not None:
+            said.append(f"right for {self.accuracy:.2%} (Keras {self.keras_accuracy:.2%})")
+        if self.float_operators:
+            said.append(f"in float32 still {' and '.join(self.float_operators)}")
+        if self.minimum_runtime is not None:
+            said.append(f"LiteRT {self.minimum_runtime} or newer")
+        return ", ".join(said)
 
 
 def export_tflite(
@@ -65,6 +92,7 @@ def export_tflite(
     tolerance=None,
     quantize=None,
     calibrate_on=None,
+    integer_io=False,
     overwrite=False,
 ) -> TFLiteReport:
     """Writes a Keras model as a `.tflite` file, and checks that it computes the same function.
@@ -74,8 +102,8 @@ def export_tflite(
     and the outputs are compared with those of Keras on the CPU, in inference mode. A network that
     fails is not written, and an older file at `path` stays as it was.
 
-    A quantized file is smaller, and rounds. Look at `class_agreement` before you ship it. Its
-    inputs and outputs stay float32.
+    A quantized file is smaller, and rounds. Look at `accuracy` and `class_agreement` before you
+    ship it. If it loses too much, train on with `quantization_aware`.
 
     A model with another float policy (`mixed_float16`) is converted, and compared, as a float32
     copy with the same weights. The model itself is not changed.
@@ -90,10 +118,13 @@ def export_tflite(
             `None`, 1e-4 for float32, and any finite one for a quantized file.
         quantize: `None` for float32; `"float16"`: weights in half precision, about half the size;
             `"dynamic"`: weights in int8, about a quarter of the size, activations in float32;
-            `"int8"`: weights and activations in int8, where LiteRT has the operator so, with the
-            ranges of the activations taken from `calibrate_on`.
-        calibrate_on: For `"int8"`: a hundred or more real examples of the training set, in the
-            forms of `check_on`. The model needs to have a single input.
+            `"int8"`: weights and activations in int8, where LiteRT has the operator so;
+            `"int16"`: the same with activations in int16, larger and slower, and closer.
+        calibrate_on: For `"int8"` and `"int16"`: a hundred or more real examples of the training
+            set, in the forms of `check_on`, which give the ranges of the activations. The model
+            needs to have a single input. A model of `quantization_aware` has its own ranges.
+        integer_io: Whether inputs and outputs are integers as well, as microcontrollers ask. Their
+            scales are in the file. Otherwise they stay float32.
         overwrite: Whether a file that exists may be replaced.
 
     Returns:
@@ -104,10 +135,11 @@ def export_tflite(
         ValueError: If `model` is not built, cannot be copied in float32, or has a weight that is
             not a number or that the file cannot hold; `path` has another suffix, `tolerance` is
             negative or not finite, `check_on` or `calibrate_on` is empty or endless, `quantize` is
-            unknown, or it and `calibrate_on` do not go together.
+            unknown, or it does not go together with the model, `calibrate_on` or `integer_io`.
         FileExistsError: If `path` exists and `overwrite` is false.
-        RuntimeError: If the two networks differ by more than `tolerance`. (An operator that
-            LiteRT does not have raises the converter's own exception.)
+        RuntimeError: If the two networks differ by more than `tolerance`, or a model of
+            `quantization_aware` has an operator left in float32. (An operator that LiteRT does not
+            have raises the converter's own exception.)
 
     Example:
     ```python
@@ -118,7 +150,8 @@ def export_tflite(
     """
     _check_model(model)
     path = require_free(path, suffix=".tflite", overwrite=overwrite)
-    _check_quantization(model, quantize, calibrate_on)
+    aware = is_quantization_aware(model)
+    _check_quantization(model, aware, quantize, calibrate_on, integer_io)
     _check_weights(model, "float16" if quantize == "float16" else "float32")
     checks.number("tolerance", tolerance, at_least=0, optional=True)
     batches = checked_batches("check_on", check_on, model)
@@ -127,9 +160,23 @@ def export_tflite(
     if tolerance is None:
         tolerance = 1e-4 if quantize is None else math.inf
     model = _in_float32(model)
-    content = _convert(model, quantize, examples)
-    agreement = (0, None, None) if batches is None else compare(model, content, batches)
-    report = TFLiteReport(path, len(content), *agreement, tolerance, quantize)
+    content = _convert(model, quantize, examples, integer_io)
+    agreement = Agreement() if batches is None else compare(model, content, batches)
+    report = TFLiteReport(
+        path,
+        len(content),
+        **agreement._asdict(),
+        tolerance=tolerance,
+        quantize=quantize,
+        minimum_runtime=minimum_runtime(content),
+        float_operators=float_operators(content) if quantize in _INTEGERS else (),
+    )
+    if aware and report.float_operators:
+        raise RuntimeError(
+            "Expected a file with integer operators only. Received: "
+            f"{', '.join(report.float_operators)} in float32. Nothing was written. Were layers "
+            "changed or added after `quantization_aware`?"
+        )
     if batches is not None and not report.ok:
         raise RuntimeError(
             f"Expected outputs within tolerance={tolerance} of those of Keras. Received: "
@@ -160,17 +207,29 @@ def _check_model(model):
         )
 
 
-def _check_quantization(model, quantize, calibrate_on):
-    checks.one_of("quantize", quantize, (None, "float16", "dynamic", "int8"))
-    if (quantize == "int8") != (calibrate_on is not None):
+def _check_quantization(model, aware, quantize, calibrate_on, integer_io):
+    checks.one_of("quantize", quantize, (None, "float16", "dynamic", *_INTEGERS))
+    if aware:
+        if quantize != "int8" or calibrate_on is not None:
+            raise ValueError(
+                'Expected quantize="int8" and no `calibrate_on` for a model of '
+                f"`quantization_aware`, which has its ranges. Received: {quantize=}, calibrate_on="
+                f"{'None' if calibrate_on is None else 'examples'}"
+            )
+    elif (quantize in _INTEGERS) != (calibrate_on is not None):
         raise ValueError(
-            'Expected `calibrate_on`, real examples, with quantize="int8" and only there. '
-            f"Received: {quantize=}, calibrate_on={'None' if calibrate_on is None else 'examples'}"
+            'Expected `calibrate_on`, real examples, with quantize="int8" or "int16" and only '
+            f"there. Received: {quantize=}, calibrate_on="
+            f"{'None' if calibrate_on is None else 'examples'}"
         )
-    if quantize == "int8" and len(inputs_of(model)) > 1:
+    if quantize in _INTEGERS and len(inputs_of(model)) > 1:
         raise ValueError(
-            'Expected a model with a single input for quantize="int8". Received: '
+            f"Expected a model with a single input for {quantize=}. Received: "
             f'{len(model.inputs)} inputs. quantize="dynamic" needs no examples.'
+        )
+    if integer_io and quantize not in _INTEGERS:
+        raise ValueError(
+            f'Expected quantize="int8" or "int16" with integer_io=True. Received: {quantize=}'
         )
 
 
@@ -226,7 +285,7 @@ def _float32(config):
     return {key: _float32(value) for key, value in config.items()} | replaced
 
 
-def _convert(model, quantize=None, examples=None):
+def _convert(model, quantize=None, examples=None, integer_io=False):
     """Returns the bytes of the file."""
     # TFLiteConverter.from_keras_model prints the whole signature, and the defaults of Keras'
     # export let in TensorFlow operators, which a plain LiteRT runtime cannot run.
@@ -236,8 +295,12 @@ def _convert(model, quantize=None, examples=None):
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
         target["supported_types"] = [tf.float16]
-    if quantize == "int8":
+    if quantize == "int16":
+        target["supported_ops"] = [_INT16_ACTIVATIONS]
+    if examples is not None:
         options["representative_dataset"] = lambda: _one_by_one(model, examples)
+    if integer_io:
+        options["inference_input_type"] = options["inference_output_type"] = _INTEGERS[quantize]
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "model.tflite")
         model.export(file, format="litert", verbose=False, **options)

@@ -1,0 +1,95 @@
+"""How long a `.tflite` file takes on this machine, by LiteRT's own benchmark."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+from keras_mikd import checks
+
+
+class Latency(NamedTuple):
+    """Milliseconds of one call with a batch of one.
+
+    Attributes:
+        threads: Threads of the CPU.
+        median_ms: Median over the runs.
+        p95_ms: What 95 % of the runs stay below.
+        runs: How many were timed, after a tenth as many that were not.
+    """
+
+    threads: int
+    median_ms: float
+    p95_ms: float
+    runs: int
+
+
+def measure_latency(
+    path: str | os.PathLike, *, threads: tuple[int, ...] = (1,), runs: int = 50
+) -> list[Latency]:
+    """Times a `.tflite` file on the CPU of this machine, with inputs of its own.
+
+    Runs `litert-benchmark` of the package `ai-edge-litert` in a process for each number of threads.
+    A phone is another machine: compare files with each other, and time the one that you choose on
+    the device.
+
+    Args:
+        path: A `.tflite` file, as `export_tflite` writes it.
+        threads: Numbers of threads to time, at least 1 each.
+        runs: Calls to time for each of them, at least 1.
+
+    Returns:
+        A `Latency` for each number of threads.
+
+    Raises:
+        ImportError: If `ai-edge-litert` is not installed: `pip install "keras_mikd[tflite]"`.
+        ValueError: If an argument is out of range, or no number of threads is given.
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If the benchmark fails; the message has the end of what it printed.
+
+    Example:
+    ```python
+    for latency in measure_latency("student.tflite", threads=(1, 2)):
+        print(latency.threads, latency.median_ms, latency.p95_ms)
+    ```
+    """
+    path = pathlib.Path(path)
+    runs = checks.integer("runs", runs, at_least=1)
+    numbers = [checks.integer("threads", number, at_least=1) for number in threads]
+    if not numbers:
+        raise ValueError("Expected `threads` to have a number in it. Received: threads=()")
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a .tflite file. Received: path={str(path)!r}")
+    try:
+        import ai_edge_litert.tools  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'Expected ai-edge-litert, which times files: pip install "keras_mikd[tflite]".'
+        ) from error
+    return [_timed(path, number, runs) for number in numbers]
+
+
+def _timed(path, threads, runs):
+    with tempfile.TemporaryDirectory() as folder:
+        result = pathlib.Path(folder, "result.json")
+        options = {
+            "model": path,
+            "num_threads": threads,
+            "num_runs": runs,
+            "warmup_runs": max(runs // 10, 1),
+            "result_json": result,
+        }
+        command = [sys.executable, "-m", "ai_edge_litert.tools.benchmark_litert_model"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode or not result.exists():
+            said = (ended.stdout + ended.stderr)[-500:]
+            raise RuntimeError(
+                f"Expected LiteRT's benchmark to run {str(path)!r}. Received: exit code "
+                f"{ended.returncode}, after {said!r}"
+            )
+        latency = json.loads(result.read_text())["latency"]
+    return Latency(threads, float(latency["median_ms"]), float(latency["p95_ms"]), runs)

@@ -1,0 +1,362 @@
+"""A trained student, rewritten to train on with the rounding of an int8 file."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_mikd import checks, keras_internals
+from keras_mikd.export.agreement import checked_batches, inputs_in
+from keras_mikd.export.fake_quantization import (
+    FakeQuantize,
+    FakeQuantizedConv2D,
+    FakeQuantizedDense,
+    FakeQuantizedDepthwiseConv2D,
+)
+from keras_mikd.features.layer_graph import LayerGraph, check_channels_last, ends, has_graph
+
+_WITH_KERNEL = {
+    layers.Conv2D: FakeQuantizedConv2D,
+    layers.DepthwiseConv2D: FakeQuantizedDepthwiseConv2D,
+    layers.Dense: FakeQuantizedDense,
+}
+# Idle in an int8 file.
+_IDLE = (
+    layers.ActivityRegularization,
+    layers.Dropout,
+    layers.GaussianNoise,
+    layers.Identity,
+    layers.SpatialDropout2D,
+)
+# LiteRT asks these for one scale before and behind.
+_SAME_SCALE = (
+    layers.AveragePooling2D,
+    layers.Cropping2D,
+    layers.Flatten,
+    layers.GlobalMaxPooling2D,
+    layers.MaxPooling2D,
+    layers.Permute,
+    layers.Reshape,
+    layers.ZeroPadding2D,
+)
+_NEW_SCALE = (layers.Add, layers.Concatenate, layers.GlobalAveragePooling2D, layers.Multiply)
+_NORMALIZATIONS = (layers.BatchNormalization, layers.Rescaling)
+_ACTIVATION_LAYERS = (layers.Activation, layers.LeakyReLU, layers.ReLU, layers.Softmax)
+_KNOWN = (
+    layers.InputLayer,
+    *_WITH_KERNEL,
+    *_NORMALIZATIONS,
+    *_ACTIVATION_LAYERS,
+    *_IDLE,
+    *_SAME_SCALE,
+    *_NEW_SCALE,
+)
+# LiteRT computes these together with the layer before.
+_FUSED = ("linear", "relu", "relu6")
+# LiteRT fixes the scales of what these put out.
+_FIXED_LIMITS = {
+    "sigmoid": (0.0, 255 / 256),
+    "softmax": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+}
+_KNOWN_ACTIVATIONS = (*_FUSED, "leaky_relu", "silu", *_FIXED_LIMITS)
+
+
+def quantization_aware(student: keras.Model, *, calibrate_on, name: str | None = None):
+    """Returns a copy of a trained student that rounds as an int8 file does, to be trained on.
+
+    Distil the copy for some epochs more, at a small rate and with the same losses, and write it
+    with `export_tflite(copy, path, quantize="int8")`. Weights are rounded to int8 with a scale for
+    every output channel (a dense layer has one), activations with ranges that are trained too. The
+    file has these scales and no float operator. Batch normalization is folded into the layer
+    before it. Where that is a sum, it becomes a depthwise 1x1 convolution.
+
+    Layers keep their names, those of nested models with a dot, `"backbone.conv1"`; so `stages`
+    finds in the copy what it finds in the student. The student itself is not changed.
+
+    Args:
+        student: A trained convolutional network: Functional, or Sequential with an input.
+        calibrate_on: A hundred or more real examples of the training set, which give the first
+            ranges: a finite `tf.data.Dataset` of batches `x` or `(x, y, ...)`, or one array of
+            examples.
+        name: Name of the copy; that of the student if not given.
+
+    Returns:
+        A Functional `keras.Model` in float32, for the same inputs and outputs.
+
+    Raises:
+        TypeError: If `calibrate_on` is of another type.
+        ValueError: If `student` is not a Keras model or has no graph, several inputs, a layer that
+            is called twice, or a layer or activation that is not known in int8 (the message lists
+            those that are); or if `calibrate_on` is empty or endless, or gives values that are not
+            finite.
+
+    References:
+        Jacob et al., arXiv 1712.05877. Distilling under fake quantization: Polino et al.,
+        arXiv 1802.05668 (there with learned positions of the levels).
+
+    Example:
+    ```python
+    aware = quantization_aware(student, calibrate_on=images)
+    distiller = Distiller(teacher, aware, recipes.vid(teacher, aware))
+    distiller.compile(keras.optimizers.Adam(1e-4), loss)
+    distiller.fit(images, labels, epochs=10)
+    export_tflite(aware, "student.tflite", quantize="int8", check_on=images)
+    ```
+    """
+    checks.model("student", student)
+    if not has_graph(student) or len(student.inputs) != 1:
+        raise ValueError(
+            "Expected `student` to be a Functional model with one input, or a Sequential one that "
+            f"has an input. Received: {type(student).__name__} {student.name!r}. A model within a "
+            "subclassed one can be rewritten by itself."
+        )
+    check_channels_last(student)
+    batches = checked_batches("calibrate_on", calibrate_on, student)
+    if batches is None:
+        raise ValueError(
+            "Expected `calibrate_on` to be real examples, which give the ranges of the "
+            "activations. Received: calibrate_on=None"
+        )
+    copy = _Rewriting(student).copy(name or student.name)
+    _calibrate(copy, batches)
+    return copy
+
+
+def is_quantization_aware(model):
+    """Whether a model has layers of `quantization_aware`."""
+    return any(isinstance(layer, FakeQuantize) for layer in keras_internals.layers_of(model))
+
+
+def _calibrate(model, batches):
+    """Gives activations the mean of the smallest and of the largest values in the batches.
+
+    Means clip a little of what was seen. Without a clipped value a range would have no gradient.
+    """
+    quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    extremes = []
+    for x in inputs_in("calibrate_on", batches):
+        for quantizer in quantizers:
+            quantizer.begin_observing()
+        outputs = model(keras.tree.flatten(x)[0], training=False)
+        if not all(np.isfinite(value).all() for value in keras.tree.flatten(outputs)):
+            raise ValueError(
+                "Expected examples on which the student is finite. Received: a batch of "
+                "`calibrate_on` with NaN or infinity in it or in the student's outputs"
+            )
+        extremes.append([quantizer.end_observing() for quantizer in quantizers])
+    for quantizer, (low, high) in zip(quantizers, np.mean(extremes, axis=0), strict=True):
+        quantizer.set_range(low, high)
+
+
+class _Rewriting:
+    """The calls of a network, and which of them an int8 file computes as one."""
+
+    def __init__(self, model):
+        self._graph = LayerGraph(model)
+        self._calls = self._graph.calls
+        self._ends = ends(model)
+        self._readers = [[] for _ in self._calls]
+        for position, call in enumerate(self._calls):
+            for parent in call.parents:
+                self._readers[parent].append(position)
+        self._folded = {
+            call.parents[0]: call.layer
+            for position, call in enumerate(self._calls)
+            if self._is_folded(position)
+        }
+        self._check()
+
+    def copy(self, name):
+        """Returns the rewritten network."""
+        self._made = []
+        for position, call in enumerate(self._calls):
+            feeds = [self._made[parent] for parent in call.parents]
+            self._made.append(self._rewritten(position, call, feeds))
+        outputs = [self._made[position] for position in self._graph.outputs]
+        return keras.Model(
+            self._input, keras.tree.pack_sequence_as(self._ends[1], outputs), name=name
+        )
+
+    def _check(self):
+        calls = [id(call.layer) for call in self._calls]
+        for call in self._calls:
+            _check_layer(call)
+            if calls.count(id(call.layer)) > 1:
+                raise ValueError(
+                    "Expected layers that are called once: the values of two calls have two "
+                    f"ranges. Received: {call.layer.name!r}, called {calls.count(id(call.layer))} "
+                    "times"
+                )
+        for position, call in enumerate(self._calls):
+            if isinstance(call.layer, _NORMALIZATIONS) and not self._is_folded(position):
+                _check_affine(call)
+
+    def _rewritten(self, position, call, feeds):
+        """Returns the tensor that stands for the result of a call."""
+        layer, name = call.layer, call.path.replace("/", ".")
+        activation = _activation(layer)
+        if isinstance(layer, layers.InputLayer):
+            self._input = keras.Input(layer.batch_shape[1:], dtype="float32", name=name)
+            return _quantized(name, self._input)
+        if self._is_folded(position):
+            return layers.Identity(name=name, dtype="float32")(feeds[0])
+        if isinstance(layer, layers.BatchNormalization):
+            value = _affine(name, feeds[0], *_scale_and_offset(layer))
+        elif isinstance(layer, layers.Rescaling):
+            value = _affine(name, feeds[0], layer.scale, layer.offset)
+        elif type(layer) in _WITH_KERNEL:
+            value = _with_kernel(name, layer, self._folded.get(position), feeds[0])
+            if activation not in _FUSED:
+                return _activated(f"{name}_{activation}", activation, _quantized(name, value))
+        elif activation not in _FUSED:
+            return _activated(name, activation, feeds[0], layer)
+        else:
+            value = _again(layer, name)(feeds[0] if len(feeds) == 1 else feeds)
+            if isinstance(layer, layers.AveragePooling2D):
+                return self._quantizer_behind(*call.parents)(value)
+            if isinstance(layer, (*_IDLE, *_SAME_SCALE)) or _is_linear(layer):
+                return value
+        return value if self._meets_relu(position) else _quantized(name, value)
+
+    def _quantizer_behind(self, position):
+        """Returns the layer that rounds a result, or what it was made from at the same scale."""
+        while not isinstance(keras_internals.operation_of(self._made[position]), FakeQuantize):
+            (position,) = self._calls[position].parents
+        return keras_internals.operation_of(self._made[position])
+
+    def _is_folded(self, position):
+        """Whether a call is a BatchNorm that belongs into the layer before it."""
+        call = self._calls[position]
+        if not isinstance(call.layer, layers.BatchNormalization):
+            return False
+        (before,) = call.parents
+        return (
+            type(self._calls[before].layer) in _WITH_KERNEL
+            and _activation(self._calls[before].layer) == "linear"
+            and self._readers[before] == [position]
+            and before not in self._graph.outputs
+        )
+
+    def _meets_relu(self, position):
+        """Whether nothing but a ReLU reads a result, so that LiteRT computes both as one."""
+        while len(self._readers[position]) == 1 and position not in self._graph.outputs:
+            (position,) = self._readers[position]
+            layer = self._calls[position].layer
+            if isinstance(layer, _ACTIVATION_LAYERS) and not _is_linear(layer):
+                return _activation(layer) in _FUSED
+            if not (isinstance(layer, _IDLE) or _is_linear(layer) or self._is_folded(position)):
+                return False
+        return False
+
+
+def _check_layer(call):
+    layer = call.layer
+    if type(layer) not in _KNOWN:
+        raise ValueError(
+            "Expected layers that are known in int8: "
+            f"{', '.join(kind.__name__ for kind in _KNOWN)}. Received: {call.path!r}, a "
+            f"{type(layer).__module__}.{type(layer).__name__}. Of sums and products, write the "
+            "layer, as keras.layers.Add()([a, b]) for a + b."
+        )
+    if _activation(layer) not in _KNOWN_ACTIVATIONS:
+        raise ValueError(
+            f"Expected activations that are known in int8: {', '.join(_KNOWN_ACTIVATIONS)}. "
+            f"Received: {call.path!r} with {_activation(layer)!r}"
+        )
+
+
+def _check_affine(call):
+    """Checks what becomes a depthwise 1x1 convolution."""
+    if len(call.shapes[0]) != 4:
+        raise ValueError(
+            "Expected normalization of feature maps, or right behind a convolution or a dense "
+            f"layer without activation. Received: {call.path!r}, whose output has the shape "
+            f"{call.shapes[0]}"
+        )
+
+
+def _activation(layer):
+    """Returns the name of a layer's activation, "linear" if it has none."""
+    if isinstance(layer, layers.ReLU):
+        options = (layer.max_value, float(layer.negative_slope or 0), float(layer.threshold or 0))
+        known = {(None, 0.0, 0.0): "relu", (6.0, 0.0, 0.0): "relu6"}
+        known[None, options[1], 0.0] = known.get((None, options[1], 0.0), "leaky_relu")
+        return known.get(options, f"ReLU(max_value, negative_slope, threshold = {options})")
+    if isinstance(layer, layers.LeakyReLU):
+        return "leaky_relu"
+    if isinstance(layer, layers.Softmax):
+        return "softmax"
+    return getattr(getattr(layer, "activation", None), "__name__", "linear")
+
+
+def _is_linear(layer):
+    return isinstance(layer, _ACTIVATION_LAYERS) and _activation(layer) == "linear"
+
+
+def _again(layer, name):
+    """Returns a new layer of the same kind in float32; it has no weights."""
+    return type(layer).from_config(layer.get_config() | {"name": name, "dtype": "float32"})
+
+
+def _quantized(name, value, limits=None):
+    return FakeQuantize(limits, name=f"{name}_quantized", dtype="float32")(value)
+
+
+def _activated(name, activation, value, layer=None):
+    """Applies an activation that is an operator by itself to a quantized value, and quantizes."""
+    if activation == "silu":
+        gate = layers.Activation("sigmoid", name=f"{name}_sigmoid", dtype="float32")(value)
+        gate = _quantized(f"{name}_sigmoid", gate, _FIXED_LIMITS["sigmoid"])
+        result = layers.Multiply(name=name, dtype="float32")([value, gate])
+    elif layer is None:
+        result = layers.Activation(activation, name=name, dtype="float32")(value)
+    else:
+        result = _again(layer, name)(value)
+    return _quantized(name, result, _FIXED_LIMITS.get(activation))
+
+
+def _with_kernel(name, layer, normalization, value):
+    """Applies a layer with its kernel rounded, and the BatchNorm behind it multiplied into it."""
+    activation = _activation(layer)
+    changed = {"name": name, "dtype": "float32", "use_bias": True}
+    changed["activation"] = activation if activation in _FUSED else "linear"
+    config = layer.get_config() | changed
+    config.pop("lora_rank", None)  # The kernel below has it in it.
+    new = _WITH_KERNEL[type(layer)].from_config(config)
+    result = new(value)
+    kernel = _numpy(layer.kernel)
+    bias = _numpy(layer.bias) if layer.use_bias else np.zeros(new.bias.shape)
+    if normalization is not None:
+        scale, offset = _scale_and_offset(normalization)
+        bias = bias * scale + offset
+        # The outputs of a depthwise kernel are its last two axes, as one.
+        kernel = kernel * scale.reshape(kernel.shape[len(kernel.shape) - _output_axes(layer) :])
+    new.kernel.assign(kernel)
+    new.bias.assign(bias)
+    return result
+
+
+def _output_axes(layer):
+    return 2 if isinstance(layer, layers.DepthwiseConv2D) else 1
+
+
+def _affine(name, value, scale, offset):
+    """Applies `scale * value + offset`, numbers of the channels, as a depthwise convolution."""
+    channels = value.shape[-1]
+    layer = FakeQuantizedDepthwiseConv2D(1, name=name, dtype="float32")
+    result = layer(value)
+    layer.kernel.assign(np.broadcast_to(scale, channels).reshape(layer.kernel.shape))
+    layer.bias.assign(np.broadcast_to(offset, channels))
+    return result
+
+
+def _scale_and_offset(normalization):
+    """Returns the two in float64: BatchNorm in inference is `scale * x + offset`."""
+    mean = _numpy(normalization.moving_mean)
+    scale = 1 / np.sqrt(_numpy(normalization.moving_variance) + normalization.epsilon)
+    scale = scale * _numpy(normalization.gamma) if normalization.scale else scale
+    return scale, (_numpy(normalization.beta) if normalization.center else 0.0) - mean * scale
+
+
+def _numpy(variable):
+    return keras.ops.convert_to_numpy(variable).astype("float64")

@@ -1,0 +1,38 @@
+"""Files are timed by LiteRT's own benchmark, in a process of its own."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mikd as mikd
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    path = tmp_path_factory.mktemp("latency") / "a.tflite"
+    return mikd.export_tflite(model, path, check_on=np.ones((1, 8, 8, 3))).path
+
+
+def test_a_file_is_timed_with_every_number_of_threads(file):
+    found = mikd.measure_latency(file, threads=(1, 2), runs=20)
+    assert [latency.threads for latency in found] == [1, 2]
+    for latency in found:
+        assert 0 <= latency.median_ms <= latency.p95_ms and latency.runs == 20
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [({"threads": ()}, "threads=()"), ({"threads": (0,)}, "threads=0"), ({"runs": 0}, "runs=0")],
+)
+def test_bad_arguments(file, options, said):
+    with pytest.raises(ValueError, match=said.replace("()", r"\(\)")):
+        mikd.measure_latency(file, **options)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a .tflite file"):
+        mikd.measure_latency(tmp_path / "none.tflite")
+    (tmp_path / "broken.tflite").write_bytes(b"no network")
+    with pytest.raises(RuntimeError, match="to run .*broken.tflite.*Received: exit code"):
+        mikd.measure_latency(tmp_path / "broken.tflite")
