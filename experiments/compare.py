@@ -48,6 +48,7 @@ few_labels.define_flags(
     batch_size=64,
     views=8,
 )
+few_labels.define_trials()
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 flags.DEFINE_boolean("unlabelled", False, "Whether all images stay, and others have no label.")
 flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(KNOWN))

@@ -1,4 +1,4 @@
-"""What compare.py and transfer.py share: flags, data, views, and the call of `keras_mikd.compare`.
+"""What the experiments with few labels share: flags, data, networks, and the call of `compare`.
 
 No script by itself: `import few_labels` works where one of the experiments is started.
 """
@@ -25,7 +25,7 @@ flags.disclaim_key_flags()
 
 
 def define_flags(*, dataset, student, labels_per_class, epochs, batch_size, views):
-    """Defines what every comparison asks for, with the defaults of one."""
+    """Defines the data and the training of students, with the defaults of an experiment."""
     flags.DEFINE_string("output_dir", None, "Folder for everything written.", required=True)
     flags.DEFINE_string(
         "dataset", dataset, "digits, digits0-4 and the like, or an image classifier of TFDS."
@@ -36,14 +36,18 @@ def define_flags(*, dataset, student, labels_per_class, epochs, batch_size, view
         "labels_per_class", labels_per_class, "Training images of each class, a table for each."
     )
     flags.DEFINE_integer("seeds", 3, "Runs at the chosen weight.", 1)
-    flags.DEFINE_integer("trial_seeds", 1, "How many of these seeds weights are tried with.", 1)
     flags.DEFINE_integer("epochs", epochs, "Epochs of a student.", 1)
     flags.DEFINE_integer("batch_size", batch_size, "Images in a batch.", 1)
     flags.DEFINE_float("learning_rate", 1e-2, "First rate of Adam; it falls to 0 as a cosine.", 0)
     flags.DEFINE_integer("views", views, "Augmented views of every image.", 1)
     flags.DEFINE_integer("validation_images", 2000, "Images to choose weights on.", 1)
-    flags.DEFINE_enum("balance", "none", ["none", "gradient"], "See `Distiller`.")
     flags.DEFINE_float("cache_gib", 4.0, "Largest memory for the teacher's tensors.", 0.0)
+
+
+def define_trials():
+    """Defines what `compare` asks for beside."""
+    flags.DEFINE_integer("trial_seeds", 1, "How many of these seeds weights are tried with.", 1)
+    flags.DEFINE_enum("balance", "none", ["none", "gradient"], "See `Distiller`.")
 
 
 class Data(NamedTuple):

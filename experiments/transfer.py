@@ -47,6 +47,7 @@ few_labels.define_flags(
     batch_size=25,
     views=1,
 )
+few_labels.define_trials()
 flags.DEFINE_string("source", "digits0-4", "Data of the teacher, named as in --dataset.")
 flags.DEFINE_string("teacher", None, "Teacher of the source; if not given, one is trained.")
 flags.DEFINE_string("teacher_network", "resnet14", "Network of a teacher that is trained.")
