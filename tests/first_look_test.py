@@ -61,7 +61,14 @@ def test_probabilities_that_no_name_shows_are_refused(source, hidden):
 
 
 @pytest.mark.parametrize(
-    "kept", [tf.nn.log_softmax, tf.nn.relu, lambda x: x / 100.0, tf.zeros_like]
+    "kept",
+    [
+        tf.nn.log_softmax,
+        tf.nn.relu,
+        lambda x: x / 100.0,
+        tf.zeros_like,
+        lambda x: tf.zeros_like(x) + tf.range(1.0, 1.0 + x.shape[-1]),  # Dead units, and a bias.
+    ],
 )
 def test_other_outputs_pass(kept):
     history = _fit(_distiller(_followed_by(cases.teacher(), kept)), *cases.data())

@@ -346,3 +346,29 @@ def test_arguments_that_a_compiled_step_has_taken_in_stay_as_they_are():
         assert getattr(owner, name) == before
     with pytest.raises(AttributeError, match="LearningRateSchedule"):
         distiller.task_loss_weight = 0.0
+
+
+@pytest.mark.parametrize("policy", ["float16", "mixed_float16", "bfloat16"])
+def test_weights_that_gradients_overflow_are_refused(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        student = cases.student()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    distiller = mikd.MutualDistiller([cases.student(), student], [_kd()])
+    distiller.compile(keras.optimizers.SGD(0.01), cases.cross_entropy(), run_eagerly=True)
+    before = student.get_weights()
+    if policy != "float16":
+        distiller.fit(*cases.data(), epochs=1, verbose=0)
+        return
+    with pytest.raises(ValueError, match="trained weights in float32.*kernel.*mixed_float16"):
+        distiller.fit(*cases.data(), epochs=1, verbose=0)
+    for old, new in zip(before, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_weights_of_classes_need_labels():
+    distiller = mikd.Distiller(cases.teacher(), cases.student(), [_hint()], task_loss_weight=0.0)
+    distiller.compile(keras.optimizers.SGD(0.01), cases.cross_entropy(), run_eagerly=True)
+    with pytest.raises(ValueError, match=r"labels with `class_weight`.*\{0: 2.0\}, y=None"):
+        distiller.fit(cases.data()[0], class_weight={0: 2.0}, verbose=0)

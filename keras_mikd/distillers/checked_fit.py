@@ -99,7 +99,7 @@ class CheckedFit(DistributedModel):
             validation_data = self._checked_data("validation_data", validation_data, look)
         sample_weight = kwargs.pop("sample_weight", None)
         x, y, sample_weight = self._checked_data("x", (x, y, sample_weight), look)
-        data_checks.check_class_weight(class_weight, self._labelled(self.loss)[0][2])
+        data_checks.check_class_weight(class_weight, x, y, self._labelled(self.loss)[0][2])
         if class_weight and isinstance(getattr(x, "element_spec", None), Batch):
             x, class_weight = with_class_weight(x, class_weight), None
         options = {

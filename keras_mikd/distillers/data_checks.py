@@ -233,13 +233,23 @@ def _check_indices(argument, shape, output):
             )
 
 
-def check_class_weight(class_weight, output):
-    """Refuses weights of classes for a dense output, for which Keras takes labels as one-hot."""
-    if class_weight and not keras.tree.is_nested(output) and len(output.shape) > 2:
+def check_class_weight(class_weight, x, y, output):
+    """Refuses weights of classes where no label says the class of an example.
+
+    Keras takes the labels of a dense output as one-hot, and breaks without labels.
+    """
+    if not class_weight:
+        return
+    if not keras.tree.is_nested(output) and len(output.shape) > 2:
         raise ValueError(
             "Expected no `class_weight`, which is for one class for each example. Received: "
             f"class_weight={class_weight} for outputs of shape {tuple(output.shape)}. Give a "
             "`sample_weight` of the shape of the labels."
+        )
+    if y is None and isinstance(keras.tree.flatten(x)[0], (np.ndarray, tf.Tensor)):
+        raise ValueError(
+            "Expected labels with `class_weight`, which is for the class of an example. Received: "
+            f"class_weight={class_weight}, y=None. Pass `y`, or weigh examples by `sample_weight`."
         )
 
 

@@ -146,6 +146,13 @@ def check_trained(networks, thawed, *, critics_alone):
             "`trainable = True` on it or on its last layers, and compile again; to train the "
             "losses alone, give `compile` a `critic_optimizer`."
         )
+    for variable in (v for model in models for v in model.trainable_variables):
+        if variable.dtype == "float16":
+            raise ValueError(
+                "Expected trained weights in float32 or bfloat16. Received: "
+                f"{variable.path!r} in float16, in which gradients overflow and small updates are "
+                'lost. Build the network with dtype="mixed_float16", whose weights are float32.'
+            )
 
 
 def check_scope(models, distiller):

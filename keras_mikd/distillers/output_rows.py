@@ -10,12 +10,17 @@ _ENOUGH = 32  # Rows, for a verdict about a network.
 
 
 def are_shares(outputs):
-    """Whether rows over classes are probabilities, or a multiple of them."""
+    """Whether rows over classes are probabilities, or a multiple of them.
+
+    The same row for every example, as dead units put out, says nothing.
+    """
     if keras.tree.is_nested(outputs) or len(outputs.shape) < 2 or outputs.shape[-1] < 2:
         return False
     rows = _rows(outputs)
     sums = rows.sum(axis=1)
-    return len(rows) > 1 and rows.min() >= 0 < sums.min() and np.ptp(sums) < 2e-3 * sums.mean()
+    if len(rows) < 2 or np.all(rows == rows[0]):
+        return False
+    return rows.min() >= 0 < sums.min() and np.ptp(sums) < 2e-3 * sums.mean()
 
 
 def are_several_labels(y, rank):
