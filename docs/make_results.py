@@ -7,6 +7,8 @@ Every page of `docs/results/` and README.md may have blocks that this script fil
 
 - `<!-- table: cifar10/50 -->`: the comparison that experiments/compare.py wrote to
   `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
+- `<!-- sizes: cifar10 -->`: the accuracies of all its comparisons, `cifar10/10` and so on, side by
+  side. Their chart is `docs/results/cifar10.svg`.
 - `<!-- gain: cifar10/50 / vid / kd -->`: what one method of it gains over `kd` or `student`, in the
   middle of a line.
 - `<!-- measured: speed/step -->`: the table `step` of `docs/results/data/speed.json`, between the
@@ -29,7 +31,9 @@ import results_tables
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")))
-BLOCK = re.compile(r"(<!-- (table|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S)
+BLOCK = re.compile(
+    r"(<!-- (table|sizes|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
+)
 
 INFORMATION = {
     "vid": "VID",
@@ -86,6 +90,36 @@ def table(result):
     return results_tables.lines(lines) + note
 
 
+def sizes(name):
+    """Returns `{images per class: comparison}` of a folder, in order."""
+    folders = [path.parent.name for path in (DOCS / "results" / name).glob("*/comparison.json")]
+    return {n: comparison(f"{name}/{n}") for n in sorted(map(int, folders))}
+
+
+def _methods(results):
+    """Returns `{method: {images per class: row}}`, the best at the most images first."""
+    last = {row["method"]: row["mean"] for result in results.values() for row in result["rows"]}
+    return {
+        method: {
+            n: row
+            for n, found in results.items()
+            for row in found["rows"]
+            if row["method"] == method
+        }
+        for method in sorted(last, key=lambda method: -last[method])
+    }
+
+
+def sizes_table(results):
+    """Returns the accuracies of a data set by images per class as a table of Markdown."""
+    lines = [["images of each class", *map(str, results)], ["---"] * (1 + len(results))]
+    for method, rows in _methods(results).items():
+        cells = [rows[n] if n in rows else None for n in results]
+        values = ["" if row is None else _with(row["mean"], row["interval"]) for row in cells]
+        lines.append([title(method), *values])
+    return results_tables.lines(lines)
+
+
 def gain(path):
     """Returns the gain of `<comparison> / <method> / <other>`."""
     name, method, other = path.split(" / ")
@@ -97,6 +131,7 @@ def filled(page):
     """Returns a page with its blocks as the data gives them."""
     makers = {
         "table": lambda name: table(comparison(name)),
+        "sizes": lambda name: sizes_table(sizes(name)),
         "gain": gain,
         "measured": results_tables.measured,
         "number": results_tables.number,
@@ -124,24 +159,58 @@ def chart(result):
     return figure
 
 
+def sizes_chart(results):
+    """Draws the mean of every method over the images per class, those at several sizes as lines."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    styles = iter(["o-", "s-", "^-", "D-", "v-", "P-", "X-", "*-", "h-", "<-", ">-"] * 2)
+    for method, rows in _methods(results).items():
+        if len(rows) < 2:
+            continue
+        informed = method.split("+")[0] in INFORMATION
+        axes.errorbar(
+            list(rows),
+            [row["mean"] for row in rows.values()],
+            yerr=[row["interval"] or 0.0 for row in rows.values()],
+            fmt=next(styles),
+            color=None if informed else "black" if method == "student" else "gray",
+            alpha=1.0 if informed or method == "student" else 0.6,
+            capsize=3,
+            markersize=5,
+            label=title(method),
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(list(results), list(map(str, results)))
+    axes.minorticks_off()
+    axes.set(xlabel="labelled training images of each class", ylabel="test accuracy, %")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
 def digest(result):
     """Returns a name of the data of a chart, which its file holds."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def svg(result):
-    """Returns the chart of a comparison as SVG, the same text for the same data."""
+    """Returns the chart of a comparison, or of several, as SVG: the same text for the same data."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "keras_mikd"}):
         metadata = {"Date": None, "Description": f"data {digest(result)}"}
-        chart(result).savefig(file, format="svg", metadata=metadata)
+        drawn = chart(result) if "rows" in result else sizes_chart(result)
+        drawn.savefig(file, format="svg", metadata=metadata)
     return file.getvalue()
 
 
 def charts(page):
-    """Returns `{path: comparison}` of the charts of a page."""
-    names = sorted({found[3] for found in BLOCK.finditer(page) if found[2] == "table"})
-    return {DOCS / "results" / f"{n.replace('/', '-')}.svg": comparison(n) for n in names}
+    """Returns `{path: data}` of the charts of a page."""
+    makers = {"table": comparison, "sizes": sizes}
+    found = {(each[2], each[3]) for each in BLOCK.finditer(page) if each[2] in makers}
+    return {
+        DOCS / "results" / f"{name.replace('/', '-')}.svg": makers[kind](name)
+        for kind, name in sorted(found)
+    }
 
 
 def main():

@@ -6,7 +6,7 @@ The file is written only if it gives Keras' answers to 1e-4. A quantized file ro
 differs is reported, and refused only beyond `--tolerance`:
 
     python examples/export_student.py --student=runs/digits/student.keras --quantize=int8 \
-        --output=runs/digits/student-int8.tflite
+        --output=runs/digits/student-int8.tflite --threads=1 --threads=2
 """
 
 import os
@@ -28,8 +28,13 @@ flags.DEFINE_string("dataset", "digits", "Digits, or a data set of TFDS, to chec
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; its default if not given.")
 flags.DEFINE_float("tolerance", None, "Largest difference of an output that is accepted.", 0.0)
 flags.DEFINE_enum(
-    "quantize", None, ["float16", "dynamic", "int8"], "Smaller file; int8 reads training images."
+    "quantize",
+    None,
+    ["float16", "dynamic", "int8", "int16"],
+    "Smaller file; int8 and int16 read training images.",
 )
+flags.DEFINE_boolean("integer_io", False, "Whether inputs and outputs are integers as well.")
+flags.DEFINE_multi_integer("threads", [], "Time the file with so many threads; may be repeated.", 1)
 
 
 def main(_):
@@ -40,16 +45,24 @@ def main(_):
         raise SystemExit(f"Expected a student of distill.py. Received: no {student}.")
     if output.exists():
         raise SystemExit(f"Expected a new --output. Received: {output} exists.")
+    network = keras.saving.load_model(student)
+    integers = FLAGS.quantize in ("int8", "int16") and not mikd.is_quantization_aware(network)
     data = mikd.datasets.loader(FLAGS.dataset)(data_dir=FLAGS.data_dir)
     report = mikd.export_tflite(
-        keras.saving.load_model(student),
+        network,
         output,
         check_on=data.test,
         tolerance=FLAGS.tolerance,
         quantize=FLAGS.quantize,
-        calibrate_on=data.train.take(CALIBRATION_BATCHES) if FLAGS.quantize == "int8" else None,
+        calibrate_on=data.train.take(CALIBRATION_BATCHES) if integers else None,
+        integer_io=FLAGS.integer_io,
     )
     print(report)
+    for latency in mikd.measure_latency(output, threads=FLAGS.threads) if FLAGS.threads else []:
+        print(
+            f"{latency.threads} threads of this machine: {latency.median_ms:.2f} ms, 95 % of "
+            f"{latency.runs} runs below {latency.p95_ms:.2f} ms"
+        )
     print("Next: run the file with ai_edge_litert.interpreter.Interpreter on your device.")
 
 

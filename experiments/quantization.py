@@ -31,7 +31,6 @@ import few_labels
 import keras_mikd as mikd
 import protocol
 from keras_mikd.comparison.methods import METHODS
-from keras_mikd.export.quantization_aware import is_quantization_aware
 from results import Results, mean_and_spread, run_name, sweep
 
 FLAGS = flags.FLAGS
@@ -106,7 +105,7 @@ class Experiment:
 
     def exported(self, student, path, quantize):
         """Returns the report of a file over the whole test split."""
-        integers = quantize in ("int8", "int16") and not is_quantization_aware(student)
+        integers = quantize in ("int8", "int16") and not mikd.is_quantization_aware(student)
         return mikd.export_tflite(
             student,
             path,

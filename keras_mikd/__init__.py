@@ -35,6 +35,7 @@ from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
 from keras_mikd.distribution.exact_resume import ExactResume as ExactResume
 from keras_mikd.export.latency import Latency as Latency
 from keras_mikd.export.latency import measure_latency as measure_latency
+from keras_mikd.export.quantization_aware import is_quantization_aware as is_quantization_aware
 from keras_mikd.export.quantization_aware import quantization_aware as quantization_aware
 from keras_mikd.export.tflite import TFLiteReport as TFLiteReport
 from keras_mikd.export.tflite import export_tflite as export_tflite

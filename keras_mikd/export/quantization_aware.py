@@ -61,7 +61,9 @@ _FIXED_LIMITS = {
 _KNOWN_ACTIVATIONS = (*_FUSED, "leaky_relu", "silu", *_FIXED_LIMITS)
 
 
-def quantization_aware(student: keras.Model, *, calibrate_on, name: str | None = None):
+def quantization_aware(
+    student: keras.Model, *, calibrate_on, name: str | None = None
+) -> keras.Model:
     """Returns a copy of a trained student that rounds as an int8 file does, to be trained on.
 
     Distil the copy for some epochs more, at a small rate and with the same losses, and write it
@@ -122,8 +124,22 @@ def quantization_aware(student: keras.Model, *, calibrate_on, name: str | None =
     return copy
 
 
-def is_quantization_aware(model):
-    """Whether a model has layers of `quantization_aware`."""
+def is_quantization_aware(model: keras.Model) -> bool:
+    """Tells whether a model came out of `quantization_aware`.
+
+    Its int8 file takes no examples to calibrate on.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        Whether one of its layers rounds as an int8 tensor does.
+
+    Example:
+    ```python
+    assert is_quantization_aware(quantization_aware(student, calibrate_on=images))
+    ```
+    """
     return any(isinstance(layer, FakeQuantize) for layer in keras_internals.layers_of(model))
 
 
