@@ -33,6 +33,7 @@ from keras_mikd.distillers.mutual_distiller import MutualDistiller as MutualDist
 from keras_mikd.distillers.self_distiller import SelfDistiller as SelfDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
 from keras_mikd.distribution.exact_resume import ExactResume as ExactResume
+from keras_mikd.distribution.student_checkpoint import StudentCheckpoint as StudentCheckpoint
 from keras_mikd.export.tflite import TFLiteReport as TFLiteReport
 from keras_mikd.export.tflite import export_tflite as export_tflite
 from keras_mikd.features.feature_taps import FeatureTaps as FeatureTaps
