@@ -57,8 +57,8 @@ test-all: setup ## Run all tests
 
 # With the floors of pyproject.toml, and no extra. These files need none.
 OLDEST ?= build/oldest
-OLDEST_TESTS = $(patsubst %,tests/%_test.py,bounds feature_taps keras_internals mcmi_teacher \
-  mutual_distiller replicas save_teacher self_distiller student_checkpoint vid_distiller weight_files)
+OLDEST_TESTS = $(patsubst %,tests/%_test.py,bounds feature_taps keras_internals keras_loss_adapter \
+  peer_defects replicas save_teacher saved_before student_checkpoint vid_distiller weight_files)
 
 test-oldest: setup ## Test the core with the oldest TensorFlow and Keras that are supported
 	$(PYTHON) -m venv $(OLDEST)

@@ -184,7 +184,12 @@ def test_a_run_that_is_started_again_knows_the_best_and_its_own_file(tmp_path):
         ("{epoch:q}.keras", {}, "are filled in"),
         ("{epoch.keras", {}, "are filled in"),
         ("{val_loss}.keras", {}, "are filled in"),
-        ("a.keras", {"mode": "best"}, "`mode` to be 'auto', 'min' or 'max'"),
+        ("a.keras", {"monitor": None}, "`monitor` to be a name in the logs. Received: None"),
+        (
+            "a.keras",
+            {"mode": "best", "save_best_only": False},
+            "`mode` to be 'auto', 'min' or 'max'",
+        ),
         (
             "a.keras",
             {"monitor": "val_vid_nats"},

@@ -64,8 +64,12 @@ class StudentCheckpoint(keras.callbacks.Callback):
         verbose=False,
     ):
         super().__init__()
+        if not isinstance(monitor, str):
+            raise ValueError(f"Expected `monitor` to be a name in the logs. Received: {monitor!r}")
         self.path = _checked_path(path, monitor)
-        self.monitor, self.mode = monitor, _direction(monitor, mode) if save_best_only else mode
+        self.monitor, self.mode = monitor, checks.one_of("mode", mode, ("auto", "min", "max"))
+        if save_best_only:
+            self.mode = _direction(monitor, mode)
         self.save_best_only, self.network = save_best_only, network
         self.overwrite, self.verbose = overwrite, verbose
         self.best = self.best_epoch = None
@@ -205,7 +209,6 @@ def _pattern(path):
 
 def _direction(monitor, mode):
     """Returns whether the largest value of a monitor is best, `"max"`, or the smallest, `"min"`."""
-    checks.one_of("mode", mode, ("auto", "min", "max"))
     if mode != "auto":
         return mode
     if not monitor.endswith(("accuracy", "loss")):
