@@ -8,10 +8,10 @@ DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format results docs clean
+.PHONY: help setup demo test test-all test-oldest lint format results docs package clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make the environment, or bring it up to date with pyproject.toml
 
@@ -55,6 +55,16 @@ test: setup ## Run the tests, but for those marked slow
 test-all: setup ## Run all tests
 	$(PYTEST) -m ""
 
+# With the floors of pyproject.toml, and no extra. These files need none.
+OLDEST ?= build/oldest
+OLDEST_TESTS = $(patsubst %,tests/%_test.py,bounds feature_taps keras_internals keras_loss_adapter \
+  peer_defects replicas save_teacher saved_before student_checkpoint vid_distiller weight_files)
+
+test-oldest: setup ## Test the core with the oldest TensorFlow and Keras that are supported
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --progress-bar off --quiet $$($(PYTHON) tests/floors.py)
+	PYTHONPATH=. $(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+
 lint: setup ## Check style, formatting and which room imports which
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -69,6 +79,9 @@ results: setup ## Fill the pages of docs/results from their JSON, and draw the c
 
 docs: setup ## Build the site into build/docs; warnings are errors (its tutorials train: minutes)
 	$(PYTHON) -m sphinx -W -n --keep-going -b html docs build/docs
+
+package: setup ## Build sdist and wheel into dist, and test the wheel from another folder
+	$(PYTHON) tests/check_package.py --output=dist
 
 clean: ## Remove caches, builds and the demo's output; the environment stays
 	rm -rf build dist .hypothesis .pytest_cache .ruff_cache $(DEMO_DIR)

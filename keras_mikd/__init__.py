@@ -33,6 +33,7 @@ from keras_mikd.distillers.mutual_distiller import MutualDistiller as MutualDist
 from keras_mikd.distillers.self_distiller import SelfDistiller as SelfDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
 from keras_mikd.distribution.exact_resume import ExactResume as ExactResume
+from keras_mikd.distribution.student_checkpoint import StudentCheckpoint as StudentCheckpoint
 from keras_mikd.export.latency import Latency as Latency
 from keras_mikd.export.latency import measure_latency as measure_latency
 from keras_mikd.export.quantization_aware import is_quantization_aware as is_quantization_aware

@@ -114,6 +114,7 @@ def run_with_backups(folder, scope, kill):
     callbacks = [
         mikd.ExactResume(f"{folder}/backup", save_freq=1, verbose=False),
         keras.callbacks.ModelCheckpoint(f"{folder}/checkpoint.weights.h5", save_weights_only=True),
+        mikd.StudentCheckpoint(f"{folder}/student.keras", save_best_only=False),
         keras.callbacks.CSVLogger(f"{folder}/log.csv", append=True),
         keras.callbacks.TensorBoard(f"{folder}/logs", write_graph=False),
     ]

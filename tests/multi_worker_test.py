@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tests" / "cluster_worker.py"
 LAUNCHER = ROOT / "examples" / "launch_workers.py"
 DEFAULT, *OTHERS = cluster_worker.RUNS
-FILES = {"backup", "checkpoint.weights.h5", "log.csv", "logs"}
+FILES = {"backup", "checkpoint.weights.h5", "log.csv", "logs", "student.keras"}
 
 
 def launch(folder, *arguments):

@@ -107,19 +107,24 @@ def fit(kind, folder, callbacks=(), **options):
 def checkpoints(folder):
     """Spends most of its time on writing; what a start before has left must be whole."""
     keras.utils.set_random_seed(0)
-    path = pathlib.Path(folder) / "distiller.keras"
-    if path.exists():
-        keras.saving.load_model(path)
+    path, student = (pathlib.Path(folder) / f"{name}.keras" for name in ("distiller", "student"))
+    for each in (path, student):
+        if each.exists():
+            keras.saving.load_model(each)
     inputs = keras.Input((8, 8, 1))
     x = L.Dense(1500)(L.Dropout(0.2)(L.Dense(1500)(L.Flatten()(inputs))))
     model = mikd.SelfDistiller(keras.Model(inputs, L.Dense(CLASSES)(x)), [])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.001), loss)
     resume = mikd.ExactResume(pathlib.Path(folder) / "resume", verbose=False, save_freq=1)
-    saving = keras.callbacks.ModelCheckpoint(path)
-    model.fit(shuffled(), epochs=2, verbose=0, shuffle=False, callbacks=[saving, resume])
-    loaded = keras.saving.load_model(path)
-    return {str(i): v.numpy() for i, v in enumerate(loaded.run_variables()[:-1])}
+    saving = [
+        keras.callbacks.ModelCheckpoint(path),
+        mikd.StudentCheckpoint(student, monitor="loss"),
+    ]
+    model.fit(shuffled(), epochs=2, verbose=0, shuffle=False, callbacks=[*saving, resume])
+    loaded = keras.saving.load_model(path).run_variables()[:-1]
+    loaded += keras.saving.load_model(student).weights
+    return {str(i): v.numpy() for i, v in enumerate(loaded)}
 
 
 def build(folder):

@@ -1,6 +1,7 @@
 import keras
 import pytest
 
+from keras_mikd.distribution.student_checkpoint import StudentCheckpoint
 from keras_mikd.distribution.worker_callbacks import without_writers
 
 
@@ -10,6 +11,7 @@ def test_what_writes_files_is_left_out_and_the_rest_stays(tmp_path):
         keras.callbacks.TensorBoard(tmp_path),
         keras.callbacks.ModelCheckpoint(tmp_path / "model.keras"),
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        StudentCheckpoint(tmp_path / "student.keras"),
     ]
     assert without_writers([own, *writers, stopping]) == [own, stopping]
     together = keras.callbacks.CallbackList([own, *writers, stopping])

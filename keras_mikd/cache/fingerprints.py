@@ -35,7 +35,8 @@ def of_model(model):
     for layer in keras_internals.layers_of(model, include_self=itself):
         # Automatic names differ from one process to the next.
         inner = list(keras_internals.layers_of(layer, include_self=False))
-        config = {} if inner else {k: v for k, v in layer.get_config().items() if k != "name"}
+        config = {} if inner else keras_internals.unshared(layer.get_config())
+        config.pop("name", None)
         kind = type(layer).__name__
         digest.update(json.dumps([kind, config], sort_keys=True, default=_kind).encode())
     for weight in model.weights:

@@ -11,7 +11,7 @@ from keras_mikd.cache.batches import Batch, with_class_weight
 from keras_mikd.distillers import data_checks, loss_checks, network_checks, optimizers
 from keras_mikd.distillers.callbacks import with_own
 from keras_mikd.distillers.first_look import FirstLook
-from keras_mikd.distribution import exact_resume
+from keras_mikd.distribution import exact_resume, student_checkpoint
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.distribution.worker_callbacks import listed
 
@@ -111,6 +111,8 @@ class CheckedFit(DistributedModel):
         _, _, output = self._labelled(self.loss)[0]
         given = listed(callbacks)
         exact_resume.check(given, x, shuffle)
+        validated = validation_data is not None or bool(validation_split)
+        student_checkpoint.check(given, validated=validated)
         pairs = self._optimizers() if self.compiled else []
         finalizing = optimizers.finalizing_each(pairs)
         with self._told_terms(), data_checks.told(output, look), finalizing:
@@ -192,6 +194,10 @@ class CheckedFit(DistributedModel):
         return data_checks.checked_data(
             argument, data, taps=self._networks.taps, loss=loss, output=output, look=look
         )
+
+    def trained_networks(self):
+        """Returns the networks that a step trains, by name: the objects, not copies."""
+        return {name: self._networks.models[name] for name in self._networks.trained}
 
     def all_optimizers(self):
         return [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []

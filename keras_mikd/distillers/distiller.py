@@ -22,9 +22,9 @@ class Distiller(BaseDistiller):
 
     Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
     network once; the teacher runs in inference mode, gets no gradient and stays as it was. A
-    `.keras` file holds everything that further training needs; weight files leave the teacher out.
-    `ExactResume` lets a killed `fit` go on. Logs show every loss under its name, and `task_loss`
-    and the total, `loss`.
+    `.keras` file holds everything that further training needs, by option without the teacher;
+    weight files leave the teacher out. `ExactResume` lets a killed `fit` go on. Logs show every
+    loss under its name, and `task_loss` and the total, `loss`.
 
     Of several teachers, a loss reads the one that it names as `teacher=`. A loss of logits that
     names none gets the logits of all as one target, see `combine`.
@@ -52,13 +52,17 @@ class Distiller(BaseDistiller):
         combine: How the logits of several teachers become one target: `"mean"`; or `"confidence"`,
             weighted for every example by how well each teacher predicts its label (Zhang et al.,
             arXiv:2201.00007).
+        save_teacher: Whether a `.keras` file holds the teachers. With `False` it holds fingerprints
+            of them, which takes little room. To load it, give the teachers, by name:
+            `keras.saving.load_model(path, custom_objects={"teacher": teacher})`.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
         ValueError: Before any training, if a place is unknown, the networks do not take the same
             inputs and `teacher_inputs` does not make them, probabilities stand where logits are
             expected, there are no losses, two share a name, a loss of features names none of
-            several teachers, or a weight is not a finite number of at least 0.
+            several teachers, or a weight is not a finite number of at least 0. While a file without
+            teachers is loaded, if none is given, or another one than its own.
 
     Example:
         ```python
@@ -70,6 +74,8 @@ class Distiller(BaseDistiller):
     """
 
     arguments_of_step = (*BaseDistiller.arguments_of_step, "teacher_inputs", "combine")
+    save_teacher = True
+    _teacher_hidden = False
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class Distiller(BaseDistiller):
         student_features=None,
         teacher_inputs=None,
         combine="mean",
+        save_teacher=True,
         **kwargs,
     ):
         named = teachers.by_name(teacher)
@@ -99,6 +106,7 @@ class Distiller(BaseDistiller):
         self.teacher_features = teacher_features
         self.student_features = student_features
         self.combine = checks.one_of("combine", combine, combined_logits.COMBINATIONS)
+        self.save_teacher = checks.one_of("save_teacher", save_teacher, (True, False))
         networks = Networks(
             models,
             teachers.terms(losses, names),
@@ -117,19 +125,16 @@ class Distiller(BaseDistiller):
             balance_every=balance_every,
             xla_critics=xla_critics,
         )
-        self._teacher_hidden = False
         self._unset = []
 
     @property
     def teachers(self):
         """The teachers by name: the caller's own objects."""
-        self._check_shown()
         return {name: self._networks.models[name] for name in self._networks.fixed}
 
     @property
     def teacher(self):
         """The teacher, if there is one: the caller's own object."""
-        self._check_shown()
         if len(self._networks.fixed) > 1:
             raise AttributeError(
                 f"Expected one teacher. This distiller has {list(self._networks.fixed)}, in "
@@ -140,12 +145,14 @@ class Distiller(BaseDistiller):
     @property
     def teacher_inputs(self):
         """What makes the inputs of the teachers, as it was given."""
-        self._check_shown()
         return self._teacher_inputs["given"]
 
-    def _check_shown(self):
+    def __dir__(self):
+        """Names the attributes whose weights Keras writes to a file, or looks for in one."""
+        left_out = set() if self.save_teacher else {"teacher", "teachers"}
         if self._teacher_hidden:
-            raise AttributeError("Teachers, and what makes their inputs, are no part of weights.")
+            left_out = {"teacher", "teachers", "teacher_inputs"}
+        return [name for name in super().__dir__() if name not in left_out]
 
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
@@ -188,14 +195,24 @@ class Distiller(BaseDistiller):
 
     @classmethod
     def from_config(cls, config):
-        distiller = super().from_config(config)
-        distiller.doubt_teacher()
+        kept = config.get("teacher_fingerprints")
+        if kept is None:
+            distiller = super().from_config(config)
+        else:
+            rest = {name: v for name, v in config.items() if name != "teacher_fingerprints"}
+            rest = {name: keras.saving.deserialize_keras_object(v) for name, v in rest.items()}
+            distiller = cls(teachers.given_beside_file(kept), **rest)
+        distiller._doubt_teacher(given=kept is not None)
         return distiller
 
-    def doubt_teacher(self):
-        """Keeps in mind that nobody has given teachers weights yet; a file or the user may."""
+    def _doubt_teacher(self, given):
+        """Keeps in mind what nobody has given weights yet; a file or the user may."""
+        known = list(self.teachers.values()) if given else []
         # Names alone, since Keras would track the models.
-        self._unset = [fingerprints.of_model(each) for each in self._not_trained()]
+        self._unset = [
+            None if any(each is model for model in known) else fingerprints.of_model(each)
+            for each in self._not_trained()
+        ]
 
     def _check_teacher(self):
         """Refuses a teacher that has the weights with which a configuration was made a model."""
@@ -230,19 +247,26 @@ class Distiller(BaseDistiller):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        models = {name: serialize(model) for name, model in self.teachers.items()}
         return {
             **super().get_config(),
+            **self._teacher_config(),
             "balance": self.balance,
             "balance_every": self.balance_every,
-            "teacher": models[teachers.ONE] if list(models) == [teachers.ONE] else models,
             "student": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "teacher_features": _serialized(self.teacher_features),
             "student_features": _serialized(self.student_features),
             "teacher_inputs": _serialized(self.teacher_inputs),
             "combine": self.combine,
+            "save_teacher": self.save_teacher,
         }
+
+    def _teacher_config(self):
+        if not self.save_teacher:
+            return {"teacher_fingerprints": teachers.fingerprints_of(self.teachers)}
+        serialize = keras.saving.serialize_keras_object
+        models = {name: serialize(model) for name, model in self.teachers.items()}
+        return {"teacher": models[teachers.ONE] if list(models) == [teachers.ONE] else models}
 
 
 def _serialized(functions):

@@ -8,6 +8,7 @@ from keras_mikd.distillers import loss_checks, network_checks, optimizers
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
 from keras_mikd.features.feature_taps import OUTPUT
+from keras_mikd.keras_internals import unshared
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -75,7 +76,7 @@ class MutualDistiller(BaseDistiller):
         self.features = features
         self.peer_optimizers = []
         self._loss_configs = [
-            _unshared(keras.saving.serialize_keras_object(loss)) for loss in losses
+            unshared(keras.saving.serialize_keras_object(loss)) for loss in losses
         ]
         networks = Networks(
             models, _terms(losses, models), features=dict(zip(models, features, strict=True))
@@ -223,24 +224,11 @@ def _terms(losses, names):
     terms = []
     for teacher, student in itertools.permutations(names, 2):
         for loss in losses:
-            config = _unshared(loss.get_config())
+            config = unshared(loss.get_config())
             config["name"] = f"{loss.name}_{teacher}_to_{student}"
             copy = type(loss).from_config(config)
             terms.append(Term(copy, teacher, student, factor=1.0 / (len(names) - 1)))
     return terms
-
-
-def _unshared(config):
-    """Returns a configuration without marks of shared objects.
-
-    While Keras loads a file, it makes one object of those with the same mark, such as one critic
-    for all pairs of peers.
-    """
-    if isinstance(config, dict):
-        return {k: _unshared(v) for k, v in config.items() if k != "shared_object_id"}
-    if isinstance(config, (list, tuple)):
-        return type(config)(map(_unshared, config))
-    return config
 
 
 def _copies(argument, metrics, number):

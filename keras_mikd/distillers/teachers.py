@@ -1,5 +1,9 @@
 """The teachers of a distiller by name, and which of them a loss reads."""
 
+import keras
+
+from keras_mikd import checks
+from keras_mikd.cache import fingerprints
 from keras_mikd.distillers.networks import ALL, Term
 
 ONE = "teacher"
@@ -47,6 +51,37 @@ def of_each(argument, value, names):
             f"Expected the keys of `{argument}` to be among {names}. Received: {list(value)}"
         )
     return {name: each for name, each in value.items() if each is not None}
+
+
+def fingerprints_of(models):
+    """Returns what a file keeps of teachers that it does not hold, `{name: text}`."""
+    return {name: fingerprints.of_model(model) for name, model in models.items()}
+
+
+def given_beside_file(kept):
+    """Returns the teachers that a caller gives to `load_model` as custom objects, by name.
+
+    Raises:
+        ValueError: If one is missing, or is not the one of `kept`, the fingerprints of the file.
+    """
+    names = ", ".join(f"{name!r}: ..." for name in kept)
+    how = f"keras.saving.load_model(path, custom_objects={{{names}}})"
+    given = {name: keras.saving.get_registered_object(name) for name in kept}
+    missing = [name for name, model in given.items() if model is None]
+    if missing:
+        raise ValueError(
+            "Expected the teachers of a file that holds only their fingerprints "
+            f"(save_teacher=False). Received: none for {missing}. Give the models: {how}"
+        )
+    for name, model in given.items():
+        found = fingerprints.of_model(checks.model(name, model))
+        if found != kept[name]:
+            raise ValueError(
+                f"Expected the {name!r} with which the distiller was saved, of fingerprint "
+                f"{kept[name]}. Received: {model.name!r} of fingerprint {found}, which has other "
+                "weights or layers. Load the file of the teacher that the run had."
+            )
+    return given[ONE] if list(given) == [ONE] else given
 
 
 def terms(losses, names):

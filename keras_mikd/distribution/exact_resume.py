@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_mikd import checks, keras_internals
 from keras_mikd.distribution import data_order, replicas, run_state
+from keras_mikd.distribution.student_checkpoint import StudentCheckpoint
 
 _FILE = "state.npz"
 
@@ -62,6 +63,8 @@ class ExactResume(keras.callbacks.Callback):
         for each in callbacks if self.path.exists() else []:
             if isinstance(each, keras.callbacks.CSVLogger):
                 each.append = True  # It would write over the epochs before the kill.
+            if isinstance(each, StudentCheckpoint):
+                each.overwrite = True  # Its files are of this run.
 
     def set_model(self, model):
         if not hasattr(model, "run_variables"):
