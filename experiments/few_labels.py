@@ -136,16 +136,49 @@ def new_network(name, data):
     return getattr(mikd.models, name)(data.num_classes, data.image_shape)
 
 
+def trained(name, data, epochs, path, new_optimizer=None):
+    """Returns a network that is trained on all images of some data, from its file if it is there.
+
+    They are augmented anew in every epoch. `new_optimizer` is a function of the number of steps.
+    """
+    if path.exists():
+        return keras.saving.load_model(path)
+    keras.utils.set_random_seed(0)
+    network = new_network(name, data)
+    images = tf.data.Dataset.from_tensor_slices(data.train).shuffle(len(data.train[1]))
+    seeds = tf.data.Dataset.random(seed=0).batch(2)
+    batches = (
+        tf.data.Dataset.zip(images, seeds)
+        .map(lambda example, seed: (data.augment(example[0], seed), example[1]))
+        .batch(FLAGS.batch_size, drop_remainder=True)
+    )
+    new_optimizer = new_optimizer or optimizer(FLAGS.learning_rate)
+    network.compile(
+        new_optimizer(epochs * len(batches)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    network.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+    accuracy = network.evaluate(*data.test, verbose=0, return_dict=True)["accuracy"]
+    print(f"{name}, {epochs} epochs: {accuracy:.2%} of its test split", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    network.save(path)
+    return network
+
+
 def optimizer(learning_rate):
     """Returns what makes the optimizer of a run, a function that knows its rate."""
     return lambda steps: protocol.adam_with_cosine(learning_rate, steps)
 
 
-def compare(teacher, data, methods, folder, **options):
-    """Returns the comparison of methods `{name: Method}`, as the flags say."""
+def compare(teacher, data, methods, folder, *, student=None, new_optimizer=None, **options):
+    """Returns the comparison of methods `{name: Method}`, as the flags say.
+
+    `student` and `new_optimizer` stand in for those of the flags.
+    """
     return mikd.compare(
         teacher,
-        lambda: new_network(FLAGS.student, data),
+        lambda: new_network(student or FLAGS.student, data),
         data.train,
         data.validation,
         data.test,
@@ -155,7 +188,7 @@ def compare(teacher, data, methods, folder, **options):
         trial_seeds=FLAGS.trial_seeds,
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
-        optimizer=optimizer(FLAGS.learning_rate),
+        optimizer=new_optimizer or optimizer(FLAGS.learning_rate),
         balance=None if FLAGS.balance == "none" else FLAGS.balance,
         augment=data.augment if FLAGS.views > 1 else None,
         views=FLAGS.views,

@@ -29,8 +29,6 @@ nothing: its classes are others. A run that is there is not made again. Writes t
 import functools
 from pathlib import Path
 
-import keras
-import tensorflow as tf
 from absl import app, flags, logging
 
 import few_labels
@@ -112,38 +110,6 @@ def load(name, labels_per_class=None):
     return few_labels.load(name, labels_per_class, **options)
 
 
-def trained(name, source, epochs, path):
-    """Returns a network that is trained on all images of the source, from its file if it is there.
-
-    They are augmented anew in every epoch.
-    """
-    if path.exists():
-        return keras.saving.load_model(path)
-    keras.utils.set_random_seed(0)
-    network = few_labels.new_network(name, source)
-    images = tf.data.Dataset.from_tensor_slices(source.train).shuffle(len(source.train[1]))
-    seeds = tf.data.Dataset.random(seed=0).batch(2)
-    batches = (
-        tf.data.Dataset.zip(images, seeds)
-        .map(lambda example, seed: (source.augment(example[0], seed), example[1]))
-        .batch(FLAGS.batch_size, drop_remainder=True)
-    )
-    rate_of_steps = few_labels.optimizer(FLAGS.learning_rate)
-    network.compile(
-        rate_of_steps(epochs * len(batches)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    network.fit(batches, epochs=epochs, shuffle=False, verbose=0)
-    accuracy = network.evaluate(*source.test, verbose=0, return_dict=True)["accuracy"]
-    print(
-        f"{name}, {epochs} epochs on {FLAGS.source}: {accuracy:.2%} of its test split", flush=True
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    network.save(path)
-    return network
-
-
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
@@ -156,9 +122,11 @@ def main(argv):
         teacher = protocol.load_network(FLAGS.teacher)
     else:
         path = folder / "teacher.keras"
-        teacher = trained(FLAGS.teacher_network, source, FLAGS.teacher_epochs, path)
+        teacher = few_labels.trained(FLAGS.teacher_network, source, FLAGS.teacher_epochs, path)
     pretrained = {
-        float(count): trained(FLAGS.student, source, count, folder / f"student-{count}.keras")
+        float(count): few_labels.trained(
+            FLAGS.student, source, count, folder / f"student-{count}.keras"
+        )
         for count in (epochs if "finetuned" in names else [])
     }
     chosen = {name: method for name, method in methods(pretrained).items() if name in names}

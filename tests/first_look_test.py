@@ -207,3 +207,31 @@ def test_networks_that_nobody_holds_are_freed():
     del distiller
     gc.collect()
     assert [each() for each in held] == [None] * 3
+
+
+@SOURCES
+def test_a_network_that_stops_at_the_first_examples_is_named(source):
+    """A subclassed network has no inputs that could be looked at before."""
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.convolution = keras.layers.Conv2D(4, 3)
+            self.pool = keras.layers.GlobalAveragePooling2D()
+
+        def call(self, x):
+            return self.pool(self.convolution(x))
+
+    x, y = cases.data()
+    networks = [Own(), Own()]
+    for network in networks:
+        network(x)
+    hint = mikd.Hint(teacher_layer="output", student_layer="output", weight=0.1)
+    message = r"the (teacher|student) 'own.*' takes. Received: .*of .*uint8.*before a Rescaling"
+    _refused(
+        _distiller(*networks, losses=[hint]),
+        message,
+        (255 * x).astype("uint8"),
+        y,
+        source=source,
+    )

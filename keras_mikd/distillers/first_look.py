@@ -147,7 +147,7 @@ class FirstLook:
                 continue
             states = taps.model.non_trainable_variables
             before = [state.numpy() for state in states]
-            features[name] = taps(x, training=False)
+            features[name] = _read(name, taps, x)
             for state, value in zip(states, before, strict=True):
                 if not np.array_equal(state.numpy(), value):  # Of a layer that counts its calls.
                     state.assign(value)
@@ -311,6 +311,21 @@ def _as_fed(array):
     tensor = keras.ops.convert_to_tensor(array)
     is_double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
     return keras.ops.cast(tensor, keras.config.floatx()) if is_double else tensor
+
+
+def _read(name, taps, x):
+    """Returns what a network gives for `x`; says what it was given if it stops."""
+    try:
+        return taps(x, training=False)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        if str(error).startswith("Expected"):  # One of ours, which says more.
+            raise
+        given = [f"{tuple(each.shape)} of {each.dtype}" for each in keras.tree.flatten(x)]
+        raise ValueError(
+            f"Expected examples that the {name} {taps.model.name!r} takes. Received: "
+            f"{', '.join(given)}, with which it stops: see the error above. Are they of its kind "
+            "of numbers (floats, or integers before a Rescaling layer) and of its size?"
+        ) from error
 
 
 def _all_finite(tensor):
