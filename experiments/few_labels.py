@@ -24,14 +24,18 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 
-def define_flags(*, dataset, student, labels_per_class, epochs, batch_size, views):
-    """Defines the data and the training of students, with the defaults of an experiment."""
+def define_flags(*, dataset, labels_per_class, epochs, batch_size, views, student=None):
+    """Defines the data and the training of students, with the defaults of an experiment.
+
+    Without a `student`, the experiment has networks of its own.
+    """
     flags.DEFINE_string("output_dir", None, "Folder for everything written.", required=True)
     flags.DEFINE_string(
         "dataset", dataset, "digits, digits0-4 and the like, or an image classifier of TFDS."
     )
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
-    flags.DEFINE_string("student", student, "Network of keras_mikd.models, or mlp_<width>.")
+    if student is not None:
+        flags.DEFINE_string("student", student, "Network of keras_mikd.models, or mlp_<width>.")
     flags.DEFINE_list(
         "labels_per_class", labels_per_class, "Training images of each class, a table for each."
     )

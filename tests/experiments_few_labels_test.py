@@ -137,5 +137,37 @@ def test_unlabelled_images_and_perceptrons_in_the_comparison(tmp_path):
     assert list(rows) == ["student", "hint_pooled", "vid_unfolded"]
 
 
+def test_all_networks_of_the_pairs_are_there():
+    with script_runs.module("experiments", "pairs") as pairs:
+        assert len(pairs.PAIRS["crd"]) == 13
+        names = {name for group in pairs.PAIRS.values() for pair in group for name in pair}
+    assert all(callable(getattr(mikd.models, name)) for name in names)
+
+
+@pytest.mark.slow
+def test_every_pair_and_every_place_of_augmentation_has_its_table(tmp_path, capsys):
+    few = ["--labels_per_class=2", "--batch_size=10", "--epochs=1", "--seeds=1"]
+    with script_runs.module("experiments", "pairs") as script:
+        script.PAIRS["digits"] = [("digits_cnn", "digits_cnn")]
+        flags = ["--teacher_epochs=1", "--only_middle_weight", "--methods=kd,vid", "--sgd"]
+        script_runs.call(script, *_flags(tmp_path, *few, *flags))
+    assert "digits_cnn-digits_cnn" in capsys.readouterr().out
+    tables = json.loads((tmp_path / "run" / "pairs.json").read_text())
+    assert [row["method"] for row in tables["digits_cnn-digits_cnn"]["rows"]] == [
+        "student",
+        "kd",
+        "vid",
+    ]
+    teacher = tmp_path / "run" / "teachers" / "digits_cnn.keras"
+    flags = [f"--teacher={teacher}", "--student=digits_cnn", "--methods=kd,vid", "--weights=3,10"]
+    with script_runs.module("experiments", "augmentation") as script:
+        with pytest.warns(UserWarning, match="changes its images at random"):
+            script_runs.call(script, *_flags(tmp_path / "places", *few, *flags, "--views=2"))
+        for place in script.PLACES:
+            path = tmp_path / "places" / "run" / place / "comparison.json"
+            assert len(json.loads(path.read_text())["rows"]) == 3
+            assert (path.parent / "vid-weight10-seed0.keras").exists()
+
+
 if __name__ == "__main__":
     pytest.main([__file__])
