@@ -84,11 +84,14 @@ def test_the_lines_for_a_tpu_take_the_place_of_the_strategy(tmp_path, monkeypatc
     """There is no TPU: what connects to one is replaced, by its public name, and the rest runs."""
     script, for_tpu = _script_for_hosts()
     asked = []
+
+    def made(_, found):
+        asked.append(found)
+        return two_replicas
+
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver
     monkeypatch.setattr(resolver, "connect", lambda name: asked.append(name) or "resolver")
-    monkeypatch.setattr(
-        tf.distribute, "TPUStrategy", lambda found: asked.append(found) or two_replicas
-    )
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", type("TPUStrategy", (), {"__new__": made}))
     _small_data(monkeypatch)
     _save_teacher(tmp_path)
     monkeypatch.chdir(tmp_path)
