@@ -28,7 +28,7 @@ from absl import app, flags
 
 import keras_mikd as mikd
 import reports
-from methods import EQUAL_SHAPES, FLOOR, METHODS, check_names, compiled
+from methods import EQUAL_SHAPES, FLOOR, METHODS, check_names, compiled, count, extra_weights
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("teacher", "resnet32x4", "Network of keras_mikd.models.")
@@ -69,14 +69,9 @@ def measure(name, teacher, student, image_shape, batch_size, steps):
     build = [lambda network=network: network(CLASSES, image_shape) for network in networks]
     model = compiled(ALL[name].build(*build))
     model.fit(batches(image_shape, batch_size, steps), shuffle=False, verbose=0)
-    losses = [x for x in getattr(model, "distillation_losses", []) if isinstance(x, keras.Layer)]
-    extra = _count(v for loss in losses for v in loss.trainable_variables)
-    trained = _count(model.trainable_variables) - extra
+    extra = extra_weights(model)
+    trained = count(model.trainable_variables) - extra
     return {"weights": trained, "extra": extra, "bytes": peak() - imports, "imports": imports}
-
-
-def _count(variables):
-    return sum(v.value.shape.num_elements() for v in variables)
 
 
 def in_new_process(*arguments):

@@ -181,6 +181,33 @@ EQUAL_SHAPES = {
     "same in mikd.Distiller": offline(keras_features),
 }
 
+# Every other recipe with a teacher. VID, MIMKD and the like are above.
+LOSSES = {
+    "KD": METHODS["KD"],
+    "LSKD": offline(recipes.lskd),
+    "LwF": offline(recipes.lwf),
+    "DKD": offline(recipes.dkd),
+    "RLD": offline(recipes.rld),
+    "DIST": offline(recipes.dist),
+    "WTTM": offline(recipes.wttm),
+    "hint, one stage": offline(recipes.hint),
+    "VkD": offline(recipes.vkd),
+    "AT": METHODS["AT"],
+    "AB": offline(recipes.activation_boundary),
+    "FT": offline(recipes.factor_transfer),
+    "ReviewKD": offline(recipes.review_kd),
+    "NST": offline(recipes.nst),
+    "SP": offline(recipes.similarity_preserving),
+    "RKD": offline(recipes.rkd),
+    "PKT": offline(recipes.pkt),
+    "CC": offline(recipes.correlation_congruence),
+    "queue": offline(recipes.queue_relation),
+    "ITRD": offline(recipes.itrd),
+    "CRD in the batch": offline(recipes.crd),
+    "InfoNCE on the stages": offline(recipes.info_nce),
+}
+# It wants the same channels in both networks.
+SAME_CHANNELS = {"FSP": offline(recipes.fsp)}
 
 # What tokens cost, beside maps of as many places: none of both is averaged to a coarser grid.
 EVERY_PLACE = "MIMKD at every place"
@@ -198,6 +225,17 @@ def check_names(flag, names, known):
             f"Expected --{flag} to be some of {', '.join(known)}. "
             f"Received: --{flag}={','.join(names)}"
         )
+
+
+def extra_weights(model):
+    """Returns how many weights of the losses are trained, and are no part of the student."""
+    losses = [x for x in getattr(model, "distillation_losses", []) if isinstance(x, keras.Layer)]
+    return sum(count(loss.trainable_variables) for loss in losses)
+
+
+def count(variables):
+    """Returns the number of elements of variables."""
+    return sum(v.value.shape.num_elements() for v in variables)
 
 
 def compiled(model, steps_per_execution=1):

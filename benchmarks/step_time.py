@@ -10,6 +10,7 @@ of tokens are compared with those of the same maps.
 
     python benchmarks/step_time.py                          # both pairs, every method
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
+    python benchmarks/step_time.py --losses --pair=cifar    # every other loss with a teacher
     python benchmarks/step_time.py --dtype_policy=mixed_bfloat16 --steps_per_execution=8
 
 The last one computes everything, the floor too, in mixed precision, and runs eight steps in one
@@ -34,7 +35,19 @@ from absl import app, flags
 import keras_mikd as mikd
 import reports
 from keras_mikd import recipes
-from methods import EQUAL_SHAPES, FLOOR, METHODS, STAGES, TOKENS, check_names, compiled, offline
+from methods import (
+    EQUAL_SHAPES,
+    FLOOR,
+    LOSSES,
+    METHODS,
+    SAME_CHANNELS,
+    STAGES,
+    TOKENS,
+    check_names,
+    compiled,
+    extra_weights,
+    offline,
+)
 
 # TensorFlow mistakes several models for one that is traced again and again, and warns.
 tf.get_logger().setLevel("ERROR")
@@ -42,6 +55,7 @@ tf.get_logger().setLevel("ERROR")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("pair", "both", ["digits", "cifar", "both"], "Teacher and student to measure.")
 flags.DEFINE_bool("critics", False, "Measure designs of MIMKD's critics instead of methods.")
+flags.DEFINE_bool("losses", False, "Measure every other loss with a teacher instead of methods.")
 flags.DEFINE_list("methods", [], "Some of methods.py; all of them if not given.")
 flags.DEFINE_enum(
     "dtype_policy",
@@ -126,7 +140,10 @@ def floor_step(teacher, student):
 
 
 def build_steps(pair, variants):
-    """Returns `{name: function of an iterator that trains one step}`."""
+    """Returns the variants' steps, functions of an iterator, and their losses' own weights.
+
+    Both are dicts by name; the floor has no such weights.
+    """
 
     def teacher():
         return getattr(mikd.models, pair.teacher)(pair.classes, pair.image_shape)
@@ -135,9 +152,11 @@ def build_steps(pair, variants):
         return getattr(mikd.models, pair.student)(pair.classes, pair.image_shape)
 
     steps = {name: floor_step(teacher(), student()) for name in (FLOOR, CONTROL)}
+    extra = {}
     for name, method in variants.items():
-        steps[name] = keras_step(method.build(teacher, student))
-    return steps
+        model = method.build(teacher, student)
+        steps[name], extra[name] = keras_step(model), extra_weights(model)
+    return steps, extra
 
 
 def chosen(methods):
@@ -175,7 +194,7 @@ def measure(steps, batches, rounds, steps_per_turn):
     return times
 
 
-def summarize(times, variants):
+def summarize(times, variants, extra):
     """Returns a row for each variant: milliseconds, their ratios to the floor's and its own."""
     rows, medians = [], {}
     for name, pairs in times.items():
@@ -185,7 +204,8 @@ def summarize(times, variants):
         floor = rows[0] if rows else row
         ratios = {f"{key}_ratio": value / floor[key] for key, value in row.items()}
         medians[name] = row["median_ms"]
-        rows.append({"variant": name, "steps": len(wall), **row, **ratios})
+        own = {"steps": len(wall), "extra_weights": extra.get(name, 0)}
+        rows.append({"variant": name, **own, **row, **ratios})
     for row in rows:
         name = row["variant"]
         reference = variants[name].reference if name in variants else FLOOR
@@ -200,11 +220,11 @@ def run_pair(pair, variants):
         f"compiling {len(variants) + 2} variants, then {rounds} rounds of {steps_per_turn} steps",
         flush=True,
     )
-    steps, batches = build_steps(pair, variants), endless_batch(pair)
+    (steps, extra), batches = build_steps(pair, variants), endless_batch(pair)
     for _ in range(1 if FLAGS.quick else 3):
         for step in steps.values():
             step(batches)
-    rows = summarize(measure(steps, batches, rounds, steps_per_turn), variants)
+    rows = summarize(measure(steps, batches, rounds, steps_per_turn), variants, extra)
     print_table(rows)
     return {**pair._asdict(), "rounds": rounds, "steps_per_turn": steps_per_turn, "rows": rows}
 
@@ -227,14 +247,16 @@ def main(argv):
     reports.check_output()
     known = {**METHODS, **TOKENS, **EQUAL_SHAPES}
     check_names("methods", FLAGS.methods or known, known)
-    if FLAGS.critics and FLAGS.methods:
-        raise SystemExit("Expected --critics or --methods. Received: both")
+    if FLAGS.critics + FLAGS.losses + bool(FLAGS.methods) > 1:
+        raise SystemExit("Expected one of --critics, --losses and --methods. Received: several")
     keras.config.set_dtype_policy(FLAGS.dtype_policy)
     keras.utils.set_random_seed(0)
     results = {}
     for name in PAIRS if FLAGS.pair == "both" else [FLAGS.pair]:
         methods = {**METHODS, **TOKENS, **(EQUAL_SHAPES if name == "cifar" else {})}
-        variants = critic_designs() if FLAGS.critics else chosen(methods)
+        designs = critic_designs() if FLAGS.critics else chosen(methods)
+        losses = {**LOSSES, **(SAME_CHANNELS if name == "cifar" else {})}
+        variants = losses if FLAGS.losses else designs
         results[name] = run_pair(PAIRS[name], variants)
     print(
         "\nmedian, min: wall time of a step. CPU: median of the processor time of all threads, "

@@ -43,6 +43,8 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "docs_cells")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
+# What a cell writes beside itself is no part of the docs.
+nb_execution_in_temp = True
 # TensorFlow writes there which accelerators are missing where the site is built.
 nb_output_stderr = "remove"
 

@@ -2,8 +2,8 @@
 
     python docs/make_results.py
 
-Every page of `docs/results/` and README.md may have blocks that this script fills, up to the next
-`<!-- end -->`:
+Every page of `docs/results/` and `docs/methods/`, and README.md, may have blocks that this script
+fills, up to the next `<!-- end -->`:
 
 - `<!-- table: cifar10/50 -->`: the comparison that experiments/compare.py wrote to
   `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
@@ -30,7 +30,8 @@ from matplotlib.figure import Figure
 import results_tables
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")))
+RESULTS = sorted((DOCS / "results").glob("*.md"))
+PAGES = (DOCS.parent / "README.md", *RESULTS, *sorted((DOCS / "methods").glob("*.md")))
 BLOCK = re.compile(
     r"(<!-- (table|sizes|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
 )

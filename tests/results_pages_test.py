@@ -56,7 +56,7 @@ def test_every_measurement_is_on_a_page_and_says_where_it_is_from(script):
 
 
 def test_no_number_of_a_result_is_typed_by_hand(script):
-    for page in script.PAGES[1:]:
+    for page in script.RESULTS:
         text = script.BLOCK.sub("", page.read_text())
         text = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
         typed = re.findall(r".*(?:\d\.\d|\d ?%|\d points|± ?\d).*", text)
@@ -71,7 +71,7 @@ def test_a_number_in_a_line_does_not_start_it(script):
 
 
 def test_links_of_the_pages_lead_somewhere(script):
-    for page in script.PAGES[1:]:
+    for page in script.RESULTS:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

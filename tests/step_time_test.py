@@ -71,7 +71,8 @@ def test_a_row_is_compared_with_the_floor_and_with_its_reference(script):
         "student alone": [(0.006, 0.002)],
         "MUSE (self)": [(0.012, 0.008)],
     }
-    floor, student, muse = script.summarize(times, variants)
+    floor, student, muse = script.summarize(times, variants, {"MUSE (self)": 7})
+    assert [row["extra_weights"] for row in (floor, student, muse)] == [0, 0, 7]
     assert (floor["median_ms"], floor["min_ms"], floor["cpu_ms"]) == (3.0, 2.0, 4.0)
     assert student["median_ms_ratio"] == student["reference_ratio"] * 2.0 == 2.0
     assert (muse["median_ms_ratio"], muse["min_ms_ratio"], muse["cpu_ms_ratio"]) == (4.0, 6.0, 2.0)
