@@ -238,11 +238,12 @@ def count(variables):
     return sum(v.value.shape.num_elements() for v in variables)
 
 
-def compiled(model, steps_per_execution=1):
+def compiled(model, steps_per_execution=1, jit_compile="auto"):
     # A rate of 0 costs the same arithmetic, and no variant drifts into other numbers.
     model.compile(
         keras.optimizers.SGD(0.0, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=steps_per_execution,
+        jit_compile=jit_compile,
     )
     return model

@@ -1,4 +1,4 @@
-"""Cost of a training step of every method, as a multiple of what distillation cannot do without.
+r"""Cost of a training step of every method, as a multiple of what distillation cannot do without.
 
 The floor (1.00) is one hand-written graph: the teacher's forward pass with its stage outputs, and
 the student's plain training step (forward, cross-entropy, gradients, SGD with momentum). Every step
@@ -12,9 +12,12 @@ of tokens are compared with those of the same maps.
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
     python benchmarks/step_time.py --losses --pair=cifar    # every other loss with a teacher
     python benchmarks/step_time.py --dtype_policy=mixed_bfloat16 --steps_per_execution=8
+    python benchmarks/step_time.py --pair=cifar --methods=KD,VID,MIMKD --batch_sizes=64,256,1024 \
+        --xla=on                                            # on a GPU: few variants compile faster
 
-The last one computes everything, the floor too, in mixed precision, and runs eight steps in one
-call of every method; the floor takes its steps one by one.
+The one before the last computes everything, the floor too, in mixed precision, and runs eight steps
+in one call of every method; the floor takes its steps one by one. `--xla` decides about the whole
+step of every variant, the floor's too; with `auto`, Keras compiles it on a GPU and not on a CPU.
 
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
@@ -63,6 +66,8 @@ flags.DEFINE_enum(
     ["float32", "mixed_float16", "mixed_bfloat16"],
     "Precision of all networks, that of the floor too.",
 )
+flags.DEFINE_list("batch_sizes", [], "Images in a batch, each in turn; those of the pair if none.")
+flags.DEFINE_enum("xla", "auto", ["auto", "on", "off"], "Whether XLA compiles the whole step.")
 flags.DEFINE_integer("steps_per_execution", 1, "Steps in one call of every method.", 1)
 flags.DEFINE_integer("rounds", 15, "Rounds, in each of which every variant takes its turn.", 1)
 flags.DEFINE_bool("quick", False, "One round of one step, to see that everything runs.")
@@ -113,14 +118,18 @@ def critic_designs():
 
 
 def keras_step(model):
-    compiled(model, FLAGS.steps_per_execution).make_train_function()
+    compiled(model, FLAGS.steps_per_execution, _jit_compile()).make_train_function()
     return model.train_function
+
+
+def _jit_compile():
+    return {"auto": "auto", "on": True, "off": False}[FLAGS.xla]
 
 
 def floor_step(teacher, student):
     outputs = [teacher.get_layer(name).output for name in STAGES]
     teacher = keras.Model(teacher.inputs, [*outputs, teacher.output])
-    compiled(student)
+    compiled(student, jit_compile=_jit_compile())
     student.optimizer.build(student.trainable_variables)
 
     @tf.function(jit_compile=student.jit_compile)
@@ -242,6 +251,20 @@ def print_table(rows):
         print(f"{row['reference_ratio']:6.3f}  {row['reference']}")
 
 
+def sized(name):
+    """Returns `{name: Pair}` of a pair with every batch size that was asked for."""
+    try:
+        sizes = [int(size) for size in FLAGS.batch_sizes]
+    except ValueError:
+        sizes = [0]
+    if any(size < 1 for size in sizes):
+        raise SystemExit(f"Expected --batch_sizes=64,256. Received: {FLAGS.batch_sizes}")
+    pair = PAIRS[name]
+    return {f"{name}, batch {size}": pair._replace(batch_size=size) for size in sizes} or {
+        name: pair
+    }
+
+
 def main(argv):
     del argv
     reports.check_output()
@@ -249,6 +272,7 @@ def main(argv):
     check_names("methods", FLAGS.methods or known, known)
     if FLAGS.critics + FLAGS.losses + bool(FLAGS.methods) > 1:
         raise SystemExit("Expected one of --critics, --losses and --methods. Received: several")
+    pairs = {name: sized(name) for name in PAIRS}
     keras.config.set_dtype_policy(FLAGS.dtype_policy)
     keras.utils.set_random_seed(0)
     results = {}
@@ -257,12 +281,12 @@ def main(argv):
         designs = critic_designs() if FLAGS.critics else chosen(methods)
         losses = {**LOSSES, **(SAME_CHANNELS if name == "cifar" else {})}
         variants = losses if FLAGS.losses else designs
-        results[name] = run_pair(PAIRS[name], variants)
+        results.update((key, run_pair(pair, variants)) for key, pair in pairs[name].items())
     print(
         "\nmedian, min: wall time of a step. CPU: median of the processor time of all threads, "
         "which other\nprograms disturb less. A method adds its ratio to its reference less 1."
     )
-    settings = {name: FLAGS[name].value for name in ("dtype_policy", "steps_per_execution")}
+    settings = {name: FLAGS[name].value for name in ("dtype_policy", "xla", "steps_per_execution")}
     reports.write({**settings, "pairs": results})
 
 

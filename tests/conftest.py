@@ -1,4 +1,4 @@
-"""Every test process sees two logical CPU devices."""
+"""Every test process sees two logical CPU devices, and two of a GPU where there is one."""
 
 import gc
 import os
@@ -14,9 +14,16 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config
 
+GPUS = tf.config.list_physical_devices("GPU")
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+if GPUS:
+    # Half a GPU each, for tests with two replicas; several test processes share the card.
+    half = tf.config.LogicalDeviceConfiguration(memory_limit=4096)
+    tf.config.set_logical_device_configuration(GPUS[0], [half] * 2)
+    # Products of 10 bits would not keep the tolerances of float32.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +46,8 @@ def _short_collections():
 @pytest.fixture(scope="session")
 def two_replicas():
     """The one mirrored strategy of a test process; a second one with collectives aborts."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    kind = "GPU" if GPUS else "CPU"
+    return tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
 
 
 @pytest.fixture

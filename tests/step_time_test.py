@@ -99,3 +99,20 @@ def test_an_existing_output_is_refused(script, tmp_path):
 
 if __name__ == "__main__":
     pytest.main([__file__])
+
+
+@pytest.mark.slow
+def test_batch_sizes_and_xla_by_name(tmp_path):
+    output = tmp_path / "times.json"
+    arguments = ["--quick", "--pair=digits", "--methods=KD", "--batch_sizes=4,8", "--xla=on"]
+    run(*arguments, f"--output={output}")
+    results = json.loads(output.read_text())
+    assert results["xla"] == "on"
+    sizes = {name: pair["batch_size"] for name, pair in results["pairs"].items()}
+    assert sizes == {"digits, batch 4": 4, "digits, batch 8": 8}
+
+
+def test_batch_sizes_that_are_none_are_refused(script):
+    flags.FLAGS(["step_time.py", "--batch_sizes=64,zero"])
+    with pytest.raises(SystemExit, match="Expected --batch_sizes=64,256. Received: .*zero"):
+        script.sized("digits")
