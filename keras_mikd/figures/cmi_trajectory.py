@@ -1,12 +1,9 @@
 """How a teacher moves between log-likelihood and conditional mutual information."""
 
-import csv
-import os
-import pathlib
-
 import numpy as np
 
 from keras_mikd.figures.canvas import as_panels, new_figure
+from keras_mikd.figures.histories import history_of
 
 
 def cmi_trajectory(runs, *, cmi="cmi", log_likelihood="log_likelihood"):
@@ -55,7 +52,7 @@ def cmi_trajectory(runs, *, cmi="cmi", log_likelihood="log_likelihood"):
 
 def _points(run, keys, title):
     """Returns the finite pairs of a run, two arrays of one length."""
-    history = _history(run)
+    history = history_of(run)
     missing = [key for key in keys if key not in history]
     if missing:
         raise ValueError(
@@ -76,25 +73,3 @@ def _points(run, keys, title):
             f"{len(values[0])}"
         )
     return pairs
-
-
-def _history(run):
-    if isinstance(run, (str, os.PathLike)):
-        return _read_csv(pathlib.Path(run))
-    history = getattr(run, "history", run)
-    if not isinstance(history, dict):
-        raise ValueError(
-            "Expected a run to be what `fit` returned, its `history`, or the path of a CSV file. "
-            f"Received: {type(run).__name__}"
-        )
-    return history
-
-
-def _read_csv(path):
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    # CSVLogger writes "NA" in epochs without validation.
-    return {
-        key: [np.nan if row[key] in ("", "NA") else float(row[key]) for row in rows]
-        for key in (rows[0] if rows else ())
-    }

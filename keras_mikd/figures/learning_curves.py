@@ -1,0 +1,109 @@
+"""What `fit` logs, epoch by epoch."""
+
+import numpy as np
+
+from keras_mikd.figures.canvas import new_figure
+from keras_mikd.figures.histories import history_of
+
+_VALIDATION = "val_"
+_TASK = "task_loss"
+_TOTAL = "loss"
+# Ends of names that a distiller logs, and the panels that they belong to.
+_PANELS = {
+    "_mi_nats": "mutual information, nats",
+    "_gaussian_nats": "explained, nats per channel",
+    "_weight": "weights in the total",
+    "_share": "shares of the gradient",
+}
+_BESIDE = ("_mi_nats_se", "_mi_nats_limit")
+# The total says little, and a CSV file numbers its epochs.
+_NO_CURVES = (_TOTAL, "learning_rate", "epoch")
+_COLUMNS = 3
+
+
+def learning_curves(run, *, metrics=None):
+    """Draws what `fit` logged, in one panel for each kind of number.
+
+    The panels are the labels' loss, the metrics, the terms of the loss, mutual information with its
+    standard error (a band) and its limit (dotted), what VID heads explain, and with
+    `balance="gradient"` weights and shares. Training is a thin line, validation a thick one. The
+    total has no panel: bounds fall below zero and weights change, so it says little.
+
+    Args:
+        run: What `fit` returned, its `history`, or the path of a CSV file of
+            `keras.callbacks.CSVLogger`.
+        metrics: Names of metrics, without `"val_"`; those that end with `"accuracy"` if `None`.
+            Other names are taken for terms of the loss.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If there is nothing to draw, or a metric is not in the run.
+        FileNotFoundError: If a CSV file does not exist.
+        ImportError: If matplotlib is not installed.
+
+    Example:
+    ```python
+    history = distiller.fit(train, validation_data=validation, epochs=20)
+    figures.save_png(figures.learning_curves(history), "curves.png")
+    ```
+    """
+    history = history_of(run)
+    names = list(dict.fromkeys(key.removeprefix(_VALIDATION) for key in history))
+    missing = [name for name in metrics or () if name not in names]
+    if missing:
+        raise ValueError(f"Expected `metrics` to be among {names}. Received: {missing}")
+    panels = _panels(names, metrics)
+    if not panels:
+        raise ValueError(f"Expected a run with numbers of epochs. Received: {sorted(history)}")
+    columns = min(len(panels), _COLUMNS)
+    figure, axes = new_figure(-(-len(panels) // columns), columns, width=4.0, height=3.0)
+    for axis, (title, members) in zip(axes.flat, panels.items(), strict=False):
+        for name in members:
+            _draw(axis, history, name)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize="x-small")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    return figure
+
+
+def _panels(names, metrics):
+    """Returns `{title: names}` of what there is."""
+    panels = {title: [] for title in ("the labels' loss", "metrics", "terms, unweighted")}
+    panels |= {title: [] for title in _PANELS.values()}
+    for name in names:
+        ending = next((end for end in _PANELS if name.endswith(end)), None)
+        is_metric = name.endswith("accuracy") if metrics is None else name in metrics
+        if is_metric:
+            panels["metrics"].append(name)
+        elif name == _TASK or (name == _TOTAL and _TASK not in names):
+            panels["the labels' loss"].append(name)
+        elif ending is not None:
+            panels[_PANELS[ending]].append(name)
+        elif not name.endswith(_BESIDE) and name not in _NO_CURVES:
+            panels["terms, unweighted"].append(name)
+    return {title: members for title, members in panels.items() if members}
+
+
+def _draw(axis, history, name):
+    """Draws a number in training and in validation, with its band and its limit."""
+    colour = None
+    for prefix, width in (("", 1.0), (_VALIDATION, 2.5)):
+        values = _numbers(history, prefix + name)
+        if values is None:
+            continue
+        epochs = np.arange(1, len(values) + 1)
+        (line,) = axis.plot(epochs, values, linewidth=width, color=colour, label=prefix + name)
+        colour = line.get_color()
+        error, limit = (_numbers(history, f"{prefix}{name}{end}") for end in ("_se", "_limit"))
+        if error is not None:
+            axis.fill_between(epochs, values - error, values + error, color=colour, alpha=0.2)
+        if limit is not None:
+            axis.plot(epochs, limit, ":", linewidth=width, color=colour)
+
+
+def _numbers(history, key):
+    return np.asarray(history[key], np.float64) if key in history else None

@@ -1,0 +1,82 @@
+"""Curves of a run: every number in its panel, training and validation."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+
+import keras_mikd as mikd
+
+HISTORY = {
+    "loss": [3.0, 2.0],
+    "val_loss": [3.5, 2.5],
+    "task_loss": [1.0, 0.5],
+    "val_task_loss": [1.2, 0.9],
+    "accuracy": [0.5, 0.8],
+    "val_accuracy": [0.4, 0.7],
+    "kd": [2.0, 1.0],
+    "critic_mi_nats": [0.5, 1.5],
+    "critic_mi_nats_se": [0.1, 0.2],
+    "critic_mi_nats_limit": [4.0, 4.0],
+    "vid_gaussian_nats": [0.1, 0.2],
+    "kd_weight": [1.0, 0.5],
+    "kd_share": [0.6, 0.4],
+    "learning_rate": [0.1, 0.01],
+}
+
+
+def _labels(figure):
+    """Returns `{title of a panel: labels of its lines}`."""
+    return {
+        axes.get_title(): [
+            line.get_label() for line in axes.lines if not line.get_label().startswith("_")
+        ]
+        for axes in figure.axes
+    }
+
+
+def test_every_number_has_its_panel():
+    assert _labels(mikd.figures.learning_curves(HISTORY)) == {
+        "the labels' loss": ["task_loss", "val_task_loss"],
+        "metrics": ["accuracy", "val_accuracy"],
+        "terms, unweighted": ["kd"],
+        "mutual information, nats": ["critic_mi_nats"],
+        "explained, nats per channel": ["vid_gaussian_nats"],
+        "weights in the total": ["kd_weight"],
+        "shares of the gradient": ["kd_share"],
+    }
+
+
+def test_lines_bands_and_limits_are_the_numbers():
+    figure = mikd.figures.learning_curves(HISTORY)
+    (axes,) = [axes for axes in figure.axes if "mutual" in axes.get_title()]
+    line, limit = axes.lines
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 0.5], [2, 1.5]])
+    np.testing.assert_array_equal(limit.get_ydata(), [4.0, 4.0])
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.4, 1.7))
+
+
+def test_metrics_may_be_named_and_a_plain_fit_is_drawn():
+    plain = {"loss": [1.0], "val_loss": [2.0], "mean_io_u": [0.3]}
+    assert _labels(mikd.figures.learning_curves(plain, metrics=["mean_io_u"])) == {
+        "the labels' loss": ["loss", "val_loss"],
+        "metrics": ["mean_io_u"],
+    }
+    with pytest.raises(ValueError, match="`metrics` to be among .*Received: .*'iou'"):
+        mikd.figures.learning_curves(plain, metrics=["iou"])
+    with pytest.raises(ValueError, match="with numbers of epochs"):
+        mikd.figures.learning_curves({})
+
+
+def test_a_real_run_and_its_csv_are_drawn_alike(tmp_path):
+    distiller = mikd.VIDDistiller(cases.teacher(), cases.student())
+    distiller.compile("sgd", cases.cross_entropy(), metrics=["accuracy"], run_eagerly=True)
+    x, y = cases.data()
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    run = distiller.fit(x, y, validation_data=(x, y), epochs=2, verbose=0, callbacks=[log])
+    drawn = _labels(mikd.figures.learning_curves(run))
+    of_file = _labels(mikd.figures.learning_curves(tmp_path / "log.csv"))
+    assert {k: sorted(v) for k, v in drawn.items()} == {k: sorted(v) for k, v in of_file.items()}
+    assert "explained, nats per channel" in drawn
