@@ -130,7 +130,7 @@ class FakeQuantizedDepthwiseConv2D(keras.layers.DepthwiseConv2D):
             data_format=self.data_format,
             dilation_rate=self.dilation_rate,
         )
-        return self.activation(outputs + self.bias)
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -139,7 +139,8 @@ class FakeQuantizedDense(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         del training
-        return self.activation(ops.matmul(inputs, _rounded(self.kernel, axis=None)) + self.bias)
+        outputs = ops.matmul(inputs, _rounded(self.kernel, axis=None))
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 
 def _rounded(kernel, axis=-1):

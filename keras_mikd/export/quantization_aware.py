@@ -12,6 +12,7 @@ from keras_mikd.export.fake_quantization import (
     FakeQuantizedDense,
     FakeQuantizedDepthwiseConv2D,
 )
+from keras_mikd.export.folding import affine, folded_weights, numpy
 from keras_mikd.features.layer_graph import LayerGraph, check_channels_last, ends, has_graph
 
 _WITH_KERNEL = {
@@ -69,8 +70,8 @@ def quantization_aware(
     Distil the copy for some epochs more, at a small rate and with the same losses, and write it
     with `export_tflite(copy, path, quantize="int8")`. Weights are rounded to int8 with a scale for
     every output channel (a dense layer has one), activations with ranges that are trained too. The
-    file has these scales and no float operator. Batch normalization is folded into the layer
-    before it. Where that is a sum, it becomes a depthwise 1x1 convolution.
+    file has these scales and no float operator. Batch normalization goes on as it was. The file has
+    it in the kernel before it; behind a sum, it has a depthwise 1x1 convolution.
 
     Layers keep their names, those of nested models with a dot, `"backbone.conv1"`; so `stages`
     finds in the copy what it finds in the student. The student itself is not changed.
@@ -175,10 +176,10 @@ class _Rewriting:
         for position, call in enumerate(self._calls):
             for parent in call.parents:
                 self._readers[parent].append(position)
-        self._folded = {
+        self._normalized = {
             call.parents[0]: call.layer
             for position, call in enumerate(self._calls)
-            if self._is_folded(position)
+            if self._belongs_to_kernel(position)
         }
         self._check()
 
@@ -204,7 +205,7 @@ class _Rewriting:
                     "times"
                 )
         for position, call in enumerate(self._calls):
-            if isinstance(call.layer, _NORMALIZATIONS) and not self._is_folded(position):
+            if isinstance(call.layer, _NORMALIZATIONS) and not self._belongs_to_kernel(position):
                 _check_affine(call)
 
     def _rewritten(self, position, call, feeds):
@@ -214,16 +215,19 @@ class _Rewriting:
         if isinstance(layer, layers.InputLayer):
             self._input = keras.Input(layer.batch_shape[1:], dtype="float32", name=name)
             return _quantized(name, self._input)
-        if self._is_folded(position):
-            return layers.Identity(name=name, dtype="float32")(feeds[0])
         if isinstance(layer, layers.BatchNormalization):
-            value = _affine(name, feeds[0], *_scale_and_offset(layer))
+            if isinstance(self._calls[call.parents[0]].layer, layers.Dense):
+                return layers.Identity(name=name, dtype="float32")(feeds[0])
+            value = _with_weights(layer, name, feeds[0])
         elif isinstance(layer, layers.Rescaling):
-            value = _affine(name, feeds[0], layer.scale, layer.offset)
+            value = affine(name, feeds[0], layer.scale, layer.offset)
         elif type(layer) in _WITH_KERNEL:
-            value = _with_kernel(name, layer, self._folded.get(position), feeds[0])
+            normalization = self._normalized.get(position)
+            value = _with_kernel(name, layer, normalization, feeds[0])
             if activation not in _FUSED:
                 return _activated(f"{name}_{activation}", activation, _quantized(name, value))
+            if normalization is not None and not isinstance(layer, layers.Dense):
+                return value
         elif activation not in _FUSED:
             return _activated(name, activation, feeds[0], layer)
         else:
@@ -240,8 +244,8 @@ class _Rewriting:
             (position,) = self._calls[position].parents
         return keras_internals.operation_of(self._made[position])
 
-    def _is_folded(self, position):
-        """Whether a call is a BatchNorm that belongs into the layer before it."""
+    def _belongs_to_kernel(self, position):
+        """Whether a call is a BatchNorm that a file has in the kernel before it."""
         call = self._calls[position]
         if not isinstance(call.layer, layers.BatchNormalization):
             return False
@@ -260,7 +264,8 @@ class _Rewriting:
             layer = self._calls[position].layer
             if isinstance(layer, _ACTIVATION_LAYERS) and not _is_linear(layer):
                 return _activation(layer) in _FUSED
-            if not (isinstance(layer, _IDLE) or _is_linear(layer) or self._is_folded(position)):
+            folded = self._belongs_to_kernel(position)
+            if not (isinstance(layer, _IDLE) or _is_linear(layer) or folded):
                 return False
         return False
 
@@ -331,48 +336,29 @@ def _activated(name, activation, value, layer=None):
     return _quantized(name, result, _FIXED_LIMITS.get(activation))
 
 
+def _with_weights(layer, name, value):
+    """Applies a copy of a layer in float32, with its weights."""
+    new = _again(layer, name)
+    result = new(value)
+    new.set_weights(layer.get_weights())
+    return result
+
+
 def _with_kernel(name, layer, normalization, value):
-    """Applies a layer with its kernel rounded, and the BatchNorm behind it multiplied into it."""
+    """Applies a layer with its kernel rounded.
+
+    The scales of a convolution are those of its channels, so BatchNorm may follow, and be
+    multiplied in when a file is written. A dense kernel has one scale: it takes it in here.
+    """
     activation = _activation(layer)
-    changed = {"name": name, "dtype": "float32", "use_bias": True}
+    changed = {"name": name, "dtype": "float32"}
     changed["activation"] = activation if activation in _FUSED else "linear"
     config = layer.get_config() | changed
     config.pop("lora_rank", None)  # The kernel below has it in it.
+    weights = [numpy(layer.kernel), *([numpy(layer.bias)] if layer.use_bias else [])]
+    if normalization is not None and isinstance(layer, layers.Dense):
+        weights, config["use_bias"] = folded_weights(layer, normalization), True
     new = _WITH_KERNEL[type(layer)].from_config(config)
     result = new(value)
-    kernel = _numpy(layer.kernel)
-    bias = _numpy(layer.bias) if layer.use_bias else np.zeros(new.bias.shape)
-    if normalization is not None:
-        scale, offset = _scale_and_offset(normalization)
-        bias = bias * scale + offset
-        # The outputs of a depthwise kernel are its last two axes, as one.
-        kernel = kernel * scale.reshape(kernel.shape[len(kernel.shape) - _output_axes(layer) :])
-    new.kernel.assign(kernel)
-    new.bias.assign(bias)
+    new.set_weights(weights)
     return result
-
-
-def _output_axes(layer):
-    return 2 if isinstance(layer, layers.DepthwiseConv2D) else 1
-
-
-def _affine(name, value, scale, offset):
-    """Applies `scale * value + offset`, numbers of the channels, as a depthwise convolution."""
-    channels = value.shape[-1]
-    layer = FakeQuantizedDepthwiseConv2D(1, name=name, dtype="float32")
-    result = layer(value)
-    layer.kernel.assign(np.broadcast_to(scale, channels).reshape(layer.kernel.shape))
-    layer.bias.assign(np.broadcast_to(offset, channels))
-    return result
-
-
-def _scale_and_offset(normalization):
-    """Returns the two in float64: BatchNorm in inference is `scale * x + offset`."""
-    mean = _numpy(normalization.moving_mean)
-    scale = 1 / np.sqrt(_numpy(normalization.moving_variance) + normalization.epsilon)
-    scale = scale * _numpy(normalization.gamma) if normalization.scale else scale
-    return scale, (_numpy(normalization.beta) if normalization.center else 0.0) - mean * scale
-
-
-def _numpy(variable):
-    return keras.ops.convert_to_numpy(variable).astype("float64")

@@ -19,6 +19,7 @@ from keras_mikd.export.agreement import (
     inputs_of,
 )
 from keras_mikd.export.file_contents import float_operators, minimum_runtime
+from keras_mikd.export.folding import folded
 from keras_mikd.export.quantization_aware import is_quantization_aware
 
 _INTEGERS = {"int8": tf.int8, "int16": tf.int16}
@@ -160,7 +161,7 @@ def export_tflite(
     if tolerance is None:
         tolerance = 1e-4 if quantize is None else math.inf
     model = _in_float32(model)
-    content = _convert(model, quantize, examples, integer_io)
+    content = _convert(folded(model) if aware else model, quantize, examples, integer_io)
     agreement = Agreement() if batches is None else compare(model, content, batches)
     report = TFLiteReport(
         path,
