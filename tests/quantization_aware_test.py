@@ -8,7 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import keras_mikd as mikd
-from keras_mikd.export import fake_quantization
+from keras_mikd.export import fake_quantization, folding
 from keras_mikd.export.fake_quantization import (
     FakeQuantize,
     FakeQuantizedConv2D,
@@ -179,6 +179,24 @@ def test_without_rounding_the_copy_is_the_student(monkeypatch):
     expected, actual = student(IMAGES), copy(IMAGES)
     for name in ("logits", "classes"):
         np.testing.assert_allclose(actual[name], expected[name], atol=1e-5)
+
+
+def test_batch_normalization_goes_on_and_its_file_rounds_to_the_same_values():
+    """Rounding by channel and multiplying channels commute."""
+    student = _every_layer()
+    copy = mikd.quantization_aware(student, calibrate_on=IMAGES)
+    normalizations = [x for x in copy.layers if isinstance(x, layers.BatchNormalization)]
+    assert len(normalizations) == 3  # That behind a dense layer, of one scale, is in its kernel.
+    before = [np.array(layer.moving_mean) for layer in normalizations]
+    copy(IMAGES, training=True)
+    for layer, old in zip(normalizations, before, strict=True):
+        assert np.abs(layer.moving_mean - old).max() > 0
+    folded = folding.folded(copy)
+    assert not any(isinstance(layer, layers.BatchNormalization) for layer in folded.layers)
+    for name in ("logits", "classes"):
+        steps = np.abs(folded(IMAGES)[name] - copy(IMAGES)[name]) * 255 / np.ptp(copy(IMAGES)[name])
+        # A value between two steps may fall to either side, and its followers with it.
+        assert steps.max() <= 4 and np.median(steps) < 0.5
 
 
 def test_every_known_layer_is_an_integer_operator_that_computes_the_same(tmp_path):
