@@ -293,10 +293,27 @@ def test_what_does_not_fit_is_refused(data_dir, options, message):
 def test_a_folder_that_is_missing_or_laid_out_otherwise(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="Received: folder=.*train/<class>"):
         _load({"folder": str(tmp_path / "none")})
-    with pytest.raises(ValueError, match="to hold pictures.*train/<class>"):
+    with pytest.raises(ValueError, match="a folder for each split.*train/<class>.*Found in it: "):
         _load({"folder": folder + "/train"})
     with pytest.raises(ValueError, match="Received: validation_split='val'"):
         _load({"folder": folder}, validation_split="val")
+
+
+def test_pixels_are_scaled_by_a_layer_as_the_images_are(folder):
+    """What a network in a file needs, which is handed pixels."""
+    data = _load({"folder": folder})
+    pixels = keras.utils.image_dataset_from_directory(
+        f"{folder}/test", image_size=(8, 8), batch_size=None, shuffle=False
+    )
+    pairs = list(pixels.as_numpy_iterator())
+    assert list(data.class_names) == pixels.class_names
+    scaled = data.rescaling()(np.stack([image for image, _ in pairs]))
+    images, labels = map(np.concatenate, zip(*data.test.as_numpy_iterator(), strict=True))
+    order = np.argsort(labels, kind="stable")
+    for label in np.unique(labels):
+        own = np.sort(np.ravel(images[order][labels[order] == label]))
+        of_files = np.sort(np.ravel(scaled[np.array([y for _, y in pairs]) == label]))
+        np.testing.assert_allclose(of_files, own, atol=0.03)
 
 
 def test_the_draw_is_that_of_the_other_loaders(folder):

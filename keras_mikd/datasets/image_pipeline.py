@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -36,6 +37,12 @@ class ImagePipeline:
     padding_mode: Literal["CONSTANT", "REFLECT"] = "CONSTANT"
     flip: bool = False
     areas: tuple[float, float] | None = None
+
+    def rescaling(self) -> keras.layers.Rescaling:
+        """Returns a layer that scales pixels as this does."""
+        std = np.asarray(self.std)
+        scale, offset = 1 / (self.max_value * std), -np.asarray(self.mean) / std
+        return keras.layers.Rescaling(scale.tolist(), offset.tolist(), name="rescaling")
 
     def for_training(
         self, images, labels, *, batch_size, seed, augment, epoch_size=None, drop_remainder=True

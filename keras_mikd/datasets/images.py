@@ -158,6 +158,7 @@ def load_images(
         validation,
         read(test_split),
         num_classes=_num_classes(builder),
+        class_names=_class_names(builder),
         pipeline=pipeline,
         training=training,
     )
@@ -182,9 +183,12 @@ def _builder(name, folder, data_dir, download):
             f"Expected `folder` to be a folder. Received: folder={folder!r}. {layout}"
         )
     builder = import_tfds().ImageFolder(str(folder))
-    if not builder.info.splits:
+    if not builder.info.splits or not builder.info.features["label"].num_classes:
+        found = sorted(path.split("/")[-1] for path in tf.io.gfile.glob(f"{folder}/*"))
+        layout += f" Found in it: {', '.join(found[:5]) or 'nothing'}."
         raise ValueError(
-            f"Expected `folder` to hold pictures. Received: folder={folder!r}. {layout}"
+            "Expected `folder` to hold a folder for each split, with a folder for each class in "
+            f"it. Received: folder={folder!r}. {layout}"
         )
     return builder
 
@@ -233,6 +237,10 @@ def _first_label(builder, split):
 
 def _num_classes(builder):
     return builder.info.features[builder.info.supervised_keys[1]].num_classes
+
+
+def _class_names(builder):
+    return tuple(builder.info.features[builder.info.supervised_keys[1]].names)
 
 
 def _usual_pipeline(shape):
@@ -291,6 +299,8 @@ def _streamed(builder, names, shape, pipeline, training, validation_fraction):
         num_train=num_train,
         num_validation=len(validation) if validation else 0,
         num_test=len(test),
+        class_names=_class_names(builder),
+        pipeline=pipeline,
     )
 
 

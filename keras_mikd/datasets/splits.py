@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -30,6 +31,8 @@ class Splits:
         num_train: Number of training images, after `labels_per_class` or `train_fraction`.
         num_validation: Number of validation images.
         num_test: Number of test images.
+        class_names: Names of the classes, in the order of the labels; None where they have none.
+        pipeline: How the images were scaled, see `rescaling`; None for detection.
     """
 
     train: tf.data.Dataset
@@ -40,6 +43,30 @@ class Splits:
     num_train: int
     num_validation: int
     num_test: int
+    class_names: tuple[str, ...] | None = None
+    pipeline: ImagePipeline | None = None
+
+    def rescaling(self) -> keras.layers.Rescaling:
+        """Returns a layer that scales pixels as they are stored, 0 to 255, as these images are.
+
+        Put it in front of a network that you hand over: a device has pixels. (Those of the digits
+        of scikit-learn are 0 to 16.)
+
+        Raises:
+            ValueError: If the images are those of a detector.
+
+        Example:
+        ```python
+        layers = [keras.Input(data.image_shape), data.rescaling(), student]
+        export_tflite(keras.Sequential(layers), "student.tflite")
+        ```
+        """
+        if self.pipeline is None:
+            raise ValueError(
+                "Expected images of a classifier. Received: those of a detector, whose network "
+                "scales them itself."
+            )
+        return self.pipeline.rescaling()
 
 
 class LabelledImages(NamedTuple):
@@ -147,6 +174,7 @@ def build_splits(
     num_classes: int,
     pipeline: ImagePipeline,
     training: Training,
+    class_names: tuple[str, ...] | None = None,
 ) -> Splits:
     """Keeps the few training images, if asked to, and puts pipelines on top of the arrays.
 
@@ -175,6 +203,8 @@ def build_splits(
         num_train=len(train.labels),
         num_validation=len(validation.labels) if validation else 0,
         num_test=len(test.labels),
+        class_names=class_names,
+        pipeline=pipeline,
     )
 
 
