@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -54,7 +55,7 @@ class Critic(checks.Settled, keras.layers.Layer):
     """
 
     def __init__(
-        self, *, width: int = 512, dtype: str | keras.DTypePolicy = "float32", **kwargs: Any
+        self, *, width: int = 512, dtype: str | dict | keras.DTypePolicy = "float32", **kwargs: Any
     ) -> None:
         super().__init__(dtype=dtype, **kwargs)
         self.width = checks.integer("width", width, at_least=1)
@@ -120,7 +121,9 @@ class ConcatCritic(Critic):
         super().__init__(**kwargs)
         self.standardizes = True
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         dense = _dense_factory(self)
         self.teacher_layer = dense(self.width, "teacher", teacher_shape, use_bias=False)
         self.student_layer = dense(self.width, "student", student_shape)
@@ -197,7 +200,9 @@ class SeparableCritic(Critic):
         super().__init__(width=width, **kwargs)
         self.temperature = checks.temperature(temperature)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         dense = _dense_factory(self)
         self.teacher_layer = dense(self.width, "teacher", teacher_shape, use_bias=False)
         self.student_layer = dense(self.width, "student", student_shape, use_bias=False)

@@ -1,5 +1,6 @@
 """Activation boundaries: the student's neurons are active where the teacher's are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -50,7 +51,9 @@ class ActivationBoundary(DistillationLoss):
         self.margin = checks.number("margin", margin, at_least=0)
         self.scale = checks.number("scale", scale, above=0)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.connector = []
         if tuple(teacher_shape[1:]) != tuple(student_shape[1:]) or None in student_shape[1:]:

@@ -1,5 +1,6 @@
 """Attention transfer: the student looks where the teacher looks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -40,7 +41,9 @@ class AttentionTransfer(DistillationLoss):
         super().__init__(**kwargs)
         self.power = checks.number("power", power, at_least=1)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(3, 4))
         self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
         self.grid = self.compared.student.grid

@@ -54,8 +54,8 @@ class BeYourOwnTeacher(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer: Sequence[str] = ("stage3", "output"),
-        student_layer: Sequence[str] = ("stage1", "stage2"),
+        teacher_layer: Sequence[str | None] = ("stage3", "output"),
+        student_layer: Sequence[str | None] = ("stage1", "stage2"),
         alpha: float = 0.3,
         temperature: float | LearningRateSchedule = 3.0,
         feature_weight: float = 0.03,
@@ -68,7 +68,11 @@ class BeYourOwnTeacher(DistillationLoss):
         self.temperature = schedules.checked_temperature(temperature)
         self.feature_weight = checks.number("feature_weight", feature_weight, at_least=0)
 
-    def build(self, teacher_shape: list[tuple], student_shape: list[tuple]) -> None:
+    def build(
+        self,
+        teacher_shape: Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         _check_shapes(teacher_shape, student_shape)
         (_, height, width, channels), (_, classes) = teacher_shape
         self.bottlenecks, self.classifiers = [], []

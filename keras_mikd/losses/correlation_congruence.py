@@ -1,6 +1,7 @@
 """Correlation congruence (CC): the correlations between examples."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -61,7 +62,9 @@ class CorrelationCongruence(DistillationLoss):
         self.width = checks.integer("width", width, at_least=1)
         self.gather = gather
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
         if self.variant == "repdistiller":
             self.embeddings = [

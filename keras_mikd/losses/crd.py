@@ -1,5 +1,6 @@
 """Contrastive representation distillation (CRD)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -92,7 +93,9 @@ class CRD(DistillationLoss):
     def reads_classes(self) -> bool:
         return self.negatives_from == OTHER_CLASSES
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
         self.embeddings = [
             embedding(shape, self.width, self.dtype_policy)

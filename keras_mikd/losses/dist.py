@@ -1,5 +1,6 @@
 """DIST: correlations of probabilities, over the classes and over the examples."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -66,7 +67,9 @@ class DIST(DistillationLoss):
         self.temperature = schedules.checked_temperature(temperature)
         self.gather = checks.one_of("gather", gather, (True, False))
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
     def call(

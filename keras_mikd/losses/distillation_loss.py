@@ -81,13 +81,13 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     def __init__(
         self,
         *,
-        teacher_layer: str | Sequence[str] | None = None,
-        student_layer: str | Sequence[str] | None = None,
+        teacher_layer: str | Sequence[str | None] | None = None,
+        student_layer: str | Sequence[str | None] | None = None,
         teacher_mask_layer: str | None = None,
         student_mask_layer: str | None = None,
         weight: float | LearningRateSchedule = 1.0,
         teacher: str | None = None,
-        dtype: str | keras.DTypePolicy = "float32",
+        dtype: str | dict | keras.DTypePolicy = "float32",
         **kwargs: Any,
     ) -> None:
         teacher_layer = _places("teacher_layer", teacher_layer)
@@ -110,7 +110,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         self._has_default_name = has_default_name
         self._joined = False
 
-    def build(self, teacher_shape: tuple | list[tuple], student_shape: tuple | list[tuple]) -> None:
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Creates every weight.
 
         Args:
@@ -119,11 +119,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         """
 
     def call(
-        self,
-        teacher: tf.Tensor | list[tf.Tensor],
-        student: tf.Tensor | list[tf.Tensor],
-        labels: Any = None,
-        training: bool | None = None,
+        self, teacher: Any, student: Any, labels: Any = None, training: bool | None = None
     ) -> tf.Tensor:
         """Compares the two networks on a batch.
 
@@ -152,9 +148,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         """Whether weights have yet to be measured on examples, by `look_at`."""
         return False
 
-    def look_at(
-        self, teacher: tf.Tensor | list[tf.Tensor], student: tf.Tensor | list[tf.Tensor]
-    ) -> None:
+    def look_at(self, teacher: Any, student: Any) -> None:
         """Measures weights on the first examples, before the first step; tensors as in `call`."""
 
     @property
@@ -191,8 +185,8 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         return schedules.value_at(self.weight, step)
 
     def compute_output_shape(
-        self, teacher_shape: tuple | list[tuple], student_shape: tuple | list[tuple]
-    ) -> tuple:
+        self, teacher_shape: Sequence, student_shape: Sequence
+    ) -> tuple[int | None, ...]:
         first = teacher_shape[0]
         return (first[0] if isinstance(first, (list, tuple)) else first,)
 

@@ -1,5 +1,6 @@
 """Decoupled knowledge distillation: the target class and the others, weighted apart."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -60,7 +61,9 @@ class DKD(DistillationLoss):
         self.beta = checks.number("beta", beta, at_least=0)
         self.temperature = schedules.checked_temperature(temperature)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
     def call(

@@ -1,7 +1,7 @@
 """Factor transfer: a paraphrase of the teacher's last map, translated from the student's."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -80,7 +80,9 @@ class FactorTransfer(DistillationLoss):
         self.rate = checks.number("rate", rate, above=0)
         self.paraphraser_steps = checks.integer("paraphraser_steps", paraphraser_steps, at_least=1)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.grid = common_grid(teacher_shape, student_shape)
         teacher_channels, own_channels = teacher_shape[-1], student_shape[-1]

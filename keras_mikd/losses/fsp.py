@@ -43,13 +43,17 @@ class FSP(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer: Sequence[str] = ("stage1", "stage2"),
-        student_layer: Sequence[str] = ("stage1", "stage2"),
+        teacher_layer: Sequence[str | None] = ("stage1", "stage2"),
+        student_layer: Sequence[str | None] = ("stage1", "stage2"),
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
 
-    def build(self, teacher_shape: list[tuple], student_shape: list[tuple]) -> None:
+    def build(
+        self,
+        teacher_shape: Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         _check_shapes(teacher_shape, student_shape)
         self.compared = [
             [Comparison(*pair) for pair in itertools.pairwise(shapes)]

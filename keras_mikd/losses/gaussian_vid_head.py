@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -131,7 +132,9 @@ class GaussianVIDHead(DistillationLoss):
         self.initial_variance = initial_variance
         self.reduction = reduction
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, unfolds=True)
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]

@@ -1,5 +1,6 @@
 """FitNets' hints: regression of the teacher's features on the student's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -72,7 +73,9 @@ class Hint(DistillationLoss):
         """Whether the loss of an example depends on others: by the statistics of the batch."""
         return self.normalization == "batch"
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape)
         if self.kind == "repdistiller":
             self.regressor = self._repdistiller(tuple(teacher_shape), tuple(student_shape))

@@ -1,5 +1,6 @@
 """Information-theoretic representation distillation (ITRD): correlations and a Gram matrix."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -66,7 +67,9 @@ class ITRD(DistillationLoss):
         self.alpha = checks.number("alpha", alpha, at_least=1)
         self.gather = gather
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(2,))
         self.same_channels = teacher_shape[-1] == student_shape[-1]
         self.regressor = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)

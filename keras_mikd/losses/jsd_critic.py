@@ -1,6 +1,6 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import keras
@@ -110,7 +110,9 @@ class JSDCritic(DistillationLoss):
     def reads_classes(self) -> bool:
         return self.negatives_from == "other_classes"
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         for shape in (teacher_shape, student_shape):
             if len(shape) not in (2, 3, 4) or not isinstance(shape[-1], int):
                 raise ValueError(

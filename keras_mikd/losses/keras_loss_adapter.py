@@ -50,8 +50,8 @@ class KerasLossAdapter(DistillationLoss):
         self,
         keras_loss: keras.distillation.DistillationLoss,
         *,
-        teacher_layer: str | Sequence[str] | None = None,
-        student_layer: str | Sequence[str] | None = None,
+        teacher_layer: str | Sequence[str | None] | None = None,
+        student_layer: str | Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(keras_loss, keras.distillation.DistillationLoss):
@@ -79,7 +79,11 @@ class KerasLossAdapter(DistillationLoss):
             _warn_of_raw_logits(keras_loss)
         self._keras_loss = _unscaled(keras_loss)
 
-    def build(self, teacher_shape: tuple | list[tuple], student_shape: tuple | list[tuple]) -> None:
+    def build(
+        self,
+        teacher_shape: Sequence[int | None] | Sequence[Sequence[int | None]],
+        student_shape: Sequence[int | None] | Sequence[Sequence[int | None]],
+    ) -> None:
         if not isinstance(self.keras_loss, _KERAS_CLASSES):
             self.keras_loss.validate_outputs(_tensors(teacher_shape), _tensors(student_shape))
             return

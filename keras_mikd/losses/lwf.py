@@ -1,5 +1,6 @@
 """Learning without forgetting: a second head of the student, for the teacher's classes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -60,7 +61,9 @@ class LwF(DistillationLoss):
             self.name = self.name.replace("lw_f", "lwf")
         self.temperature = schedules.checked_temperature(temperature)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         self.compared = compared_logits(teacher_shape, student_shape)
         self.head = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.head.build(tuple(student_shape))

@@ -77,8 +77,8 @@ class MUSE(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer: str | Sequence[str] | None = "pooled",
-        student_layer: Sequence[str] = ("stage1", "stage2", "stage3"),
+        teacher_layer: str | Sequence[str | None] | None = "pooled",
+        student_layer: Sequence[str | None] = ("stage1", "stage2", "stage3"),
         combine: str = "multiplicative",
         self_information: str = "feature",
         bound: Callable[..., tf.Tensor] = bounds.jsd,
@@ -116,7 +116,11 @@ class MUSE(DistillationLoss):
     def takes_masks(self) -> bool:
         return masks.takes(self.bound, "mask")
 
-    def build(self, teacher_shape: tuple | list[tuple], student_shape: list[tuple]) -> None:
+    def build(
+        self,
+        teacher_shape: Sequence[int | None] | Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         target, *source = _each(teacher_shape)
         if len(source) != (self.self_information == "input"):
             raise ValueError(
@@ -153,8 +157,8 @@ class MUSE(DistillationLoss):
         student: list[tf.Tensor],
         labels: Any = None,
         training: bool | None = None,
-        teacher_mask: tf.Tensor | dict[str, tf.Tensor] | None = None,
-        student_mask: dict[str, tf.Tensor] | None = None,
+        teacher_mask: tf.Tensor | dict[str, tf.Tensor] | list | None = None,
+        student_mask: dict[str, tf.Tensor] | list | None = None,
     ) -> tf.Tensor:
         target, *source = _each(teacher)
         gist = self._gist(source[0]) if source else None

@@ -1,5 +1,6 @@
 """Neuron selectivity transfer (NST): channels look at the same places."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -38,7 +39,9 @@ class NST(DistillationLoss):
         factor 1/2 stands before the sum.
     """
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.compared = Comparison(teacher_shape, student_shape)
         if self.compared.places == 1:

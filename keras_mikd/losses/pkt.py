@@ -1,5 +1,6 @@
 """Probabilistic knowledge transfer (PKT): how likely examples are neighbours."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -44,7 +45,9 @@ class PKT(DistillationLoss):
         super().__init__(**kwargs)
         self.gather = gather
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
 
     def call(

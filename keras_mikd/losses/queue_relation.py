@@ -1,5 +1,6 @@
 """The queue relation: which of the teacher's last examples an example is similar to."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -58,7 +59,9 @@ class QueueRelation(DistillationLoss):
         self.teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
         self.student_temperature = _temperature("student_temperature", student_temperature)
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(2,))
         channels = teacher_shape[-1]
         self.regressor = keras.layers.Dense(channels, dtype=self.dtype_policy)

@@ -51,15 +51,19 @@ class ReviewKD(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer: Sequence[str] = ("stage1", "stage2", "stage3", "pooled"),
-        student_layer: Sequence[str] = ("stage1", "stage2", "stage3", "pooled"),
+        teacher_layer: Sequence[str | None] = ("stage1", "stage2", "stage3", "pooled"),
+        student_layer: Sequence[str | None] = ("stage1", "stage2", "stage3", "pooled"),
         channels: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         self.channels = checks.integer("channels", channels, at_least=1, optional=True)
 
-    def build(self, teacher_shape: list[tuple], student_shape: list[tuple]) -> None:
+    def build(
+        self,
+        teacher_shape: Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         _check_shapes(teacher_shape, student_shape)
         levels = [_as_map_shape(shape) for shape in student_shape]
         middle = self.channels or min(512, levels[-1][3])

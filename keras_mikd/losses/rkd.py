@@ -1,5 +1,6 @@
 """Relational knowledge distillation (RKD): distances and angles between examples."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -57,7 +58,9 @@ class RKD(DistillationLoss):
         self.angle_weight = checks.number("angle_weight", angle_weight, at_least=0)
         self.gather = gather
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
 
     def call(

@@ -1,5 +1,6 @@
 """Refined logit distillation: what the label refutes in the teacher's logits is left out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -66,7 +67,9 @@ class RLD(DistillationLoss):
             confidence_temperature = schedules.checked_temperature(confidence_temperature)
         self.confidence_temperature = confidence_temperature
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
     def call(

@@ -1,5 +1,6 @@
 """Similarity-preserving distillation (SP): examples alike for the teacher are for the student."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -41,7 +42,9 @@ class SimilarityPreserving(DistillationLoss):
         super().__init__(**kwargs)
         self.gather = gather
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
 
     def call(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
@@ -59,7 +60,7 @@ class SoftTargets(DistillationLoss):
         self,
         *,
         temperature: float | LearningRateSchedule = 4.0,
-        teacher_classes: Sequence[int | Sequence[int]] | None = None,
+        teacher_classes: Sequence[int | Sequence[int]] | np.ndarray | None = None,
         standardize: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -68,7 +69,9 @@ class SoftTargets(DistillationLoss):
         self.teacher_classes = class_map.checked_map(teacher_classes)
         self.standardize = checks.one_of("standardize", standardize, (True, False))
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         self.compared = compared_logits(teacher_shape, student_shape)
         if self.teacher_classes is not None:
             class_map.check_fits(self.teacher_classes, teacher_shape, student_shape)

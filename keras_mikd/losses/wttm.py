@@ -1,5 +1,6 @@
 """Weighted transformed teacher matching: a power of the teacher's probabilities."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -46,7 +47,9 @@ class WTTM(DistillationLoss):
         self.gamma = checks.number("gamma", gamma, above=0)
         self.weighted = checks.one_of("weighted", weighted, (True, False))
 
-    def build(self, teacher_shape: tuple, student_shape: tuple) -> None:
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
     def call(

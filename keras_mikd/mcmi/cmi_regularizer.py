@@ -1,5 +1,6 @@
 """How far each output is from the centroid of its class: the term that MCMI adds to a loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -48,7 +49,7 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         num_classes: int,
         *,
         temperature: float = 1.0,
-        dtype: str | keras.DTypePolicy = "float32",
+        dtype: str | dict | keras.DTypePolicy = "float32",
         **kwargs: Any,
     ) -> None:
         super().__init__(dtype=dtype, **kwargs)
@@ -171,7 +172,9 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         log_q = ops.take(self.log_centroids, checks.class_indices(labels), axis=0)
         return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 
-    def compute_output_shape(self, logits_shape: tuple, labels_shape: tuple) -> tuple:
+    def compute_output_shape(
+        self, logits_shape: Sequence[int | None], labels_shape: Sequence[int | None]
+    ) -> tuple[int | None, ...]:
         return logits_shape[:1]
 
     def get_config(self) -> dict[str, Any]:
