@@ -21,8 +21,11 @@ whether no other bound reads out a critic that is trained on it (default: false)
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, masks
@@ -43,7 +46,7 @@ def _bound(**says):
     return decorate
 
 
-def couples_examples(bound):
+def couples_examples(bound: Callable[..., tf.Tensor]) -> bool:
     """Whether the value of an example depends on the scores of other examples in the batch.
 
     The bound, or the one inside a `functools.partial`, says so itself; the default is `True`.
@@ -54,7 +57,7 @@ def couples_examples(bound):
     return _says(bound, "couples_examples", True)
 
 
-def reads_itself(bound):
+def reads_itself(bound: Callable[..., tf.Tensor]) -> bool:
     """Whether a critic that is trained on a bound is read out by it, and by no other one.
 
     Its optimal critic is then not the log density ratio plus a constant. The bound, or the one
@@ -66,7 +69,7 @@ def reads_itself(bound):
     return _says(bound, "reads_itself", False)
 
 
-def ceiling(bound, negatives):
+def ceiling(bound: Callable[..., tf.Tensor], negatives: float | tf.Tensor) -> float | tf.Tensor:
     """The most that a bound can be with so many negatives, in nats; infinity without a ceiling.
 
     Args:
@@ -76,7 +79,9 @@ def ceiling(bound, negatives):
     return _says(bound, "ceiling", lambda negatives: math.inf)(negatives)
 
 
-def mean_ceiling(bound, product, mask=None):
+def mean_ceiling(
+    bound: Callable[..., tf.Tensor], product: tf.Tensor, mask: tf.Tensor | np.ndarray | None = None
+) -> float | tf.Tensor:
     """The ceiling with the negatives of `product`; with a `mask` that of every example.
 
     The latter, of shape `(batch,)`, is the mean over the tokens that are compared.
@@ -94,7 +99,13 @@ def mean_ceiling(bound, product, mask=None):
 
 
 @_bound(couples_examples=False, ceiling=lambda negatives: 0.0, uninformed=-2.0 * math.log(2.0))
-def jsd(joint, product, *, shifted=False, mask=None):
+def jsd(
+    joint: tf.Tensor | np.ndarray | Sequence,
+    product: tf.Tensor | np.ndarray | Sequence,
+    *,
+    shifted: bool = False,
+    mask: tf.Tensor | np.ndarray | None = None,
+) -> tf.Tensor:
     """Objective of the Jensen-Shannon divergence (JSD) between joint and product of marginals.
 
     `-softplus(-joint) - mean_k softplus(product)`. Its optimal critic is the log density ratio
@@ -126,7 +137,13 @@ def jsd(joint, product, *, shifted=False, mask=None):
 
 
 @_bound(couples_examples=False)
-def nwj(joint, product, *, log_ratio=False, mask=None):
+def nwj(
+    joint: tf.Tensor | np.ndarray | Sequence,
+    product: tf.Tensor | np.ndarray | Sequence,
+    *,
+    log_ratio: bool = False,
+    mask: tf.Tensor | np.ndarray | None = None,
+) -> tf.Tensor:
     """Lower bound on MI of Nguyen, Wainwright and Jordan (also called f-GAN KL, MINE-f).
 
     `joint - mean_k exp(product - 1)`, tight where the critic is 1 + the log density ratio. It is
@@ -161,7 +178,12 @@ def nwj(joint, product, *, log_ratio=False, mask=None):
 
 
 @_bound(couples_examples=True)
-def donsker_varadhan(joint, product, *, mask=None):
+def donsker_varadhan(
+    joint: tf.Tensor | np.ndarray | Sequence,
+    product: tf.Tensor | np.ndarray | Sequence,
+    *,
+    mask: tf.Tensor | np.ndarray | None = None,
+) -> tf.Tensor:
     """Lower bound on MI of Donsker and Varadhan (that of MINE, without its moving average).
 
     `joint - log mean exp(product)`, with the mean over all product scores of the batch (at a
@@ -189,7 +211,13 @@ def donsker_varadhan(joint, product, *, mask=None):
 
 
 @_bound(couples_examples=True)
-def smile(joint, product, *, clip=5.0, mask=None):
+def smile(
+    joint: tf.Tensor | np.ndarray | Sequence,
+    product: tf.Tensor | np.ndarray | Sequence,
+    *,
+    clip: float = 5.0,
+    mask: tf.Tensor | np.ndarray | None = None,
+) -> tf.Tensor:
     """Donsker-Varadhan with clipped product scores: less variance, but no longer a bound.
 
     `joint - log mean exp(min(max(product, -clip), clip))`. Clipped scores get no gradient. The
@@ -217,7 +245,12 @@ def smile(joint, product, *, clip=5.0, mask=None):
 
 
 @_bound(couples_examples=False, ceiling=lambda negatives: ops.log1p(negatives), reads_itself=True)
-def info_nce(joint, product, *, mask=None):
+def info_nce(
+    joint: tf.Tensor | np.ndarray | Sequence,
+    product: tf.Tensor | np.ndarray | Sequence,
+    *,
+    mask: tf.Tensor | np.ndarray | None = None,
+) -> tf.Tensor:
     """InfoNCE lower bound on MI: tell the joint pair from K product pairs.
 
     `joint - logsumexp([joint, product_1, ..., product_K]) + log(K + 1)`. It has low variance, but
@@ -249,7 +282,7 @@ def info_nce(joint, product, *, mask=None):
     return _per_example(log_probability + ops.log(number), product, mask)
 
 
-def split_scores(scores):
+def split_scores(scores: tf.Tensor | np.ndarray | Sequence) -> tuple[tf.Tensor, tf.Tensor]:
     """Splits a square matrix of scores into `joint` (its diagonal) and `product` (the rest).
 
     >>> joint, product = split_scores([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
@@ -280,7 +313,15 @@ def split_scores(scores):
     return joint, ops.reshape(rest[:, :-1], (batch, ops.shape(rest)[0], *locations))
 
 
-def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True, mask=None):
+def barber_agakov(
+    target: tf.Tensor | np.ndarray | Sequence,
+    mean: tf.Tensor | np.ndarray | Sequence,
+    variance: tf.Tensor | np.ndarray | Sequence,
+    *,
+    reduction: str = "sum",
+    normalized: bool = True,
+    mask: tf.Tensor | np.ndarray | None = None,
+) -> tf.Tensor:
     """Gaussian `log q(target | source)`: the bound of Barber and Agakov up to a constant.
 
     `I(target; source) >= H(target) + E log q(target | source)`. The entropy H of a frozen teacher's
@@ -337,7 +378,7 @@ def barber_agakov(target, mean, variance, *, reduction="sum", normalized=True, m
     return ops.sum(value, axis=axes) * ops.cast(positions, "float32")
 
 
-def gaussian_mutual_information(correlation, dimension):
+def gaussian_mutual_information(correlation: float, dimension: int) -> float:
     """MI of two Gaussian vectors correlated element by element: a closed form to test against.
 
     >>> round(gaussian_mutual_information(0.8, dimension=2), 4)
@@ -361,7 +402,7 @@ def gaussian_mutual_information(correlation, dimension):
     return -0.5 * dimension * math.log1p(-(correlation**2))
 
 
-def gaussian_correlation(mutual_information, dimension):
+def gaussian_correlation(mutual_information: float, dimension: int) -> float:
     """Inverse of `gaussian_mutual_information`.
 
     >>> round(gaussian_correlation(1.0217, dimension=2), 4)

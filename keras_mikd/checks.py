@@ -4,6 +4,7 @@ import contextlib
 import math
 import numbers
 import os
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -151,7 +152,7 @@ class Settled:
 
     _settled = frozenset()
 
-    def settle(self, names=None):
+    def settle(self, names: Iterable[str] | None = None) -> None:
         """Refuses assignments to the attributes from now on; by default those of `get_config`."""
         names = names or set(self.get_config()) - {"name", "trainable", "dtype"}
         self._settled = self._settled | frozenset(names)

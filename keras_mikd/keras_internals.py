@@ -5,6 +5,7 @@ in `keras_internals_test.py`.
 """
 
 import weakref
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -183,18 +184,18 @@ class ModelBuiltFromSpecs(keras.Model):
 
     _epochs = None
 
-    def batch_to_build_from(self, specs):
+    def batch_to_build_from(self, specs: Any) -> Any:
         """Returns `(x, y, sample_weight)` of the specs of a batch."""
         return specs
 
-    def read_epoch(self):
+    def read_epoch(self) -> None:
         """Reads the next epoch of the data, as `fit` does, and drops it."""
         epochs = self._epochs()
         with epochs.catch_stop_iteration():
             for _, _, batches in epochs:
                 _drop(batches, epochs.steps_per_execution)
 
-    def skip_batches(self, number):
+    def skip_batches(self, number: int) -> None:
         """Makes the next epoch begin at batch `number`, after those before it were read.
 
         Builds the metrics, so that what they had counted can be restored.
@@ -213,7 +214,7 @@ class ModelBuiltFromSpecs(keras.Model):
 
         epochs._enumerate_iterator = rest
 
-    def forget_fit(self):
+    def forget_fit(self) -> None:
         """Forgets the data of a `fit`, and with which epoch it was told to begin."""
         self._epochs = self._initial_epoch = None
 
@@ -234,7 +235,7 @@ class ModelBuiltFromSpecs(keras.Model):
         logs = super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
         return logs | self.results_of_epoch()
 
-    def results_of_epoch(self):
+    def results_of_epoch(self) -> dict[str, Any]:
         """Returns what the logs of an epoch have and those of a step do not."""
         return {}
 

@@ -31,7 +31,7 @@ def take_apart(data):
     return Batch(data.x, y, sample_weight, features, index)
 
 
-def with_index(batches):
+def with_index(batches: tf.data.Dataset) -> tf.data.Dataset:
     """Returns batches for `fit` that say which training examples they hold, as `CRD(bank=)` needs.
 
     ```python

@@ -1,6 +1,9 @@
 """A teacher that runs once: its tensors for every example, kept for any number of epochs."""
 
+import os
 import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -70,25 +73,25 @@ class TeacherCache:
 
     def __init__(
         self,
-        teacher,
-        images,
-        labels=None,
-        places=(),
+        teacher: keras.Model,
+        images: np.ndarray | tf.data.Dataset,
+        labels: np.ndarray | None = None,
+        places: Iterable[str | None] = (),
         *,
-        augment=None,
-        mix=None,
-        num_classes=None,
-        mix_alpha=1.0,
-        views=1,
-        seed=0,
-        dtype="float32",
-        top_k=None,
-        directory=None,
-        max_bytes=2**30,
-        batch_size=64,
-        features=None,
-        teacher_inputs=None,
-    ):
+        augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        mix: str | None = None,
+        num_classes: int | None = None,
+        mix_alpha: float = 1.0,
+        views: int = 1,
+        seed: int = 0,
+        dtype: str = "float32",
+        top_k: int | None = None,
+        directory: str | os.PathLike | None = None,
+        max_bytes: int = 2**30,
+        batch_size: int = 64,
+        features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
+        teacher_inputs: Callable | Sequence[Callable] | None = None,
+    ) -> None:
         checks.model("teacher", teacher)
         images, labels = _arrays(images, labels)
         _check(images, labels, mix_alpha, views, seed, dtype, batch_size)
@@ -135,7 +138,7 @@ class TeacherCache:
             self._columns, self._views.rows, directory=directory, fingerprint=fingerprint
         )
 
-    def build(self, verbose=1):
+    def build(self, verbose: bool | int = 1) -> Self:
         """Runs the teacher over all rows that it has not seen yet, and returns the cache itself.
 
         Args:
@@ -165,8 +168,15 @@ class TeacherCache:
         return self
 
     def batches(
-        self, batch_size, *, seed=0, shuffle=True, with_teacher=True, first_epoch=0, beside=()
-    ):
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        with_teacher: bool = True,
+        first_epoch: int = 0,
+        beside: Sequence[Self] = (),
+    ) -> tf.data.Dataset:
         """Returns batches for `Distiller.fit`.
 
         Args:
@@ -222,7 +232,7 @@ class TeacherCache:
     def _done(self):
         return self._kept.done
 
-    def check_built(self):
+    def check_built(self) -> None:
         """Refuses a cache whose teacher has yet to see rows.
 
         Raises:
@@ -234,7 +244,7 @@ class TeacherCache:
                 f"{self._views.rows} rows."
             )
 
-    def same_views(self, identity):
+    def same_views(self, identity: dict[str, Any]) -> bool:
         """Whether the rows are those of an `identity`, see `Views`."""
         return self._views.identity() == identity
 
@@ -246,7 +256,7 @@ class TeacherCache:
                 "`views` or `seed`."
             )
 
-    def tensors(self, rows):
+    def tensors(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the teacher's tensors for rows, an int64 tensor: `{place: tensor}`."""
         names = list(self._columns)
         kinds = [tf.as_dtype(self._columns[name][1]) for name in names]

@@ -1,8 +1,10 @@
 """One call that says which method helps a student on a user's own data."""
 
 import json
+import os
 import statistics
 import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -22,27 +24,27 @@ from keras_mikd.distillers.self_distiller import SelfDistiller
 
 
 def compare(
-    teacher,
-    make_student,
-    train,
-    validation,
-    test=None,
+    teacher: keras.Model,
+    make_student: Callable[[], keras.Model],
+    train: tf.data.Dataset | tuple[np.ndarray, np.ndarray],
+    validation: tf.data.Dataset | tuple[np.ndarray, np.ndarray],
+    test: tf.data.Dataset | tuple[np.ndarray, np.ndarray] | None = None,
     *,
-    methods=DEFAULT,
-    weights=None,
-    seeds=3,
-    trial_seeds=1,
-    epochs=50,
-    batch_size=64,
-    optimizer=None,
-    loss=None,
-    balance=None,
-    augment=None,
-    views=1,
-    max_cache_bytes=2**30,
-    folder=None,
-    verbose=True,
-):
+    methods: Iterable[str] | dict[str, Callable | None] = DEFAULT,
+    weights: Sequence[float] | dict[str, Sequence[float]] | None = None,
+    seeds: int = 3,
+    trial_seeds: int = 1,
+    epochs: int = 50,
+    batch_size: int = 64,
+    optimizer: Callable[[int], keras.optimizers.Optimizer] | None = None,
+    loss: keras.losses.Loss | None = None,
+    balance: str | None = None,
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    views: int = 1,
+    max_cache_bytes: int = 2**30,
+    folder: str | os.PathLike | None = None,
+    verbose: bool = True,
+) -> Comparison:
     """Trains a student alone and by every method, all alike, and says which one helps.
 
     Weights are chosen on the validation data, with as many trials for every method. The accuracies

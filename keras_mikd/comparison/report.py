@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from typing import Any
 
 import tensorflow as tf
 
@@ -29,7 +30,7 @@ class Comparison:
     teacher: float
     rows: list
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Returns everything as JSON can hold it."""
         return dataclasses.asdict(self)
 
@@ -58,7 +59,7 @@ class Comparison:
             note += " The weights were chosen on the same data."
         return "\n".join([*lines, note])
 
-    def figure(self):
+    def figure(self) -> Any:
         """Draws the mean of every row with its interval and its seeds, beside the teacher.
 
         Returns:

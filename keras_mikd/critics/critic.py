@@ -2,6 +2,8 @@
 
 import contextlib
 import contextvars
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -52,41 +54,45 @@ class Critic(checks.Settled, keras.layers.Layer):
         Scores of the pairs, a tensor of shape `(batch, locations)`.
     """
 
-    def __init__(self, *, width=512, dtype="float32", **kwargs):
+    def __init__(
+        self, *, width: int = 512, dtype: str | dict | keras.DTypePolicy = "float32", **kwargs: Any
+    ) -> None:
         super().__init__(dtype=dtype, **kwargs)
         self.width = checks.integer("width", width, at_least=1)
 
-    def embed_teacher(self, teacher):
+    def embed_teacher(self, teacher: tf.Tensor) -> tf.Tensor:
         """Maps `(batch, locations, channels)` to embeddings `(batch, locations, units)`."""
         raise NotImplementedError
 
-    def embed_student(self, student):
+    def embed_student(self, student: tf.Tensor) -> tf.Tensor:
         """Maps `(pool, locations, channels)` to embeddings `(pool, locations, units)`."""
         raise NotImplementedError
 
-    def observe(self, teacher, student, weights=None):
+    def observe(
+        self, teacher: tf.Tensor, student: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> None:
         """Sees the features of a training step before they are scored, to measure them.
 
         `weights`, of shape `(batch, locations)`, are the share of each location in a mean: 0 for
         padded tokens, together 1 on the average of the replicas. `None` for equal ones.
         """
 
-    def score(self, teacher, student):
+    def score(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         """Scores embeddings that broadcast to `(..., locations, units)`: `(..., locations)`."""
         raise NotImplementedError
 
-    def score_all(self, teacher, student):
+    def score_all(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         """Scores every teacher embedding with every student's: `(batch, pool, locations)`."""
         return self.score(teacher[:, None], student[None])
 
-    def call(self, teacher, student):
+    def call(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         return self.score(self.embed_teacher(teacher), self.embed_student(student))
 
-    def multiplications(self, locations, pairs):
+    def multiplications(self, locations: int, pairs: int) -> int:
         """Returns about how many multiplications one example takes, with `pairs` at a location."""
         return self.count_params() * locations * pairs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "width": self.width}
 
 
@@ -111,11 +117,13 @@ class ConcatCritic(Critic):
         Hjelm et al. (arXiv:1808.06670). Its use in MIMKD is a reconstruction.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.standardizes = True
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         dense = _dense_factory(self)
         self.teacher_layer = dense(self.width, "teacher", teacher_shape, use_bias=False)
         self.student_layer = dense(self.width, "student", student_shape)
@@ -125,25 +133,27 @@ class ConcatCritic(Critic):
         self.hidden_layer = dense(self.width, "hidden", hidden_shape, activation="relu")
         self.score_layer = dense(1, "score", hidden_shape)
 
-    def observe(self, teacher, student, weights=None):
+    def observe(
+        self, teacher: tf.Tensor, student: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> None:
         if self.standardizes:
             _measure_once(self.teacher_moments, teacher, weights)
             _measure_once(self.student_moments, student, weights)
 
-    def embed_teacher(self, teacher):
+    def embed_teacher(self, teacher: tf.Tensor) -> tf.Tensor:
         return self.teacher_layer(self._standardized(teacher, self.teacher_moments))
 
-    def embed_student(self, student):
+    def embed_student(self, student: tf.Tensor) -> tf.Tensor:
         return self.student_layer(self._standardized(student, self.student_moments))
 
-    def score(self, teacher, student):
+    def score(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         return ops.squeeze(self.score_layer(self.hidden_layer(ops.relu(teacher + student))), -1)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         if self.standardizes:
             super().save_own_variables(store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         self.standardizes = len(store.keys()) > 0
         if self.standardizes:
             super().load_own_variables(store)
@@ -186,29 +196,31 @@ class SeparableCritic(Critic):
         (arXiv:1910.10699). Its use in MIMKD is a reconstruction.
     """
 
-    def __init__(self, *, width=64, temperature=0.1, **kwargs):
+    def __init__(self, *, width: int = 64, temperature: float = 0.1, **kwargs: Any) -> None:
         super().__init__(width=width, **kwargs)
         self.temperature = checks.temperature(temperature)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         dense = _dense_factory(self)
         self.teacher_layer = dense(self.width, "teacher", teacher_shape, use_bias=False)
         self.student_layer = dense(self.width, "student", student_shape, use_bias=False)
         self.bias = self.add_weight(shape=(), initializer="zeros", name="bias")
 
-    def embed_teacher(self, teacher):
+    def embed_teacher(self, teacher: tf.Tensor) -> tf.Tensor:
         return _unit_length(self.teacher_layer(teacher))
 
-    def embed_student(self, student):
+    def embed_student(self, student: tf.Tensor) -> tf.Tensor:
         return _unit_length(self.student_layer(student))
 
-    def score(self, teacher, student):
+    def score(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         return ops.sum(teacher * student, axis=-1) / self.temperature + self.bias
 
-    def multiplications(self, locations, pairs):
+    def multiplications(self, locations: int, pairs: int) -> int:
         return (self.count_params() + self.width * pairs) * locations
 
-    def score_all(self, teacher, student):
+    def score_all(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         locations = ops.maximum(ops.shape(teacher)[1], ops.shape(student)[1])
         teacher, student = (
             ops.broadcast_to(x, (ops.shape(x)[0], locations, self.width))
@@ -216,7 +228,7 @@ class SeparableCritic(Critic):
         )
         return ops.einsum("bld,pld->bpl", teacher, student) / self.temperature + self.bias
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.temperature}
 
 

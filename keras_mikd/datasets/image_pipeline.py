@@ -45,8 +45,16 @@ class ImagePipeline:
         return keras.layers.Rescaling(scale.tolist(), offset.tolist(), name="rescaling")
 
     def for_training(
-        self, images, labels, *, batch_size, seed, augment, epoch_size=None, drop_remainder=True
-    ):
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: bool,
+        epoch_size: int | None = None,
+        drop_remainder: bool = True,
+    ) -> tf.data.Dataset:
         """Returns batches in a new order in every epoch, full ones of static shapes.
 
         Args:
@@ -81,7 +89,9 @@ class ImagePipeline:
         drawn = tf.data.Dataset.zip((batches, batch_seeds))
         return finished(drawn.map(gather, num_parallel_calls=tf.data.AUTOTUNE))
 
-    def for_evaluation(self, images, labels, *, batch_size):
+    def for_evaluation(
+        self, images: np.ndarray, labels: np.ndarray, *, batch_size: int
+    ) -> tf.data.Dataset:
         """Returns every image once, in the given order; the last batch may be smaller.
 
         Shapes are static if `batch_size` divides the number of images.
@@ -94,12 +104,12 @@ class ImagePipeline:
         )
         return finished(scaled)
 
-    def scale(self, images):
+    def scale(self, images: tf.Tensor) -> tf.Tensor:
         """Returns float32 images, `(image / max_value - mean) / std`."""
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (tf.cast(images, tf.float32) / self.max_value - mean) / std
 
-    def augment(self, images, seed):
+    def augment(self, images: tf.Tensor, seed: int | tf.Tensor) -> tf.Tensor:
         """Returns a batch of the same shape in which each image is cropped and mirrored anew.
 
         Args:
@@ -120,7 +130,9 @@ class ImagePipeline:
         mirrored = tf.random.stateless_uniform((batch, 1, 1, 1), [seed, 1]) < 0.5
         return tf.where(mirrored, images[:, :, ::-1], images)
 
-    def prepare(self, picture, size, seed=None):
+    def prepare(
+        self, picture: tf.Tensor, size: int, seed: int | tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Returns one float32 image `(size, size, channels)` of a picture, augmented by a seed."""
         if self.areas is None:
             image = _resized(picture, size, size)

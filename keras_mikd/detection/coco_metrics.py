@@ -3,6 +3,8 @@
 import contextlib
 import io
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +18,9 @@ _NAMES = (
 )
 
 
-def coco_metrics(detector, dataset):
+def coco_metrics(
+    detector: keras.Model, dataset: Iterable[tuple[Any, dict[str, Any]]]
+) -> dict[str, float]:
     """Evaluates a detector as COCO does: average precision and recall over all classes.
 
     Every image counts, even without boxes or detections, and so does every class that has boxes.

@@ -1,9 +1,13 @@
 """Offline distillation of a detector."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_mikd.detection.detector_task import DetectorTask, check_detector
 from keras_mikd.distillers.distiller import Distiller
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -39,6 +43,12 @@ class DetectorDistiller(DetectorTask, Distiller):
             otherwise as `Distiller`.
     """
 
-    def __init__(self, teacher, student, distillation_losses, **kwargs):
+    def __init__(
+        self,
+        teacher: keras.Model | Sequence[keras.Model] | dict[str, keras.Model],
+        student: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss],
+        **kwargs: Any,
+    ) -> None:
         check_detector(student)
         super().__init__(teacher, student, distillation_losses, **kwargs)

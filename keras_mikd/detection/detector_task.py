@@ -1,6 +1,7 @@
 """What changes in a distiller whose student is a detector with a task of its own."""
 
 import types
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -27,15 +28,15 @@ class DetectorTask:
 
     def compile(
         self,
-        optimizer="rmsprop",
+        optimizer: str | dict | keras.optimizers.Optimizer = "rmsprop",
         *,
-        critic_optimizer=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
-        **detector_arguments,
-    ):
+        critic_optimizer: str | dict | keras.optimizers.Optimizer | None = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+        **detector_arguments: Any,
+    ) -> None:
         """Configures training, and compiles the detector with its own losses.
 
         Args:
@@ -88,13 +89,20 @@ class DetectorTask:
         }
         _Loss(self.student).compute_output_spec(sized(self.student.inputs[0]), boxes)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(as_called(self.student, inputs), training=training)
 
     def _predict(self, x):
         return self.student.decode_predictions(self(x, training=False), x)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool | None = True,
+    ) -> tf.Tensor:
         """Returns the detector's own weighted loss plus all regularizers and `add_loss` terms."""
         if sample_weight is not None:
             raise ValueError(
@@ -113,7 +121,9 @@ class DetectorTask:
         weight = schedules.value_at(self.task_loss_weight, self.optimizer.iterations)
         return weight * task + super().compute_loss(x, y, y_pred)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         logs = self.student.compute_metrics(x, y, y_pred, sample_weight)
         if self._sums:
             # Keras multiplies the losses that it shows by the replicas, as if it had divided them.
@@ -123,7 +133,7 @@ class DetectorTask:
         # The detector takes no step, so its `loss` means nothing.
         return {**logs, **super().compute_metrics(x, y, y_pred, sample_weight)}
 
-    def reset_metrics(self):
+    def reset_metrics(self) -> None:
         super().reset_metrics()
         self.student.reset_metrics()
 
@@ -140,7 +150,7 @@ class DetectorTask:
             )
         return super()._checked_data(argument, data, look)
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()
         if config:
             own = {key: value for key, value in config.items() if key not in _KERAS_ARGUMENTS}
@@ -148,7 +158,7 @@ class DetectorTask:
             config = {**own, **detector}
         return config
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         several = [part for part in config.values() if isinstance(part, dict)]
         for network in [*several, *(each for part in several for each in part.values())]:

@@ -1,9 +1,13 @@
 """Self-distillation of a detector."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_mikd.detection.detector_task import DetectorTask, check_detector
 from keras_mikd.distillers.self_distiller import SelfDistiller
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -25,6 +29,11 @@ class SelfDetectorDistiller(DetectorTask, SelfDistiller):
             otherwise as `SelfDistiller`.
     """
 
-    def __init__(self, model, distillation_losses, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss],
+        **kwargs: Any,
+    ) -> None:
         check_detector(model)
         super().__init__(model, distillation_losses, **kwargs)

@@ -1,6 +1,7 @@
 """The step that all distillers share: forward passes, total loss, update, logs, saving."""
 
 import functools
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -76,7 +77,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
         self.settle(self.arguments_of_step)
         self.built = True
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Any]:
         batch = take_apart(data)
         fixed = self._read_fixed(batch)
         with tf.GradientTape(persistent=self._measures_balance()) as tape:
@@ -88,7 +89,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
             self.gradient_balance.steps.assign_add(1)
         return self._logs(batch, features)
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, Any]:
         batch = take_apart(data)
         features = self._read(self._networks.trained, batch.x, training=False)
         if not self._task_alone:
@@ -96,11 +97,11 @@ class BaseDistiller(checks.Settled, CheckedFit):
         self._parts(batch, features, training=False)
         return self._logs(batch, features)
 
-    def predict_step(self, data):
+    def predict_step(self, data: Any) -> Any:
         x = take_apart(data).x
         return replicas.run_network(self._predict, x, filled=replicas.ones)
 
-    def batch_to_build_from(self, specs):
+    def batch_to_build_from(self, specs: Any) -> Any:
         batch = take_apart(specs)
         return batch.x, batch.y, batch.sample_weight
 
@@ -183,7 +184,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
             teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
         return teacher, pick(features[term.student], term.loss.student_layer)
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Any]:
         """Returns the results of the metrics of a step, see `results_of_epoch`."""
         results = {}
         for metric in self._metrics_now():
@@ -192,7 +193,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
                 results |= result if isinstance(result, dict) else {metric.name: result}
         return results
 
-    def results_of_epoch(self):
+    def results_of_epoch(self) -> dict[str, Any]:
         """Returns what no step computes: standard errors and limits take many small operations."""
         late = [metric for metric in self._metrics_now() if getattr(metric, "of_epoch", False)]
         return {metric.name: metric.result() for metric in late}
@@ -209,7 +210,14 @@ class BaseDistiller(checks.Settled, CheckedFit):
         y_pred = self._predictions(features)
         return self.compute_metrics(batch.x, batch.y, y_pred, batch.sample_weight)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool | None = True,
+    ) -> tf.Tensor:
         """Returns the weighted task loss plus the networks' regularizers and `add_loss` terms."""
         total = ops.zeros((), "float32")
         task_loss = keras_internals.compiled_loss(self)
@@ -284,7 +292,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
     def _measures_balance(self):
         return self.gradient_balance is not None and self.gradient_balance.measures
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         if self.train_function is not None and not force:
             return
         super().make_train_function(force)
@@ -322,7 +330,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
             return any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
         return self.xla_critics
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "task_loss_weight": schedules.serialized(self.task_loss_weight),
@@ -330,7 +338,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**{key: keras.saving.deserialize_keras_object(v) for key, v in config.items()})
 
 

@@ -1,6 +1,7 @@
 """What `fit` shows of a distiller's logs, on the console and in TensorBoard."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,13 +37,13 @@ class TensorBoard(keras.callbacks.TensorBoard):
         **kwargs: Likewise.
     """
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, self._grouped(logs))
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_train_batch_end(batch, self._grouped(logs))
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_test_end(self._grouped(logs))
 
     def _grouped(self, logs):

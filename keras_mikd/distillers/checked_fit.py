@@ -1,6 +1,8 @@
 """What a distiller looks at in `compile` and `fit`, before the first step and around the steps."""
 
 import contextlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -30,7 +32,14 @@ class CheckedFit(DistributedModel):
     _task_alone = _task_alone_in_test_function = False
     """Whether the step that runs or is traced now leaves out what the networks share."""
 
-    def compile(self, optimizer="rmsprop", loss=None, *args, critic_optimizer=None, **kwargs):
+    def compile(
+        self,
+        optimizer: str | dict | keras.optimizers.Optimizer = "rmsprop",
+        loss: Any = None,
+        *args: Any,
+        critic_optimizer: str | dict | keras.optimizers.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Configures training, like `keras.Model.compile`.
 
         Args:
@@ -62,20 +71,20 @@ class CheckedFit(DistributedModel):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        shuffle=True,
-        class_weight=None,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
         *,
-        validation_terms=True,
-        **kwargs,
-    ):
+        validation_terms: bool = True,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains like `keras.Model.fit`, after checks of the data.
 
         With `validation_terms=False`, validation runs the student alone, which saves a teacher's
@@ -136,7 +145,7 @@ class CheckedFit(DistributedModel):
         self._has_looked = True  # Once after `compile`.
         return history
 
-    def evaluate(self, x=None, *args, terms=True, **kwargs):
+    def evaluate(self, x: Any = None, *args: Any, terms: bool = True, **kwargs: Any) -> Any:
         """Evaluates like `keras.Model.evaluate`; without `terms`, the task alone, see `fit`.
 
         Raises:
@@ -154,7 +163,7 @@ class CheckedFit(DistributedModel):
         finally:
             self._task_alone = False
 
-    def train_on_batch(self, x, *args, **kwargs):
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes one step, like `keras.Model.train_on_batch`."""
         self._check_trained()
         self._first_look(x).start(x)
@@ -195,14 +204,14 @@ class CheckedFit(DistributedModel):
             argument, data, taps=self._networks.taps, loss=loss, output=output, look=look
         )
 
-    def trained_networks(self):
+    def trained_networks(self) -> dict[str, keras.Model]:
         """Returns the networks that a step trains, by name: the objects, not copies."""
         return {name: self._networks.models[name] for name in self._networks.trained}
 
-    def all_optimizers(self):
+    def all_optimizers(self) -> list[keras.optimizers.Optimizer]:
         return [optimizer for optimizer, _ in self._optimizers()] if self.compiled else []
 
-    def run_identity(self):
+    def run_identity(self) -> dict[str, Any]:
         networks = self._networks
         kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
         if len(networks.fixed) > 1:
@@ -233,7 +242,7 @@ class CheckedFit(DistributedModel):
                     raise ValueError(not_finite(name)) from None
             raise
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()
         if config:  # An empty one says that the distiller was never compiled.
             config["critic_optimizer"] = self.critic_optimizer and (
@@ -241,7 +250,7 @@ class CheckedFit(DistributedModel):
             )
         return config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
 
 

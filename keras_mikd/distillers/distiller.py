@@ -1,9 +1,13 @@
 """Offline distillation: fixed teachers, a student, and a list of what is matched between them."""
 
 import contextlib
+import os
 import types
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.cache import fingerprints
@@ -11,6 +15,7 @@ from keras_mikd.distillers import combined_logits, loss_checks, network_checks, 
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks
 from keras_mikd.features.inputs import TeacherInputs
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -79,21 +84,21 @@ class Distiller(BaseDistiller):
 
     def __init__(
         self,
-        teacher,
-        student,
-        distillation_losses,
+        teacher: keras.Model | Sequence[keras.Model] | dict[str, keras.Model],
+        student: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss],
         *,
-        task_loss_weight=1.0,
-        balance=None,
-        balance_every=16,
-        xla_critics="auto",
-        teacher_features=None,
-        student_features=None,
-        teacher_inputs=None,
-        combine="mean",
-        save_teacher=True,
-        **kwargs,
-    ):
+        task_loss_weight: float | LearningRateSchedule = 1.0,
+        balance: str | None = None,
+        balance_every: int = 16,
+        xla_critics: bool | str = "auto",
+        teacher_features: Callable | dict[str, Callable] | None = None,
+        student_features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
+        teacher_inputs: Callable | Sequence[Callable] | dict[str, Any] | None = None,
+        combine: str = "mean",
+        save_teacher: bool = True,
+        **kwargs: Any,
+    ) -> None:
         named = teachers.by_name(teacher)
         names = list(named)
         losses = loss_checks.checked_losses(distillation_losses, teachers=names)
@@ -128,12 +133,12 @@ class Distiller(BaseDistiller):
         self._unset = []
 
     @property
-    def teachers(self):
+    def teachers(self) -> dict[str, keras.Model]:
         """The teachers by name: the caller's own objects."""
         return {name: self._networks.models[name] for name in self._networks.fixed}
 
     @property
-    def teacher(self):
+    def teacher(self) -> keras.Model:
         """The teacher, if there is one: the caller's own object."""
         if len(self._networks.fixed) > 1:
             raise AttributeError(
@@ -143,7 +148,7 @@ class Distiller(BaseDistiller):
         return next(iter(self.teachers.values()))
 
     @property
-    def teacher_inputs(self):
+    def teacher_inputs(self) -> Any:
         """What makes the inputs of the teachers, as it was given."""
         return self._teacher_inputs["given"]
 
@@ -154,14 +159,14 @@ class Distiller(BaseDistiller):
             left_out = {"teacher", "teachers", "teacher_inputs"}
         return [name for name in super().__dir__() if name not in left_out]
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs, training=training)
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Exports the student, like `keras.Model.export`."""
         return self.student.export(filepath, *args, **kwargs)
 
-    def summary(self, *args, **kwargs):
+    def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints the student and the losses, like `keras.Model.summary`, and then the teachers."""
         super().summary(*args, **kwargs)
         show = kwargs.get("print_fn") or print
@@ -170,31 +175,31 @@ class Distiller(BaseDistiller):
             weights = f"{teacher.count_params():,} weights"
             show(f"{title}, not trained: {teacher.name!r}, {weights}")
 
-    def save_weights(self, filepath, *args, **kwargs):
+    def save_weights(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves the weights of the student, the losses and the optimizers, not of teachers."""
         with self._without_teacher():
             return super().save_weights(filepath, *args, **kwargs)
 
-    def load_weights(self, filepath, *args, **kwargs):
+    def load_weights(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Loads what `save_weights` saved."""
         with self._without_teacher():
             return super().load_weights(filepath, *args, **kwargs)
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         self._check_teacher()
         return super().make_train_function(force)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> None:
         self._check_teacher()
         return super().make_test_function(force)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(store)
         if not self._teacher_hidden:  # A `.keras` file, in which the teachers' weights come next.
             self._unset = []
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         kept = config.get("teacher_fingerprints")
         if kept is None:
             distiller = super().from_config(config)
@@ -245,7 +250,7 @@ class Distiller(BaseDistiller):
         finally:
             self._teacher_hidden = False
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

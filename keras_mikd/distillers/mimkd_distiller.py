@@ -1,10 +1,15 @@
 """Mutual-information maximisation for knowledge distillation, assembled."""
 
-import keras
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from keras_mikd.critics.critic import SeparableCritic
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.distillers import loss_checks, recipes, teachers
 from keras_mikd.distillers.distiller import Distiller
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -42,20 +47,21 @@ class MIMKDDistiller(Distiller):
 
     def __init__(
         self,
-        teacher,
-        student,
-        distillation_losses=None,
+        teacher: keras.Model | Sequence[keras.Model] | dict[str, keras.Model],
+        student: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss]
+        | None = None,
         *,
-        global_weight=3.0,
-        local_weight=3.0,
-        feature_weight=3.0,
-        soft_targets=None,
-        critic=SeparableCritic,
-        negatives=1,
-        grid=8,
-        gather=True,
-        **kwargs,
-    ):
+        global_weight: float | LearningRateSchedule = 3.0,
+        local_weight: float | LearningRateSchedule = 3.0,
+        feature_weight: float | LearningRateSchedule = 3.0,
+        soft_targets: DistillationLoss | None = None,
+        critic: Callable[[], Critic] = SeparableCritic,
+        negatives: int | str = 1,
+        grid: int | None = 8,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         if isinstance(critic, keras.layers.Layer):
             raise ValueError(
                 "Expected `critic` to be a function that makes a critic, since every level needs "

@@ -1,9 +1,14 @@
 """MUSE self-distillation, assembled."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd.distillers import loss_checks, recipes
 from keras_mikd.distillers.self_distiller import SelfDistiller
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -34,16 +39,17 @@ class MUSEDistiller(SelfDistiller):
 
     def __init__(
         self,
-        model,
-        distillation_losses=None,
+        model: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss]
+        | None = None,
         *,
-        muse_weight=1.0,
-        combine="multiplicative",
-        negatives_from="other_classes",
-        gather=True,
-        deep_supervision=None,
-        **kwargs,
-    ):
+        muse_weight: float | LearningRateSchedule = 1.0,
+        combine: str = "multiplicative",
+        negatives_from: str = "other_classes",
+        gather: bool = True,
+        deep_supervision: DistillationLoss | None = None,
+        **kwargs: Any,
+    ) -> None:
         own = {
             "muse_weight": muse_weight,
             "combine": combine,

@@ -1,14 +1,20 @@
 """Online distillation: peers that train together and learn from one another."""
 
 import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import keras
+import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd.distillers import loss_checks, network_checks, optimizers
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
 from keras_mikd.features.feature_taps import OUTPUT
 from keras_mikd.keras_internals import unshared
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -54,14 +60,14 @@ class MutualDistiller(BaseDistiller):
 
     def __init__(
         self,
-        peers,
-        distillation_losses,
+        peers: Sequence[keras.Model],
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss],
         *,
-        task_loss_weight=1.0,
-        xla_critics="auto",
-        features=None,
-        **kwargs,
-    ):
+        task_loss_weight: float | LearningRateSchedule = 1.0,
+        xla_critics: bool | str = "auto",
+        features: Sequence[Callable | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         losses = loss_checks.checked_losses(distillation_losses)
         loss_checks.check_without_weights(losses)
         models = network_checks.checked_peers(peers)
@@ -88,15 +94,15 @@ class MutualDistiller(BaseDistiller):
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
+        optimizer: str | dict | keras.optimizers.Optimizer | list | tuple = "rmsprop",
+        loss: Any = None,
         *,
-        metrics=None,
-        weighted_metrics=None,
-        critic_optimizer=None,
-        auto_scale_loss=True,
-        **kwargs,
-    ):
+        metrics: list | tuple | dict | None = None,
+        weighted_metrics: list | tuple | dict | None = None,
+        critic_optimizer: str | dict | keras.optimizers.Optimizer | None = None,
+        auto_scale_loss: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """Configures training, like `keras.Model.compile`.
 
         Args:
@@ -133,11 +139,11 @@ class MutualDistiller(BaseDistiller):
             **kwargs,
         )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         models = self._networks.models
         return {name: peer(inputs, training=training) for name, peer in models.items()}
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses: there are several networks to export."""
         raise ValueError(
             "Expected one of the peers to export. Received: the distiller. Export one with "
@@ -181,10 +187,19 @@ class MutualDistiller(BaseDistiller):
             pairs.append((self.critic_optimizer, critics))
         return pairs
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool | None = True,
+    ) -> tf.Tensor:
         return super().compute_loss(x, self._for_each(y), y_pred, sample_weight, training)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         return super().compute_metrics(x, self._for_each(y), y_pred, sample_weight)
 
     def _for_each(self, y):
@@ -201,7 +216,7 @@ class MutualDistiller(BaseDistiller):
             for name, model in networks.models.items()
         ]
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()
         if self.peer_optimizers:
             config["optimizer"] = [
@@ -209,7 +224,7 @@ class MutualDistiller(BaseDistiller):
             ]
         return config
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

@@ -1,10 +1,16 @@
 """Self-distillation: one network whose early layers learn from its last ones."""
 
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd.distillers import loss_checks, network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -52,17 +58,17 @@ class SelfDistiller(BaseDistiller):
 
     def __init__(
         self,
-        model,
-        distillation_losses,
+        model: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss],
         *,
-        stop_gradient=True,
-        task_loss_weight=1.0,
-        balance=None,
-        balance_every=16,
-        xla_critics="auto",
-        features=None,
-        **kwargs,
-    ):
+        stop_gradient: bool = True,
+        task_loss_weight: float | LearningRateSchedule = 1.0,
+        balance: str | None = None,
+        balance_every: int = 16,
+        xla_critics: bool | str = "auto",
+        features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         losses = loss_checks.checked_losses(distillation_losses, optional=True)
         network_checks.check_networks({"model": model})
         super().__init__(**{"dtype": network_checks.policy([model]), **kwargs})
@@ -84,14 +90,14 @@ class SelfDistiller(BaseDistiller):
             xla_critics=xla_critics,
         )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs, training=training)
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Exports the network, like `keras.Model.export`."""
         return self.student.export(filepath, *args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

@@ -1,9 +1,14 @@
 """Variational information distillation, assembled."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd.distillers import loss_checks, recipes, teachers
 from keras_mikd.distillers.distiller import Distiller
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -36,19 +41,20 @@ class VIDDistiller(Distiller):
 
     def __init__(
         self,
-        teacher,
-        student,
-        distillation_losses=None,
+        teacher: keras.Model | Sequence[keras.Model] | dict[str, keras.Model],
+        student: keras.Model,
+        distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss]
+        | None = None,
         *,
-        stage_weight=1.0,
-        logits_weight=0.0,
-        soft_targets=None,
-        variant="official",
-        initial_variance=None,
-        reduction="mean",
-        raw=False,
-        **kwargs,
-    ):
+        stage_weight: float | LearningRateSchedule = 1.0,
+        logits_weight: float | LearningRateSchedule = 0.0,
+        soft_targets: DistillationLoss | None = None,
+        variant: str = "official",
+        initial_variance: float | str | None = None,
+        reduction: str = "mean",
+        raw: bool = False,
+        **kwargs: Any,
+    ) -> None:
         head = {"variant": variant, "initial_variance": initial_variance, "reduction": reduction}
         options = {"stage_weight": stage_weight, "logits_weight": logits_weight, "raw": raw, **head}
         loss_checks.check_unused(self, VIDDistiller, distillation_losses, options)

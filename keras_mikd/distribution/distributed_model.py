@@ -1,6 +1,9 @@
 """What `fit` needs to run on several hosts, which Keras 3 itself does not do."""
 
 import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -23,15 +26,15 @@ class DistributedModel(ModelBuiltFromSpecs):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        *args,
-        **kwargs,
-    ):
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains like `keras.Model.fit`.
 
         On several hosts only the chief writes files, see `without_writers`; an `ExactResume` needs
@@ -54,11 +57,13 @@ class DistributedModel(ModelBuiltFromSpecs):
         finally:
             self.forget_fit()
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         """Returns the metrics of a step, with the axis that `as_logs` adds on several hosts."""
         return as_logs(super().compute_metrics(x, y, y_pred, sample_weight))
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates like `keras.Model.evaluate`.
 
         Raises:
@@ -67,7 +72,7 @@ class DistributedModel(ModelBuiltFromSpecs):
         with self._watching():
             return super().evaluate(*args, **kwargs)
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predicts like `keras.Model.predict`.
 
         Raises:
@@ -76,7 +81,13 @@ class DistributedModel(ModelBuiltFromSpecs):
         with self._watching():
             return super().predict(*args, **kwargs)
 
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+    def save(
+        self,
+        filepath: str | os.PathLike,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Saves like `keras.Model.save`; a `.keras` file is written whole or not at all.
 
         Raises:
@@ -86,13 +97,20 @@ class DistributedModel(ModelBuiltFromSpecs):
         with weight_files.whole(filepath, overwrite, ".keras") as path:
             return super().save(path, overwrite, zipped, **kwargs)
 
-    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+    def save_weights(
+        self,
+        filepath: str | os.PathLike,
+        overwrite: bool = True,
+        max_shard_size: float | None = None,
+    ) -> None:
         """Saves like `keras.Model.save_weights`; a single file is written whole or not at all."""
         suffix = ".weights.h5" if max_shard_size is None else None
         with weight_files.whole(filepath, overwrite, suffix) as path:
             return super().save_weights(path, overwrite, max_shard_size)
 
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+    def load_weights(
+        self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any
+    ) -> None:
         """Loads like `keras.Model.load_weights`; a file that does not fit changes nothing.
 
         Raises:
@@ -104,14 +122,14 @@ class DistributedModel(ModelBuiltFromSpecs):
         with weight_files.loaded_whole(filepath, self.run_variables()):
             return super().load_weights(filepath, **kwargs)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         """Saves with the weights what Dropout and augmentation layers draw from."""
         super().save_own_variables(store)
         for number, seed in enumerate(self._seeds()):
             store[f"{_SEED}{number}"] = ops.convert_to_numpy(seed)
         store[_OPTIMIZERS] = weight_files.optimizer_names(self.all_optimizers())
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         own = {name: store[name] for name in store.keys()}
         states = [own.pop(name) for name in sorted(own, key=_number) if name.startswith(_SEED)]
         names = own.pop(_OPTIMIZERS, None)
@@ -122,16 +140,16 @@ class DistributedModel(ModelBuiltFromSpecs):
         for seed, state in zip(seeds, states, strict=True):
             seed.assign(state)
 
-    def all_optimizers(self):
+    def all_optimizers(self) -> list[keras.optimizers.Optimizer]:
         """All optimizers, those of critics or peers too; none before `compile`."""
         return [self.optimizer] if self.optimizer is not None else []
 
-    def run_variables(self):
+    def run_variables(self) -> list[keras.Variable]:
         """Returns all variables that a step reads or changes, but those of metrics."""
         kept = [variable for each in self.all_optimizers() for variable in each.variables]
         return [*self.variables, *kept, global_seed()]
 
-    def run_identity(self):
+    def run_identity(self) -> dict[str, Any]:
         """Returns what has to be the same where a run goes on, `{name: number or text}`."""
         return {"model": type(self).__name__}
 

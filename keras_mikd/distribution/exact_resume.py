@@ -1,6 +1,8 @@
 """A run that is killed goes on, to the weights of the undisturbed one."""
 
+import os
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,7 +47,14 @@ class ExactResume(keras.callbacks.Callback):
             holds another run's state, or the file is damaged.
     """
 
-    def __init__(self, folder, *, save_freq="epoch", replay_data=True, verbose=True):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        save_freq: str | int = "epoch",
+        replay_data: bool = True,
+        verbose: bool = True,
+    ) -> None:
         super().__init__()
         self.path = pathlib.Path(folder) / _FILE
         if save_freq != "epoch":
@@ -54,10 +63,10 @@ class ExactResume(keras.callbacks.Callback):
         self.keep([])
 
     @property
-    def epoch(self):
+    def epoch(self) -> int:
         return run_state.read(self.path, arrays=False)["epoch"] if self.path.exists() else 0
 
-    def keep(self, callbacks):
+    def keep(self, callbacks: list[keras.callbacks.Callback]) -> None:
         """Keeps the state of other callbacks, which come before this one."""
         self._others = callbacks
         for each in callbacks if self.path.exists() else []:
@@ -66,7 +75,7 @@ class ExactResume(keras.callbacks.Callback):
             if isinstance(each, StudentCheckpoint):
                 each.overwrite = True  # Its files are of this run.
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         if not hasattr(model, "run_variables"):
             raise ValueError(
                 "Expected a distiller or an MCMITeacher, whose `fit` can go on within an epoch. "
@@ -78,14 +87,14 @@ class ExactResume(keras.callbacks.Callback):
         # This is the last callback, so the others have their model.
         self._constructed = [_plain_attributes(each) for each in self._others]
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._identity = {"steps": self.params.get("steps"), **self.model.run_identity()}
         self._first_epoch, self._history, self._began = None, [], False
         self._state = run_state.read(self.path) if self.path.exists() else None
         if self._state is not None:
             self._resume(self._state)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._saved_batch = epoch, 0
         if self._began:
             return
@@ -102,18 +111,18 @@ class ExactResume(keras.callbacks.Callback):
         self._show_history()
         self._state = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         due = self.save_freq != "epoch" and batch + 1 - self._saved_batch >= self.save_freq
         if due and not self.model.stop_training:  # Then the end of the epoch comes next.
             self._save(self._epoch, batch + 1, begun=True)
             self._saved_batch = batch + 1
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         kept = {k: v if isinstance(v, float) else np.asarray(v) for k, v in (logs or {}).items()}
         self._history.append([epoch, kept])
         self._save(epoch + 1, 0, begun=False)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if not self._began:  # Nothing was left to train.
             self._show_history()
 

@@ -2,7 +2,9 @@
 
 import glob
 import math
+import os
 import string
+from typing import Any
 
 import keras
 
@@ -54,15 +56,15 @@ class StudentCheckpoint(keras.callbacks.Callback):
 
     def __init__(
         self,
-        path,
+        path: str | os.PathLike,
         *,
-        monitor="val_accuracy",
-        mode="auto",
-        save_best_only=True,
-        network=None,
-        overwrite=False,
-        verbose=False,
-    ):
+        monitor: str = "val_accuracy",
+        mode: str = "auto",
+        save_best_only: bool = True,
+        network: str | None = None,
+        overwrite: bool = False,
+        verbose: bool = False,
+    ) -> None:
         super().__init__()
         if not isinstance(monitor, str):
             raise ValueError(f"Expected `monitor` to be a name in the logs. Received: {monitor!r}")
@@ -76,7 +78,7 @@ class StudentCheckpoint(keras.callbacks.Callback):
         self._reads_monitor = save_best_only or monitor in _fields(self.path)
         self._others_log = self._knows_logs = False
 
-    def expect(self, *, validated, others_log):
+    def expect(self, *, validated: bool, others_log: bool) -> None:
         """Refuses a monitor that cannot come; `others_log` says that other callbacks may bring it.
 
         Raises:
@@ -91,11 +93,11 @@ class StudentCheckpoint(keras.callbacks.Callback):
                 "`monitor`, or save_best_only=False to save every epoch."
             )
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         self._saved = _network(model, self.network)
         super().set_model(model)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         there = [] if self.overwrite else glob.glob(_pattern(self.path))
         if there:
             raise FileExistsError(
@@ -105,7 +107,7 @@ class StudentCheckpoint(keras.callbacks.Callback):
             )
         self.overwrite = True  # From now on, what is there is this run's.
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._knows_logs or self._others_log or not self._reads_monitor:
             return
         self._knows_logs = True
@@ -114,7 +116,7 @@ class StudentCheckpoint(keras.callbacks.Callback):
         if self.monitor.removeprefix("val_") not in known:
             raise ValueError(self._no_monitor(known))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         value = (logs or {}).get(self.monitor)
         if self._reads_monitor and value is None:
             validated = any(name.startswith("val_") for name in logs or {})

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 from keras_mikd import checks, keras_internals
@@ -63,7 +64,10 @@ _KNOWN_ACTIVATIONS = (*_FUSED, "leaky_relu", "silu", *_FIXED_LIMITS)
 
 
 def quantization_aware(
-    student: keras.Model, *, calibrate_on, name: str | None = None
+    student: keras.Model,
+    *,
+    calibrate_on: tf.data.Dataset | np.ndarray | tf.Tensor,
+    name: str | None = None,
 ) -> keras.Model:
     """Returns a copy of a trained student that rounds as an int8 file does, to be trained on.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import tempfile
 
@@ -86,15 +87,15 @@ class TFLiteReport:
 
 
 def export_tflite(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike,
     *,
-    check_on=None,
-    tolerance=None,
-    quantize=None,
-    calibrate_on=None,
-    integer_io=False,
-    overwrite=False,
+    check_on: tf.data.Dataset | np.ndarray | tf.Tensor | None = None,
+    tolerance: float | None = None,
+    quantize: str | None = None,
+    calibrate_on: tf.data.Dataset | np.ndarray | tf.Tensor | None = None,
+    integer_io: bool = False,
+    overwrite: bool = False,
 ) -> TFLiteReport:
     """Writes a Keras model as a `.tflite` file, and checks that it computes the same function.
 

@@ -1,8 +1,11 @@
 """Reads tensors inside a model: one forward pass returns every requested place."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import keras
 
-from keras_mikd.features.inputs import check_fit
+from keras_mikd.features.inputs import TeacherInputs, check_fit
 from keras_mikd.features.layer_graph import ends, has_graph, tapped
 from keras_mikd.features.places import (
     OUTPUT,
@@ -66,7 +69,15 @@ class FeatureTaps:
             its layers, or `features` returns something else.
     """
 
-    def __init__(self, model, places, *, features=None, inputs=None, convert=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        places: Iterable[str | None],
+        *,
+        features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
+        inputs: Any = None,
+        convert: TeacherInputs | None = None,
+    ) -> None:
         self.model = model
         self.places = checked_places(places)
         self.features = features
@@ -95,7 +106,7 @@ class FeatureTaps:
         sizes = [spec.shape[1:3] for spec in keras.tree.flatten(inputs) if len(spec.shape) == 4]
         self.image_size = tuple(sizes[0]) if len(sizes) == 1 and None not in sizes[0] else None
 
-    def __call__(self, x, training):
+    def __call__(self, x: Any, training: bool) -> dict[str, Any]:
         """Runs the model once on `x`, in training mode if `training`.
 
         A tensor will do for a dict of one. Returns `{place: tensor}` for every place in `places`,
@@ -111,7 +122,7 @@ class FeatureTaps:
             )
         return tensors
 
-    def fed(self, x):
+    def fed(self, x: Any) -> Any:
         """Returns `x`, or `KerasTensor`s of what the model gets where that is made of `x`."""
         return x if self.convert is None else self.convert.specs(x)
 

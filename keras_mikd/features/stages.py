@@ -49,7 +49,7 @@ class Stages(dict):
         return "\n".join(f"{p:<{widths[0]}}  {s:<{widths[1]}}  {layer}" for p, s, layer in rows)
 
 
-def stages(model):
+def stages(model: keras.Model) -> dict[str, Stage]:
     """Finds the places that methods read: `"stage1"` ..., `"block1"` ... and `"pooled"`.
 
     Only tensors on every path from the input to the output count, so nothing inside a residual
@@ -145,7 +145,7 @@ def unactivated_places(model):
     return found
 
 
-def pair_stages(teacher, student):
+def pair_stages(teacher: keras.Model, student: keras.Model) -> list[tuple[str, str]]:
     """Pairs the stages of two networks, for methods that match them one by one.
 
     Stages with stages: with as many on both sides they pair in order. Otherwise the last two pair,

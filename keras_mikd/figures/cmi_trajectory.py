@@ -1,12 +1,22 @@
 """How a teacher moves between log-likelihood and conditional mutual information."""
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import keras
 import numpy as np
 
 from keras_mikd.figures.canvas import as_panels, new_figure
 from keras_mikd.figures.histories import history_of
 
 
-def cmi_trajectory(runs, *, cmi="cmi", log_likelihood="log_likelihood"):
+def cmi_trajectory(
+    runs: keras.callbacks.History | str | os.PathLike | Mapping[str, Any],
+    *,
+    cmi: str = "cmi",
+    log_likelihood: str = "log_likelihood",
+) -> Any:
     """Draws conditional mutual information over log-likelihood, epoch by epoch.
 
     Each run is a line from its first epoch (a ring) to its last (a disc). A run of one epoch, such

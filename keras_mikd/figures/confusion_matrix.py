@@ -1,5 +1,8 @@
 """Which classes a network confuses."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_mikd import checks
@@ -10,7 +13,13 @@ from keras_mikd.figures.class_labels import checked_class_names, checked_labels
 _MOST_NUMBERED = 20
 
 
-def confusion_matrix(labels, predictions, *, num_classes=None, class_names=None):
+def confusion_matrix(
+    labels: np.ndarray | Sequence[int],
+    predictions: np.ndarray | Sequence[int] | Mapping[str, np.ndarray | Sequence[int]],
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Any:
     """Draws row-normalised confusion matrices.
 
     The cell in row i and column j is the fraction of the examples of class i that were classified

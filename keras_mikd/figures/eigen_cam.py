@@ -1,5 +1,6 @@
 """Where a convolutional network looks: Eigen-CAM."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -13,7 +14,9 @@ _BATCH = 64
 _NOISE = 1e-5
 
 
-def eigen_cam(model, images, place=None, *, center=False):
+def eigen_cam(
+    model: keras.Model, images: np.ndarray, place: str | None = None, *, center: bool = False
+) -> np.ndarray:
     """Maps where the features of a convolutional network are strongest, by their first direction.
 
     For each image, the activations `A` of a convolutional layer, one row per location and one

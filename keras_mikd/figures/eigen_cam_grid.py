@@ -1,5 +1,9 @@
 """Eigen-CAM of several networks over the same images."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
 import numpy as np
 
 from keras_mikd.figures.canvas import as_panels, new_figure
@@ -7,7 +11,14 @@ from keras_mikd.figures.class_labels import check_length
 from keras_mikd.figures.eigen_cam import eigen_cam
 
 
-def eigen_cam_grid(models, images, place=None, *, captions=None, center=False):
+def eigen_cam_grid(
+    models: keras.Model | Mapping[str, keras.Model],
+    images: np.ndarray,
+    place: str | None = None,
+    *,
+    captions: Sequence[str] | None = None,
+    center: bool = False,
+) -> Any:
     """Draws images, and below them, row by row, where each network looks.
 
     Args:

@@ -1,6 +1,9 @@
 """A figure as a PNG file, and as an image in TensorBoard."""
 
 import io
+import os
+import pathlib
+from typing import Any
 
 import tensorflow as tf
 
@@ -8,7 +11,9 @@ from keras_mikd import checks
 from keras_mikd.atomic_files import require_free, write_whole
 
 
-def save_png(figure, path, *, dpi=120, overwrite=False):
+def save_png(
+    figure: Any, path: str | os.PathLike, *, dpi: float = 120, overwrite: bool = False
+) -> pathlib.Path:
     """Writes a figure as a PNG file.
 
     The file appears when it is complete. If drawing fails, an older file stays as it was.
@@ -37,7 +42,9 @@ def save_png(figure, path, *, dpi=120, overwrite=False):
     return path
 
 
-def log_to_tensorboard(figure, log_dir, tag, *, step=0, dpi=100):
+def log_to_tensorboard(
+    figure: Any, log_dir: str | os.PathLike, tag: str, *, step: int = 0, dpi: float = 100
+) -> None:
     """Writes a figure as an image of TensorBoard.
 
     It appears in the Images tab as `tag`, with a slider over the steps.

@@ -1,5 +1,10 @@
 """What `fit` logs, epoch by epoch."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
 import numpy as np
 
 from keras_mikd.figures.canvas import new_figure
@@ -21,7 +26,11 @@ _NO_CURVES = (_TOTAL, "learning_rate", "epoch")
 _COLUMNS = 3
 
 
-def learning_curves(run, *, metrics=None):
+def learning_curves(
+    run: keras.callbacks.History | str | os.PathLike | Mapping[str, Any],
+    *,
+    metrics: Sequence[str] | None = None,
+) -> Any:
     """Draws what `fit` logged, in one panel for each kind of number.
 
     The panels are the labels' loss, the metrics, the terms of the loss, mutual information with its

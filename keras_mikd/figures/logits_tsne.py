@@ -1,5 +1,8 @@
 """The logits of a network as a map of points."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_mikd import checks
@@ -10,7 +13,14 @@ from keras_mikd.figures.class_labels import checked_class_names, checked_labels
 _MOST_NAMED = 20
 
 
-def logits_tsne(logits, labels, *, class_names=None, perplexity=15.0, seed=0):
+def logits_tsne(
+    logits: np.ndarray | Mapping[str, np.ndarray],
+    labels: np.ndarray | Sequence[int],
+    *,
+    class_names: Sequence[str] | None = None,
+    perplexity: float = 15.0,
+    seed: int = 0,
+) -> Any:
     """Draws the t-SNE of logits, a colour for each class.
 
     Neighbours mean something in a t-SNE. Distances between far points do not, nor do the sizes and

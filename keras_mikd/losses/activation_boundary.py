@@ -1,6 +1,10 @@
 """Activation boundaries: the student's neurons are active where the teacher's are."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -42,12 +46,14 @@ class ActivationBoundary(DistillationLoss):
         vgg13 to MobileNetV2 66.06 %.
     """
 
-    def __init__(self, *, margin=1.0, scale=0.003, **kwargs):
+    def __init__(self, *, margin: float = 1.0, scale: float = 0.003, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.margin = checks.number("margin", margin, at_least=0)
         self.scale = checks.number("scale", scale, above=0)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.connector = []
         if tuple(teacher_shape[1:]) != tuple(student_shape[1:]) or None in student_shape[1:]:
@@ -64,7 +70,13 @@ class ActivationBoundary(DistillationLoss):
             shape = layer.compute_output_shape(shape)
         self.agreement = keras.metrics.Mean(name=f"{self.name}_agreement")
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         student = run(self.connector, student, training)
         active = teacher > 0.0
         axes = (1, 2, 3)
@@ -74,5 +86,5 @@ class ActivationBoundary(DistillationLoss):
         short = ops.where(active, self.margin - student, self.margin + student)
         return self.scale * ops.sum(ops.square(ops.relu(short)), axis=axes)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "margin": self.margin, "scale": self.scale}

@@ -1,6 +1,10 @@
 """Attention transfer: the student looks where the teacher looks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, masks
@@ -33,11 +37,13 @@ class AttentionTransfer(DistillationLoss):
         Zagoruyko and Komodakis, Paying more attention to attention (arXiv:1612.03928), section 3.1.
     """
 
-    def __init__(self, *, power=2.0, **kwargs):
+    def __init__(self, *, power: float = 2.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.power = checks.number("power", power, at_least=1)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(3, 4))
         self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
         self.grid = self.compared.student.grid
@@ -49,20 +55,20 @@ class AttentionTransfer(DistillationLoss):
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         teacher, student, mask = self.compared.at_locations(
             teacher, student, teacher_mask, student_mask
         )
         square = ops.square(self._attention(teacher, mask) - self._attention(student, mask))
         return ops.mean(square, axis=-1) if mask is None else masks.mean(square, mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "power": self.power}
 
     def _attention(self, features, mask):

@@ -1,7 +1,12 @@
 """Be your own teacher: classifiers on the stages, taught by labels and by the last layer."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.features.feature_taps import output_at
@@ -49,13 +54,13 @@ class BeYourOwnTeacher(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer=("stage3", "output"),
-        student_layer=("stage1", "stage2"),
-        alpha=0.3,
-        temperature=3.0,
-        feature_weight=0.03,
-        **kwargs,
-    ):
+        teacher_layer: Sequence[str | None] = ("stage3", "output"),
+        student_layer: Sequence[str | None] = ("stage1", "stage2"),
+        alpha: float = 0.3,
+        temperature: float | LearningRateSchedule = 3.0,
+        feature_weight: float = 0.03,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         if not self.student_layer:
             raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
@@ -63,7 +68,11 @@ class BeYourOwnTeacher(DistillationLoss):
         self.temperature = schedules.checked_temperature(temperature)
         self.feature_weight = checks.number("feature_weight", feature_weight, at_least=0)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self,
+        teacher_shape: Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         _check_shapes(teacher_shape, student_shape)
         (_, height, width, channels), (_, classes) = teacher_shape
         self.bottlenecks, self.classifiers = [], []
@@ -76,7 +85,13 @@ class BeYourOwnTeacher(DistillationLoss):
             self.bottlenecks.append(bottleneck)
             self.classifiers.append(classifier)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: list[tf.Tensor],
+        student: list[tf.Tensor],
+        labels: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         if labels is None:
             raise ValueError(
                 "Expected labels in the data. Received: labels=None. The classifiers of "
@@ -123,7 +138,7 @@ class BeYourOwnTeacher(DistillationLoss):
             ]
         return keras.Sequential(layers)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "alpha": self.alpha,

@@ -1,8 +1,11 @@
 """Correlation congruence (CC): the correlations between examples."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -51,13 +54,17 @@ class CorrelationCongruence(DistillationLoss):
 
     compares_examples = True
 
-    def __init__(self, *, variant="repdistiller", width=128, gather=True, **kwargs):
+    def __init__(
+        self, *, variant: str = "repdistiller", width: int = 128, gather: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.variant = checks.one_of("variant", variant, ("repdistiller", "paper"))
         self.width = checks.integer("width", width, at_least=1)
         self.gather = gather
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
         if self.variant == "repdistiller":
             self.embeddings = [
@@ -65,7 +72,13 @@ class CorrelationCongruence(DistillationLoss):
                 for shape in (teacher_shape, student_shape)
             ]
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         teacher, student = flattened(teacher), flattened(student)
         if self.variant == "paper":
             difference = self._kernels(teacher) - self._kernels(student)
@@ -80,7 +93,7 @@ class CorrelationCongruence(DistillationLoss):
         factor = size(everyone) / ops.maximum(size(everyone) - 1.0, 1.0)
         return factor * has_next * ops.sum(difference * neighbours, axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "variant": self.variant,

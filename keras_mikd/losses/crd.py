@@ -1,6 +1,10 @@
 """Contrastive representation distillation (CRD)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -65,15 +69,15 @@ class CRD(DistillationLoss):
     def __init__(
         self,
         *,
-        width=128,
-        temperature=0.07,
-        negatives_from=BATCH,
-        bank=None,
-        negatives=16384,
-        momentum=0.5,
-        gather=True,
-        **kwargs,
-    ):
+        width: int = 128,
+        temperature: float = 0.07,
+        negatives_from: str = BATCH,
+        bank: int | None = None,
+        negatives: int = 16384,
+        momentum: float = 0.5,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.width = checks.integer("width", width, at_least=1)
         self.temperature = checks.number("temperature", temperature, at_least=1e-6, at_most=1e6)
@@ -86,10 +90,12 @@ class CRD(DistillationLoss):
         self.gather = gather
 
     @property
-    def reads_classes(self):
+    def reads_classes(self) -> bool:
         return self.negatives_from == OTHER_CLASSES
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
         self.embeddings = [
             embedding(shape, self.width, self.dtype_policy)
@@ -100,7 +106,13 @@ class CRD(DistillationLoss):
             print(f"{self.name}: a memory of {self.bank:,} examples, {self.memory.nbytes:,} bytes")
         self.normalizers = [self._add_normalizer(name) for name in ("student", "teacher")]
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         teacher, student = (
             directions(embed(flattened(x)))
             for embed, x in zip(self.embeddings, (teacher, student), strict=True)
@@ -148,7 +160,7 @@ class CRD(DistillationLoss):
             total = total + _contrast(own, scores, allowed, log_z, examples=examples)
         return total
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "width": self.width,

@@ -1,7 +1,12 @@
 """DIST: correlations of probabilities, over the classes and over the examples."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
@@ -47,17 +52,33 @@ class DIST(DistillationLoss):
     expects_logits = True
     compares_examples = True
 
-    def __init__(self, *, inter=1.0, intra=1.0, temperature=4.0, gather=True, **kwargs):
+    def __init__(
+        self,
+        *,
+        inter: float = 1.0,
+        intra: float = 1.0,
+        temperature: float | LearningRateSchedule = 4.0,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.inter = checks.number("inter", inter, at_least=0)
         self.intra = checks.number("intra", intra, at_least=0)
         self.temperature = schedules.checked_temperature(temperature)
         self.gather = checks.one_of("gather", gather, (True, False))
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         temperature = schedules.now(self.temperature)
         teacher = ops.softmax(teacher / temperature, axis=-1)
         student = ops.softmax(student / temperature, axis=-1)
@@ -70,7 +91,7 @@ class DIST(DistillationLoss):
         total = self.inter * (1.0 - of_classes) + self.intra * (1.0 - of_examples)
         return temperature**2 * total
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "inter": self.inter,

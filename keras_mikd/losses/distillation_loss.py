@@ -2,8 +2,12 @@
 
 import inspect
 import re
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
+import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.features.places import OUTPUT
@@ -77,15 +81,15 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     def __init__(
         self,
         *,
-        teacher_layer=None,
-        student_layer=None,
-        teacher_mask_layer=None,
-        student_mask_layer=None,
-        weight=1.0,
-        teacher=None,
-        dtype="float32",
-        **kwargs,
-    ):
+        teacher_layer: str | Sequence[str | None] | None = None,
+        student_layer: str | Sequence[str | None] | None = None,
+        teacher_mask_layer: str | None = None,
+        student_mask_layer: str | None = None,
+        weight: float | LearningRateSchedule = 1.0,
+        teacher: str | None = None,
+        dtype: str | dict | keras.DTypePolicy = "float32",
+        **kwargs: Any,
+    ) -> None:
         teacher_layer = _places("teacher_layer", teacher_layer)
         student_layer = _places("student_layer", student_layer)
         has_default_name = kwargs.get("name") is None
@@ -106,7 +110,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         self._has_default_name = has_default_name
         self._joined = False
 
-    def build(self, teacher_shape, student_shape):
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Creates every weight.
 
         Args:
@@ -114,7 +118,9 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             student_shape: Shape of the student's tensor, likewise.
         """
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self, teacher: Any, student: Any, labels: Any = None, training: bool | None = None
+    ) -> tf.Tensor:
         """Compares the two networks on a batch.
 
         A loss of padded sequences has two more arguments, `teacher_mask=None` and
@@ -138,23 +144,23 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         )
 
     @property
-    def waits_for_examples(self):
+    def waits_for_examples(self) -> bool:
         """Whether weights have yet to be measured on examples, by `look_at`."""
         return False
 
-    def look_at(self, teacher, student):
+    def look_at(self, teacher: Any, student: Any) -> None:
         """Measures weights on the first examples, before the first step; tensors as in `call`."""
 
     @property
-    def takes_masks(self):
+    def takes_masks(self) -> bool:
         """Whether `call` leaves padded tokens out."""
         return {"teacher_mask", "student_mask"} <= set(inspect.signature(self.call).parameters)
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Returns no mask: there is one loss for each example, without tokens."""
         return None
 
-    def number(self, position):
+    def number(self, position: int) -> None:
         """Numbers the default name of this loss, the `position`-th of that name in a distiller.
 
         A name that the caller gave stays, and so does one under which weights exist.
@@ -163,26 +169,28 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             self.name = f"{self.name}_{position}"
 
     @property
-    def joined(self):
+    def joined(self) -> bool:
         """Whether this loss belongs to a distiller, which trains its weights."""
         return self._joined
 
-    def join(self):
+    def join(self) -> None:
         """Makes this loss part of a distiller, for good: it stays as it is, its weights train."""
         self._joined = True
         for layer in layers_of(self):
             if isinstance(layer, checks.Settled):
                 layer.settle()
 
-    def weight_at(self, step):
+    def weight_at(self, step: int | tf.Tensor | keras.Variable) -> float | tf.Tensor:
         """Returns the factor at optimizer iteration `step`, a float or a float32 scalar tensor."""
         return schedules.value_at(self.weight, step)
 
-    def compute_output_shape(self, teacher_shape, student_shape):
+    def compute_output_shape(
+        self, teacher_shape: Sequence, student_shape: Sequence
+    ) -> tuple[int | None, ...]:
         first = teacher_shape[0]
         return (first[0] if isinstance(first, (list, tuple)) else first,)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "teacher_layer": self.teacher_layer,
@@ -192,11 +200,11 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
             **{name: place for name, place in self._mask_places().items() if place is not None},
         }
 
-    def get_build_config(self):
+    def get_build_config(self) -> dict[str, Any] | None:
         config = super().get_build_config()
         return {**config, "image_size": self.image_size} if config and self.image_size else config
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: dict[str, Any]) -> None:
         self.image_size = config.get("image_size")
         super().build_from_config({k: v for k, v in config.items() if k != "image_size"})
 
@@ -205,7 +213,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         for name in config.keys() & {"weight", "temperature", "confidence_temperature"}:
             config = {**config, name: schedules.deserialized(config[name])}
         return cls(**config)

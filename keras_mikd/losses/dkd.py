@@ -1,6 +1,11 @@
 """Decoupled knowledge distillation: the target class and the others, weighted apart."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.losses import schedules
@@ -43,16 +48,31 @@ class DKD(DistillationLoss):
     expects_logits = True
     reads_classes = True
 
-    def __init__(self, *, alpha=1.0, beta=8.0, temperature=4.0, **kwargs):
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        temperature: float | LearningRateSchedule = 4.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.alpha = checks.number("alpha", alpha, at_least=0)
         self.beta = checks.number("beta", beta, at_least=0)
         self.temperature = schedules.checked_temperature(temperature)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         temperature = schedules.now(self.temperature)
         teacher, student = teacher / temperature, student / temperature
         target = is_class(checks.class_indices(labels, one_hot=True), student)
@@ -62,7 +82,7 @@ class DKD(DistillationLoss):
         of_others = softened_divergence(without(teacher, target), without(student, target), 1.0)
         return temperature**2 * (self.alpha * of_target + self.beta * of_others)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "alpha": self.alpha,

@@ -1,9 +1,11 @@
 """Factor transfer: a paraphrase of the teacher's last map, translated from the student's."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -65,13 +67,22 @@ class FactorTransfer(DistillationLoss):
         CIFAR-100 top-1 (RepDistiller): resnet56 to resnet20 69.84 %.
     """
 
-    def __init__(self, *, variant="repdistiller", rate=0.5, paraphraser_steps=400, **kwargs):
+    def __init__(
+        self,
+        *,
+        variant: str = "repdistiller",
+        rate: float = 0.5,
+        paraphraser_steps: int = 400,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.variant = checks.one_of("variant", variant, list(_VARIANTS))
         self.rate = checks.number("rate", rate, above=0)
         self.paraphraser_steps = checks.integer("paraphraser_steps", paraphraser_steps, at_least=1)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.grid = common_grid(teacher_shape, student_shape)
         teacher_channels, own_channels = teacher_shape[-1], student_shape[-1]
@@ -87,10 +98,10 @@ class FactorTransfer(DistillationLoss):
         )
 
     @property
-    def waits_for_examples(self):
+    def waits_for_examples(self) -> bool:
         return bool(self.reconstruction_error.numpy() < 0)
 
-    def look_at(self, teacher, student):
+    def look_at(self, teacher: tf.Tensor, student: tf.Tensor) -> None:
         convolutions = [x for x in self.paraphraser if isinstance(x, keras.layers.Conv2D)]
         weights, error = fitted(
             [(layer.kernel, layer.bias) for layer in convolutions],
@@ -103,13 +114,19 @@ class FactorTransfer(DistillationLoss):
             layer.bias.assign(bias)
         self.reconstruction_error.assign(error)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         teacher = run(self.paraphraser, teacher, training=False)
         student = run(self.translator, student, training)
         difference = self._normalized(teacher) - self._normalized(student)
         return ops.mean(ops.abs(difference), axis=(1, 2, 3))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "variant": self.variant,

@@ -1,8 +1,11 @@
 """Flow of the solution procedure (FSP): how channels of one stage go with those of the next."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd.features.grids import Comparison
@@ -38,18 +41,32 @@ class FSP(DistillationLoss):
     """
 
     def __init__(
-        self, *, teacher_layer=("stage1", "stage2"), student_layer=("stage1", "stage2"), **kwargs
-    ):
+        self,
+        *,
+        teacher_layer: Sequence[str | None] = ("stage1", "stage2"),
+        student_layer: Sequence[str | None] = ("stage1", "stage2"),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self,
+        teacher_shape: Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         _check_shapes(teacher_shape, student_shape)
         self.compared = [
             [Comparison(*pair) for pair in itertools.pairwise(shapes)]
             for shapes in (teacher_shape, student_shape)
         ]
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: list[tf.Tensor],
+        student: list[tf.Tensor],
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         teacher, student = _flows(teacher, self.compared[0]), _flows(student, self.compared[1])
         errors = [
             ops.mean(ops.square(t - s), axis=(1, 2)) for t, s in zip(teacher, student, strict=True)

@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, masks
@@ -112,12 +115,12 @@ class GaussianVIDHead(DistillationLoss):
     def __init__(
         self,
         *,
-        variant="official",
-        hidden_channels=None,
-        initial_variance=None,
-        reduction="mean",
-        **kwargs,
-    ):
+        variant: str = "official",
+        hidden_channels: int | None = None,
+        initial_variance: float | str | None = None,
+        reduction: str = "mean",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         checks.one_of("variant", variant, list(_VARIANTS))
         checks.one_of("reduction", reduction, ("mean", "sum"))
@@ -129,7 +132,9 @@ class GaussianVIDHead(DistillationLoss):
         self.initial_variance = initial_variance
         self.reduction = reduction
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, unfolds=True)
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
@@ -155,15 +160,21 @@ class GaussianVIDHead(DistillationLoss):
             shape = layer.compute_output_shape(shape)
 
     @property
-    def takes_masks(self):
+    def takes_masks(self) -> bool:
         # Keras' BatchNorm with a mask measures every replica by itself.
         return not _VARIANTS[self.variant].batch_norm_relu
 
     @property
-    def waits_for_examples(self):
+    def waits_for_examples(self) -> bool:
         return self.initial_variance == "auto" and not self.measured.numpy()
 
-    def look_at(self, teacher, student, teacher_mask=None, student_mask=None):
+    def look_at(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> None:
         teacher, student = ops.cast(teacher, "float32"), ops.cast(student, "float32")
         teacher, _, mask = self.compared(teacher, student, teacher_mask, student_mask)
         if mask is None:
@@ -176,13 +187,13 @@ class GaussianVIDHead(DistillationLoss):
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         mean = self.predict_mean(student, training=training)
         variance = self.variance()
@@ -197,7 +208,7 @@ class GaussianVIDHead(DistillationLoss):
         )
         return -log_likelihood  # A bound is maximised, a loss minimised.
 
-    def predict_mean(self, student, training=None):
+    def predict_mean(self, student: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Returns `mu(s)`, the predicted teacher's tensor, for a student's on the common grid."""
         if len(student.shape) > 2 and all(
             isinstance(layer, keras.layers.Dense) for layer in self.mean_layers
@@ -207,11 +218,11 @@ class GaussianVIDHead(DistillationLoss):
             return ops.matmul(student, functools.reduce(ops.matmul, kernels))
         return run(self.mean_layers, student, training)
 
-    def variance(self):
+    def variance(self) -> tf.Tensor:
         """Returns the variance of `q`, shape `(teacher channels,)`."""
         return ops.softplus(self.alpha) + self.epsilon
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "variant": self.variant,

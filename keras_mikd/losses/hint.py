@@ -1,6 +1,10 @@
 """FitNets' hints: regression of the teacher's features on the student's."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, masks
@@ -51,7 +55,9 @@ class Hint(DistillationLoss):
         78.3 %, on top of soft targets.
     """
 
-    def __init__(self, *, regressor="linear", normalization="layer", **kwargs):
+    def __init__(
+        self, *, regressor: str = "linear", normalization: str = "layer", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         kinds = ("linear", "repdistiller", "orthogonal")
         self.kind = checks.one_of("regressor", regressor, kinds)
@@ -63,11 +69,13 @@ class Hint(DistillationLoss):
             )
 
     @property
-    def compares_examples(self):
+    def compares_examples(self) -> bool:
         """Whether the loss of an example depends on others: by the statistics of the batch."""
         return self.normalization == "batch"
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape)
         if self.kind == "repdistiller":
             self.regressor = self._repdistiller(tuple(teacher_shape), tuple(student_shape))
@@ -81,13 +89,13 @@ class Hint(DistillationLoss):
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         mask = None
         if self.kind != "repdistiller":
             teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
@@ -99,7 +107,7 @@ class Hint(DistillationLoss):
             return masks.mean(ops.mean(error, axis=-1), mask)
         return ops.mean(error, axis=tuple(range(1, len(error.shape))))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "regressor": self.kind,

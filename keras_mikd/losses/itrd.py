@@ -1,6 +1,10 @@
 """Information-theoretic representation distillation (ITRD): correlations and a Gram matrix."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -48,8 +52,14 @@ class ITRD(DistillationLoss):
     compares_examples = True
 
     def __init__(
-        self, *, correlation_weight=2.0, mutual_weight=1.0, alpha=1.01, gather=True, **kwargs
-    ):
+        self,
+        *,
+        correlation_weight: float = 2.0,
+        mutual_weight: float = 1.0,
+        alpha: float = 1.01,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         weights = {"correlation_weight": correlation_weight, "mutual_weight": mutual_weight}
         weights = {name: checks.number(name, value, at_least=0) for name, value in weights.items()}
@@ -57,19 +67,27 @@ class ITRD(DistillationLoss):
         self.alpha = checks.number("alpha", alpha, at_least=1)
         self.gather = gather
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(2,))
         self.same_channels = teacher_shape[-1] == student_shape[-1]
         self.regressor = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.regressor.build(student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         regressed = self.regressor(student)
         correlation = self._correlation(teacher, regressed)
         mutual = self._mutual(teacher, student if self.same_channels else regressed)
         return self.correlation_weight * correlation + self.mutual_weight * mutual
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "correlation_weight": self.correlation_weight,

@@ -1,7 +1,12 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
 import keras
+import tensorflow as tf
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import bounds, checks, masks
 from keras_mikd.critics.critic import Critic, SeparableCritic
@@ -68,17 +73,17 @@ class JSDCritic(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer="pooled",
-        student_layer="pooled",
-        weight=1.0,
-        bound=bounds.jsd,
-        critic=None,
-        negatives=1,
-        negatives_from="batch",
-        grid=8,
-        gather=True,
-        **kwargs,
-    ):
+        teacher_layer: str | None = "pooled",
+        student_layer: str | None = "pooled",
+        weight: float | LearningRateSchedule = 1.0,
+        bound: Callable[..., tf.Tensor] = bounds.jsd,
+        critic: Critic | None = None,
+        negatives: int | str = 1,
+        negatives_from: str = "batch",
+        grid: int | None = 8,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             teacher_layer=teacher_layer, student_layer=student_layer, weight=weight, **kwargs
         )
@@ -102,10 +107,12 @@ class JSDCritic(DistillationLoss):
         self._compare = self._pairs.comparison(self.critic, bound)
 
     @property
-    def reads_classes(self):
+    def reads_classes(self) -> bool:
         return self.negatives_from == "other_classes"
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         for shape in (teacher_shape, student_shape):
             if len(shape) not in (2, 3, 4) or not isinstance(shape[-1], int):
                 raise ValueError(
@@ -128,19 +135,19 @@ class JSDCritic(DistillationLoss):
             self.multiplications = self.critic.multiplications(self.compared.places, pairs)
 
     @property
-    def takes_masks(self):
+    def takes_masks(self) -> bool:
         observe = self.critic.observe
         return masks.takes(self.bound, "mask") and masks.takes(observe, "weights")
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         teacher, student, mask = self.compared.at_locations(
             teacher, student, teacher_mask, student_mask
         )
@@ -163,7 +170,7 @@ class JSDCritic(DistillationLoss):
         average = ops.sum(every) / (replicas.count() if self.gather else 1)
         return ops.cast(mask, average.dtype) / ops.maximum(average, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -176,7 +183,7 @@ class JSDCritic(DistillationLoss):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         deserialize = keras.saving.deserialize_keras_object
         for key in ("bound", "critic"):
             config = {**config, key: deserialize(config[key])}

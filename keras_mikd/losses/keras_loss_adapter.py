@@ -2,8 +2,11 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd.features.places import OUTPUT
@@ -43,7 +46,14 @@ class KerasLossAdapter(DistillationLoss):
             classes compare differ in shape.
     """
 
-    def __init__(self, keras_loss, *, teacher_layer=None, student_layer=None, **kwargs):
+    def __init__(
+        self,
+        keras_loss: keras.distillation.DistillationLoss,
+        *,
+        teacher_layer: str | Sequence[str | None] | None = None,
+        student_layer: str | Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(keras_loss, keras.distillation.DistillationLoss):
             raise TypeError(
                 "Expected `keras_loss` to be a keras.distillation.DistillationLoss. "
@@ -69,7 +79,11 @@ class KerasLossAdapter(DistillationLoss):
             _warn_of_raw_logits(keras_loss)
         self._keras_loss = _unscaled(keras_loss)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self,
+        teacher_shape: Sequence[int | None] | Sequence[Sequence[int | None]],
+        student_shape: Sequence[int | None] | Sequence[Sequence[int | None]],
+    ) -> None:
         if not isinstance(self.keras_loss, _KERAS_CLASSES):
             self.keras_loss.validate_outputs(_tensors(teacher_shape), _tensors(student_shape))
             return
@@ -88,7 +102,13 @@ class KerasLossAdapter(DistillationLoss):
                 "student, such as keras_mikd.Hint, takes different ones."
             )
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor | list[tf.Tensor],
+        student: tf.Tensor | list[tf.Tensor],
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         if isinstance(self.keras_loss, _KERAS_CLASSES) and isinstance(teacher, list):
             structure = self.keras_loss.loss
             teacher = keras.tree.pack_sequence_as(structure, teacher)
@@ -96,12 +116,12 @@ class KerasLossAdapter(DistillationLoss):
         loss = ops.cast(self._keras_loss.compute_loss(teacher, student), "float32")
         return ops.broadcast_to(loss, ops.shape(keras.tree.flatten(student)[0])[:1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         keras_loss = keras.saving.serialize_keras_object(self.keras_loss)
         return {**super().get_config(), "keras_loss": keras_loss}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         keras_loss = keras.saving.deserialize_keras_object(config["keras_loss"])
         return super().from_config({**config, "keras_loss": keras_loss})
 

@@ -1,6 +1,11 @@
 """Learning without forgetting: a second head of the student, for the teacher's classes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import masks
 from keras_mikd.losses import schedules
@@ -43,30 +48,39 @@ class LwF(DistillationLoss):
 
     expects_logits = "teacher"
 
-    def __init__(self, *, teacher_layer=None, student_layer="pooled", temperature=2.0, **kwargs):
+    def __init__(
+        self,
+        *,
+        teacher_layer: str | None = None,
+        student_layer: str | None = "pooled",
+        temperature: float | LearningRateSchedule = 2.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         if self._has_default_name:
             self.name = self.name.replace("lw_f", "lwf")
         self.temperature = schedules.checked_temperature(temperature)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         self.compared = compared_logits(teacher_shape, student_shape)
         self.head = keras.layers.Dense(teacher_shape[-1], dtype=self.dtype_policy)
         self.head.build(tuple(student_shape))
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         temperature = schedules.now(self.temperature)
         divergence = softened_divergence(teacher, self.head(student), temperature)
         return masks.mean_of_positions(divergence, mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": schedules.serialized(self.temperature)}

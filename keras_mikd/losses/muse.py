@@ -2,8 +2,11 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import bounds, checks, masks
@@ -74,19 +77,19 @@ class MUSE(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer="pooled",
-        student_layer=("stage1", "stage2", "stage3"),
-        combine="multiplicative",
-        self_information="feature",
-        bound=bounds.jsd,
-        negatives=1,
-        negatives_from="batch",
-        width=64,
-        temperature=0.1,
-        grid=8,
-        gather=True,
-        **kwargs,
-    ):
+        teacher_layer: str | Sequence[str | None] | None = "pooled",
+        student_layer: Sequence[str | None] = ("stage1", "stage2", "stage3"),
+        combine: str = "multiplicative",
+        self_information: str = "feature",
+        bound: Callable[..., tf.Tensor] = bounds.jsd,
+        negatives: int | str = 1,
+        negatives_from: str = "batch",
+        width: int = 64,
+        temperature: float = 0.1,
+        grid: int | None = 8,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         if not self.student_layer:
             raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
@@ -106,14 +109,18 @@ class MUSE(DistillationLoss):
         self._pairs = Negatives(negatives, negatives_from, gather)
 
     @property
-    def reads_classes(self):
+    def reads_classes(self) -> bool:
         return self.negatives_from == "other_classes"
 
     @property
-    def takes_masks(self):
+    def takes_masks(self) -> bool:
         return masks.takes(self.bound, "mask")
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self,
+        teacher_shape: Sequence[int | None] | Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         target, *source = _each(teacher_shape)
         if len(source) != (self.self_information == "input"):
             raise ValueError(
@@ -146,13 +153,13 @@ class MUSE(DistillationLoss):
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor | list[tf.Tensor],
+        student: list[tf.Tensor],
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | dict[str, tf.Tensor] | list | None = None,
+        student_mask: dict[str, tf.Tensor] | list | None = None,
+    ) -> tf.Tensor:
         target, *source = _each(teacher)
         gist = self._gist(source[0]) if source else None
         target_mask = _masks(teacher_mask, self.teacher_layer)[0]
@@ -230,7 +237,7 @@ class MUSE(DistillationLoss):
         source = self._input(source, source)[0]
         return ops.reshape(source, (-1, 1, math.prod(source.shape[1:])))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "combine": self.combine,
@@ -245,7 +252,7 @@ class MUSE(DistillationLoss):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         bound = keras.saving.deserialize_keras_object(config["bound"])
         return super().from_config({**config, "bound": bound})
 

@@ -1,6 +1,10 @@
 """Neuron selectivity transfer (NST): channels look at the same places."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd.features.grids import Comparison
@@ -35,7 +39,9 @@ class NST(DistillationLoss):
         factor 1/2 stands before the sum.
     """
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
         self.compared = Comparison(teacher_shape, student_shape)
         if self.compared.places == 1:
@@ -45,7 +51,13 @@ class NST(DistillationLoss):
                 f"student_shape={student_shape}. Choose earlier places."
             )
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         teacher, student, _ = self.compared.at_locations(teacher, student)
         teacher, student = _channels(teacher), _channels(student)
         own = _mean_kernel(teacher, teacher) + _mean_kernel(student, student)

@@ -1,6 +1,10 @@
 """Probabilistic knowledge transfer (PKT): how likely examples are neighbours."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd.losses.distillation_loss import DistillationLoss
@@ -37,18 +41,26 @@ class PKT(DistillationLoss):
 
     compares_examples = True
 
-    def __init__(self, *, gather=True, **kwargs):
+    def __init__(self, *, gather: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gather = gather
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         p, q = self._neighbours(teacher), self._neighbours(student)
         return ops.mean(p * ops.log((p + _EPSILON) / (q + _EPSILON)), axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gather": self.gather}
 
     def _neighbours(self, feature):

@@ -1,6 +1,10 @@
 """The queue relation: which of the teacher's last examples an example is similar to."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -42,13 +46,22 @@ class QueueRelation(DistillationLoss):
 
     compares_examples = True
 
-    def __init__(self, *, size=16384, teacher_temperature=0.02, student_temperature=0.1, **kwargs):
+    def __init__(
+        self,
+        *,
+        size: int = 16384,
+        teacher_temperature: float = 0.02,
+        student_temperature: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.size = checks.integer("size", size, at_least=2)
         self.teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
         self.student_temperature = _temperature("student_temperature", student_temperature)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(2,))
         channels = teacher_shape[-1]
         self.regressor = keras.layers.Dense(channels, dtype=self.dtype_policy)
@@ -58,7 +71,13 @@ class QueueRelation(DistillationLoss):
             shape=(self.size, channels), initializer="zeros", trainable=False, name="queue"
         )
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         teacher = ops.stop_gradient(directions(teacher))
         newest_first = [whole_batch(teacher, gather=True), ops.convert_to_tensor(self.queue)]
         queue = ops.concatenate(newest_first, axis=0)[: self.size]
@@ -69,7 +88,7 @@ class QueueRelation(DistillationLoss):
         log_q = ops.log_softmax(_logits(student, queue, self.student_temperature), axis=-1)
         return -ops.sum(p * log_q, axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "size": self.size,

@@ -1,7 +1,11 @@
 """ReviewKD: deep features of the student, fused into earlier ones, learn the teacher's stages."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -47,15 +51,19 @@ class ReviewKD(DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer=("stage1", "stage2", "stage3", "pooled"),
-        student_layer=("stage1", "stage2", "stage3", "pooled"),
-        channels=None,
-        **kwargs,
-    ):
+        teacher_layer: Sequence[str | None] = ("stage1", "stage2", "stage3", "pooled"),
+        student_layer: Sequence[str | None] = ("stage1", "stage2", "stage3", "pooled"),
+        channels: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         self.channels = checks.integer("channels", channels, at_least=1, optional=True)
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self,
+        teacher_shape: Sequence[Sequence[int | None]],
+        student_shape: Sequence[Sequence[int | None]],
+    ) -> None:
         _check_shapes(teacher_shape, student_shape)
         levels = [_as_map_shape(shape) for shape in student_shape]
         middle = self.channels or min(512, levels[-1][3])
@@ -67,7 +75,13 @@ class ReviewKD(DistillationLoss):
         self.widen = [self._convolution(middle, shape[-1]) for shape in teacher_shape]
         self.widen_norms = [self._norm(shape[-1]) for shape in teacher_shape]
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: list[tf.Tensor],
+        student: list[tf.Tensor],
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         total, fused = 0.0, None
         for level in reversed(range(len(self.narrow))):
             wanted, own = _as_map(teacher[level]), _as_map(student[level])
@@ -82,7 +96,7 @@ class ReviewKD(DistillationLoss):
             total = total + _hierarchical_context(wanted, regressed)
         return total
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channels": self.channels}
 
     def _fully_connected(self, width, units, activation=None):

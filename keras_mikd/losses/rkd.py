@@ -1,6 +1,10 @@
 """Relational knowledge distillation (RKD): distances and angles between examples."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -41,16 +45,31 @@ class RKD(DistillationLoss):
 
     compares_examples = True
 
-    def __init__(self, *, distance_weight=25.0, angle_weight=50.0, gather=True, **kwargs):
+    def __init__(
+        self,
+        *,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+        gather: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.distance_weight = checks.number("distance_weight", distance_weight, at_least=0)
         self.angle_weight = checks.number("angle_weight", angle_weight, at_least=0)
         self.gather = gather
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         itself = is_itself(student, self.gather)
         of_teacher, of_student = (self._differences(x) for x in (teacher, student))
         distance = keras.losses.huber(
@@ -59,7 +78,7 @@ class RKD(DistillationLoss):
         angle = keras.losses.huber(*(_cosines(x) for x in (of_teacher, of_student)))
         return self.distance_weight * distance + self.angle_weight * ops.mean(angle, axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "distance_weight": self.distance_weight,

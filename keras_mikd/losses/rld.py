@@ -1,7 +1,12 @@
 """Refined logit distillation: what the label refutes in the teacher's logits is left out."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.losses import schedules
@@ -46,8 +51,14 @@ class RLD(DistillationLoss):
     reads_classes = True
 
     def __init__(
-        self, *, alpha=1.0, beta=8.0, temperature=4.0, confidence_temperature=None, **kwargs
-    ):
+        self,
+        *,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        temperature: float | LearningRateSchedule = 4.0,
+        confidence_temperature: float | LearningRateSchedule | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.alpha = checks.number("alpha", alpha, at_least=0)
         self.beta = checks.number("beta", beta, at_least=0)
@@ -56,10 +67,18 @@ class RLD(DistillationLoss):
             confidence_temperature = schedules.checked_temperature(confidence_temperature)
         self.confidence_temperature = confidence_temperature
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         target = is_class(checks.class_indices(labels, one_hot=True), student)
         temperature = confidence = schedules.now(self.temperature)
         if self.confidence_temperature is not None:
@@ -83,7 +102,7 @@ class RLD(DistillationLoss):
         )
         return self.alpha * confidence**2 * of_confidence + self.beta * temperature**2 * of_order
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "alpha": self.alpha,

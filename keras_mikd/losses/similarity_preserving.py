@@ -1,6 +1,10 @@
 """Similarity-preserving distillation (SP): examples alike for the teacher are for the student."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd.losses.distillation_loss import DistillationLoss
@@ -34,18 +38,26 @@ class SimilarityPreserving(DistillationLoss):
 
     compares_examples = True
 
-    def __init__(self, *, gather=True, **kwargs):
+    def __init__(self, *, gather: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gather = gather
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_known(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         difference = self._similarities(teacher) - self._similarities(student)
         return ops.mean(ops.square(difference), axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gather": self.gather}
 
     def _similarities(self, feature):

@@ -1,9 +1,14 @@
 """Knowledge distillation with softened class probabilities."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks, masks
 from keras_mikd.losses import class_map, schedules
@@ -51,13 +56,22 @@ class SoftTargets(DistillationLoss):
 
     expects_logits = True
 
-    def __init__(self, *, temperature=4.0, teacher_classes=None, standardize=False, **kwargs):
+    def __init__(
+        self,
+        *,
+        temperature: float | LearningRateSchedule = 4.0,
+        teacher_classes: Sequence[int | Sequence[int]] | np.ndarray | None = None,
+        standardize: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.temperature = schedules.checked_temperature(temperature)
         self.teacher_classes = class_map.checked_map(teacher_classes)
         self.standardize = checks.one_of("standardize", standardize, (True, False))
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         self.compared = compared_logits(teacher_shape, student_shape)
         if self.teacher_classes is not None:
             class_map.check_fits(self.teacher_classes, teacher_shape, student_shape)
@@ -77,13 +91,13 @@ class SoftTargets(DistillationLoss):
 
     def call(
         self,
-        teacher,
-        student,
-        labels=None,
-        training=None,
-        teacher_mask=None,
-        student_mask=None,
-    ):
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+        teacher_mask: tf.Tensor | None = None,
+        student_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         teacher = class_map.in_students_classes(teacher, self.teacher_classes)
         teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         temperature = schedules.now(self.temperature)
@@ -92,7 +106,7 @@ class SoftTargets(DistillationLoss):
         divergence = softened_divergence(teacher, student, temperature)
         return temperature**2 * masks.mean_of_positions(divergence, mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "temperature": schedules.serialized(self.temperature),

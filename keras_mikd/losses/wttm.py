@@ -1,6 +1,10 @@
 """Weighted transformed teacher matching: a power of the teacher's probabilities."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -38,20 +42,28 @@ class WTTM(DistillationLoss):
 
     expects_logits = True
 
-    def __init__(self, *, gamma=0.2, weighted=True, **kwargs):
+    def __init__(self, *, gamma: float = 0.2, weighted: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gamma = checks.number("gamma", gamma, above=0)
         self.weighted = checks.one_of("weighted", weighted, (True, False))
 
-    def build(self, teacher_shape, student_shape):
+    def build(
+        self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
+    ) -> None:
         check_logits(teacher_shape, student_shape)
 
-    def call(self, teacher, student, labels=None, training=None):
+    def call(
+        self,
+        teacher: tf.Tensor,
+        student: tf.Tensor,
+        labels: Any = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
         log_power = self.gamma * ops.log_softmax(teacher, axis=-1)
         divergence = softened_divergence(log_power, student, 1.0)
         if not self.weighted:
             return divergence
         return ops.exp(ops.logsumexp(log_power, axis=-1)) * divergence
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gamma": self.gamma, "weighted": self.weighted}

@@ -1,7 +1,11 @@
 """How far each output is from the centroid of its class: the term that MCMI adds to a loss."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -40,7 +44,14 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         minimised.
     """
 
-    def __init__(self, num_classes, *, temperature=1.0, dtype="float32", **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        temperature: float = 1.0,
+        dtype: str | dict | keras.DTypePolicy = "float32",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(dtype=dtype, **kwargs)
         # In 16 bits, small probabilities of a centroid are 0, and the divergence is not a number.
         checks.one_of("dtype", self.compute_dtype, ("float32", "float64"))
@@ -58,16 +69,16 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         self.built = True
 
     @property
-    def has_centroids(self):
+    def has_centroids(self) -> bool:
         """Whether the centroids have been set."""
         return not np.any(np.isnan(ops.convert_to_numpy(self.log_centroids)))
 
     @property
-    def centroids(self):
+    def centroids(self) -> np.ndarray:
         """The centroids as NumPy float32 of shape `(C, C)`; row y is `Q^y`."""
         return np.exp(ops.convert_to_numpy(self.log_centroids))
 
-    def set_centroids(self, centroids):
+    def set_centroids(self, centroids: np.ndarray) -> None:
         """Sets the centroids; an exact 0 becomes the smallest positive float64.
 
         Args:
@@ -100,7 +111,7 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
             )
         self.log_centroids.assign(np.log(np.maximum(centroids, np.finfo("float64").tiny)))
 
-    def update_centroids(self, logits, labels, momentum):
+    def update_centroids(self, logits: tf.Tensor, labels: tf.Tensor, momentum: float) -> None:
         """Moves the centroids of the classes in the global batch towards their mean outputs in it.
 
         `Q^y <- momentum * Q^y + (1 - momentum) * mean of P_x over the examples of y in the batch`.
@@ -120,7 +131,7 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         log_new = ops.log(ops.maximum(new, smallest))
         self.log_centroids.assign(ops.where(counts > 0, log_new, self.log_centroids))
 
-    def separation(self, logits, labels):
+    def separation(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Mean cross entropy `H(P_x, P_u)` over the pairs of a batch with different labels.
 
         Under replicas, u runs over the global batch and the result is this replica's share: the
@@ -140,13 +151,13 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         pairs = ops.sum(ops.cast(all_labels[:, None] != all_labels[None, :], log_p.dtype))
         return ops.sum(differ * crossed) / ops.maximum(pairs, 1.0)
 
-    def log_probabilities(self, logits):
+    def log_probabilities(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns `log P_x` in the precision of this layer, shape `(batch, C)`."""
         check_outputs(logits.shape, self.num_classes)
         logits = ops.cast(logits, self.compute_dtype)
         return ops.log_softmax(logits / self.temperature, axis=-1)
 
-    def call(self, logits, labels):
+    def call(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Compares a batch with the centroids.
 
         Args:
@@ -161,10 +172,12 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         log_q = ops.take(self.log_centroids, checks.class_indices(labels), axis=0)
         return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 
-    def compute_output_shape(self, logits_shape, labels_shape):
+    def compute_output_shape(
+        self, logits_shape: Sequence[int | None], labels_shape: Sequence[int | None]
+    ) -> tuple[int | None, ...]:
         return logits_shape[:1]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

@@ -1,8 +1,11 @@
 """How much a classifier says beyond the label, measured in one pass."""
 
 import dataclasses
+from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.cache.batches import take_apart
@@ -47,16 +50,16 @@ class CMIReport:
     temperature: float
 
     @property
-    def ncmi_per_class(self):
+    def ncmi_per_class(self) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.cmi_per_class / self.separation_per_class
 
     @property
-    def examples(self):
+    def examples(self) -> int:
         """Number of examples."""
         return int(self.counts.sum())
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Returns everything as numbers and lists, ready for JSON except for `nan` and `inf`."""
         values = {
             "examples": self.examples,
@@ -102,18 +105,18 @@ class CMIReport:
 
 
 def measure_cmi(
-    model,
-    data,
+    model: keras.Model,
+    data: tf.data.Dataset | keras.utils.PyDataset | tuple[np.ndarray, np.ndarray],
     *,
-    from_logits=None,
-    temperature=1.0,
-    num_classes=None,
-    empty_classes="error",
-    batch_size=None,
-    steps=None,
-    training=False,
-    verbose="auto",
-):
+    from_logits: bool | None = None,
+    temperature: float = 1.0,
+    num_classes: int | None = None,
+    empty_classes: str = "error",
+    batch_size: int | None = None,
+    steps: int | None = None,
+    training: bool = False,
+    verbose: str | int = "auto",
+) -> CMIReport:
     """Measures the conditional mutual information of a classifier in one pass over data.
 
     The result is exact for the data, whatever its order, its batches and the replicas of the

@@ -1,7 +1,10 @@
 """The information in a classifier's outputs beyond the label, in nats, from sums over one pass."""
 
+from typing import Any
+
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -46,13 +49,13 @@ class ConditionalMutualInformation(keras.metrics.Metric):
 
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         *,
-        from_logits=True,
-        temperature=1.0,
-        name="cmi",
-        dtype="float64",
-    ):
+        from_logits: bool = True,
+        temperature: float = 1.0,
+        name: str = "cmi",
+        dtype: str = "float64",
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         # In float16, a count of 2,048 stays where it is.
         checks.one_of("dtype", self.dtype, ("float32", "float64"))
@@ -65,7 +68,12 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         self.log_probability_sums = self._add_sum("log_probability_sums", square)
         self.negative_entropy_sums = self._add_sum("negative_entropy_sums", square[:1])
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self,
+        y_true: tf.Tensor | np.ndarray,
+        y_pred: tf.Tensor | np.ndarray,
+        sample_weight: tf.Tensor | np.ndarray | None = None,
+    ) -> None:
         """Adds a batch.
 
         Args:
@@ -93,7 +101,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
             total = ops.segment_sum(weighted, labels, num_segments=self.num_classes)
             sums.assign_add(ops.reshape(total, sums.shape))
 
-    def result(self):
+    def result(self) -> tf.Tensor:
         """Returns the CMI in nats, a float32 scalar; 0 before any example."""
         q = self._per_example(self.probability_sums)
         entropy = -ops.sum(ops.where(q > 0, q * ops.log(ops.where(q > 0, q, 1.0)), 0.0), axis=-1)
@@ -101,7 +109,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         cmi = ops.divide_no_nan(cmi, ops.sum(self.counts))
         return ops.cast(ops.maximum(cmi, 0.0), "float32")
 
-    def readout(self):
+    def readout(self) -> dict[str, Any]:
         """Returns everything that follows from the sums, as NumPy float64: see `CMIReport`.
 
         Returns:
@@ -137,7 +145,7 @@ class ConditionalMutualInformation(keras.metrics.Metric):
                 "log_likelihood": np.trace(log_p) / counts.sum(),
             }
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

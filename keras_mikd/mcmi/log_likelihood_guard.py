@@ -1,5 +1,7 @@
 """Stops the tuning of a teacher before its log-likelihood is gone."""
 
+from typing import Any
+
 import keras
 
 from keras_mikd import checks
@@ -32,7 +34,14 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
         ValueError: If `limit` is not a number of at most 0, or the logs lack `monitor` or `best`.
     """
 
-    def __init__(self, limit, *, monitor="val_log_likelihood", best="val_cmi", verbose=True):
+    def __init__(
+        self,
+        limit: float,
+        *,
+        monitor: str = "val_log_likelihood",
+        best: str = "val_cmi",
+        verbose: bool = True,
+    ) -> None:
         super().__init__()
         self.limit = checks.number("limit", limit, at_most=0)
         self.monitor = monitor
@@ -41,12 +50,12 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
         self.stopped_epoch = None
         self.best_epoch = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.stopped_epoch = self.best_epoch = None
         self._best_value = None
         self._best_weights = self.model.get_weights()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         value, best = (self._log(name, logs or {}) for name in (self.monitor, self.best))
         if not value >= self.limit:  # NaN is too low as well.
             self._stop(epoch, value)

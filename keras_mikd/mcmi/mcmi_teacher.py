@@ -1,6 +1,11 @@
 """Tuning a trained teacher so that it says more than the label."""
 
+import os
+from typing import Any, Self
+
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
@@ -11,7 +16,7 @@ from keras_mikd.distribution import replicas
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.mcmi import mcmi_checks
 from keras_mikd.mcmi.cmi_regularizer import CMIRegularizer
-from keras_mikd.mcmi.cmi_report import measure_cmi
+from keras_mikd.mcmi.cmi_report import CMIReport, measure_cmi
 from keras_mikd.mcmi.conditional_mutual_information import ConditionalMutualInformation
 from keras_mikd.mcmi.mcmi_epochs import MCMIEpochs
 from keras_mikd.mcmi.teacher_copy import copied
@@ -80,18 +85,18 @@ class MCMITeacher(BaseDistiller):
 
     def __init__(
         self,
-        teacher,
+        teacher: keras.Model,
         *,
-        weight=0.25,
-        centroids="frozen",
-        centroids_training=False,
-        momentum=0.99,
-        temperature=1.0,
-        separation_weight=0.0,
-        log_likelihood_budget=0.3,
-        batch_norm="measured",
-        **kwargs,
-    ):
+        weight: float = 0.25,
+        centroids: str = "frozen",
+        centroids_training: bool = False,
+        momentum: float = 0.99,
+        temperature: float = 1.0,
+        separation_weight: float = 0.0,
+        log_likelihood_budget: float | None = 0.3,
+        batch_norm: str = "measured",
+        **kwargs: Any,
+    ) -> None:
         num_classes = mcmi_checks.num_classes(teacher)
         super().__init__(**{"dtype": network_checks.policy([teacher]), **kwargs})
         self.weight = checks.number("weight", weight)
@@ -123,7 +128,14 @@ class MCMITeacher(BaseDistiller):
         *("teacher", "regularizer", "batch_norm"),
     )
 
-    def compile(self, optimizer="sgd", loss=None, *, metrics=("accuracy",), **kwargs):
+    def compile(
+        self,
+        optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        loss: keras.losses.Loss | None = None,
+        *,
+        metrics: list | tuple | None = ("accuracy",),
+        **kwargs: Any,
+    ) -> None:
         """Configures training, like `keras.Model.compile`.
 
         Args:
@@ -138,12 +150,19 @@ class MCMITeacher(BaseDistiller):
         loss = mcmi_checks.checked_loss(loss)
         super().compile(optimizer, loss, metrics=mcmi_checks.checked_metrics(metrics), **kwargs)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.teacher(inputs, training=training)
 
     def fit_centroids(
-        self, x, y=None, *, batch_size=None, steps=None, training=None, verbose="auto"
-    ):
+        self,
+        x: tf.data.Dataset | keras.utils.PyDataset | np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        training: bool | None = None,
+        verbose: str | int = "auto",
+    ) -> CMIReport:
         """Measures the centroids in one pass over data, for a `fit` on other data.
 
         Args:
@@ -172,7 +191,7 @@ class MCMITeacher(BaseDistiller):
         self.regularizer.set_centroids(report.centroids)
         return report
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates like `keras.Model.evaluate`.
 
         Raises:
@@ -181,17 +200,17 @@ class MCMITeacher(BaseDistiller):
         mcmi_checks.check_centroids(self.regularizer)
         return super().evaluate(*args, **kwargs)
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step, like `keras.Model.train_on_batch`; `fit_centroids` comes first."""
         mcmi_checks.check_centroids(self.regularizer)
         return super().train_on_batch(*args, **kwargs)
 
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates a batch, like `keras.Model.test_on_batch`; `fit_centroids` comes first."""
         mcmi_checks.check_centroids(self.regularizer)
         return super().test_on_batch(*args, **kwargs)
 
-    def run_identity(self):
+    def run_identity(self) -> dict[str, Any]:
         names = ("weight", "centroids", "momentum", "separation_weight", "log_likelihood_budget")
         return {**super().run_identity(), **{name: getattr(self, name) for name in names}}
 
@@ -240,7 +259,7 @@ class MCMITeacher(BaseDistiller):
     def _labelled(self, loss):
         return [(self.teacher, loss, self._networks.taps["teacher"].specs[OUTPUT])]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "teacher": keras.saving.serialize_keras_object(self.teacher),
@@ -255,9 +274,9 @@ class MCMITeacher(BaseDistiller):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return super().from_config({"batch_norm": "running", **config})  # As before it existed.
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Exports the tuned teacher, like `keras.Model.export`."""
         return self.teacher.export(filepath, *args, **kwargs)

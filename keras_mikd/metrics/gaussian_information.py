@@ -1,8 +1,11 @@
 """How much of the teacher a Gaussian head predicts from the student, in nats."""
 
 import math
+from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import masks
@@ -36,7 +39,9 @@ class GaussianInformation(keras.metrics.Metric):
         library's.
     """
 
-    def __init__(self, num_channels, name="gaussian_information", dtype="float64"):
+    def __init__(
+        self, num_channels: int, name: str = "gaussian_information", dtype: str = "float64"
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.num_channels = num_channels
         self.count = self._add_sum("count", ())
@@ -44,7 +49,13 @@ class GaussianInformation(keras.metrics.Metric):
         self.sum_of_squares = self._add_sum("sum_of_squares", (num_channels,))
         self.log_likelihood = self._add_sum("log_likelihood", (num_channels,))
 
-    def update_state(self, target, mean, variance, mask=None):
+    def update_state(
+        self,
+        target: tf.Tensor | np.ndarray,
+        mean: tf.Tensor | np.ndarray,
+        variance: tf.Tensor | np.ndarray,
+        mask: tf.Tensor | np.ndarray | None = None,
+    ) -> None:
         """Adds a batch.
 
         Args:
@@ -77,7 +88,7 @@ class GaussianInformation(keras.metrics.Metric):
         self.sum_of_squares.assign_add(spread + count * ops.square(batch_mean))
         self.log_likelihood.assign_add(log_likelihood)
 
-    def result(self):
+    def result(self) -> tf.Tensor:
         mean = ops.divide_no_nan(self.sum, self.count)
         square = ops.divide_no_nan(self.sum_of_squares, self.count)
         variance = square - ops.square(mean)
@@ -87,7 +98,7 @@ class GaussianInformation(keras.metrics.Metric):
         log_q = ops.divide_no_nan(self.log_likelihood, self.count)
         return ops.cast(ops.mean(ops.where(varies, log_q - log_g, 0.0)), "float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_channels": self.num_channels}
 
     def _add_sum(self, name, shape):

@@ -1,7 +1,10 @@
 """The read-outs of a critic: mutual information in nats, its standard error, and its limit."""
 
+from typing import Any
+
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_mikd import masks
@@ -27,7 +30,7 @@ class ReadOut(keras.metrics.Metric):
     of_epoch = True
     """Whether a distiller shows it in the logs of an epoch alone, and not in those of a step."""
 
-    def __init__(self, name="mi_nats", dtype="float64"):
+    def __init__(self, name: str = "mi_nats", dtype: str = "float64") -> None:
         if dtype != "float64":
             raise ValueError(
                 "Expected `dtype` to be 'float64', since sums of exponentials leave other ranges. "
@@ -35,14 +38,14 @@ class ReadOut(keras.metrics.Metric):
             )
         super().__init__(name=name, dtype=dtype)
 
-    def companions(self):
+    def companions(self) -> list[keras.metrics.Metric]:
         """Returns metrics `<name>_se`, the standard error, and `<name>_limit`, to log beside it."""
         return [
             _Companion(self.standard_error, f"{self.name}_se"),
             _Companion(self.limit, f"{self.name}_limit"),
         ]
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         # The sums are those of one epoch. What an earlier version added up has another form.
         shapes = [tuple(store[key].shape) for key in store.keys()]
         if shapes == [tuple(variable.shape) for variable in self.variables]:
@@ -84,14 +87,19 @@ class MutualInformation(ReadOut):
         Donsker and Varadhan (1983); Belghazi et al., MINE (arXiv:1801.04062), eq. 6.
     """
 
-    def __init__(self, name="mi_nats", dtype="float64"):
+    def __init__(self, name: str = "mi_nats", dtype: str = "float64") -> None:
         super().__init__(name=name, dtype=dtype)
         # Examples, product pairs, joint scores and their squares.
         self.sums = self._add_sums("sums", (4,))
         # Exponentials of an example's product scores; their squares; they times its joint score.
         self.exponentials = self._add_sums("exponentials", (3, len(_MIDDLES)))
 
-    def update_state(self, joint, product, mask=None):
+    def update_state(
+        self,
+        joint: tf.Tensor | np.ndarray,
+        product: tf.Tensor | np.ndarray,
+        mask: tf.Tensor | np.ndarray | None = None,
+    ) -> None:
         """Adds the scores of true pairs and of pairs of different examples.
 
         A batch without the latter, such as a batch of one, is skipped.
@@ -127,13 +135,13 @@ class MutualInformation(ReadOut):
         where = ops.one_hot(ops.cast(stretch, "int32"), len(_MIDDLES), dtype=self.dtype)
         self.exponentials.assign_add(ops.sum(ops.stack(sums), axis=1)[:, None] * where)
 
-    def result(self):
+    def result(self) -> tf.Tensor:
         """Returns the bound in nats, a scalar; 0 before any pair."""
         examples, pairs, joint, _ = ops.unstack(self.sums)
         log_mean = self._log_sum(0) - ops.log(ops.maximum(pairs, 1.0))
         return _float(ops.where(pairs > 0, ops.divide_no_nan(joint, examples) - log_mean, 0.0))
 
-    def standard_error(self):
+    def standard_error(self) -> tf.Tensor:
         """Returns the standard error of the bound in nats, a scalar; 0 before any pair.
 
         That of a mean over examples, with the logarithm linearised.
@@ -149,7 +157,7 @@ class MutualInformation(ReadOut):
         variance = variance - 2.0 * covariance + square - 1.0
         return _standard_error(ops.where(pairs > 0, variance, 0.0), examples)
 
-    def limit(self):
+    def limit(self) -> tf.Tensor:
         """Returns the logarithm of the number of product pairs, a scalar; 0 before any pair."""
         return _float(ops.log(ops.maximum(self.sums[1], 1.0)))
 

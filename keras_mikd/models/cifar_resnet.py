@@ -24,8 +24,8 @@ def cifar_resnet(
     widths: tuple[int, int, int, int] = (16, 16, 32, 64),
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds a residual network of three stages, at the full, half and quarter resolution.

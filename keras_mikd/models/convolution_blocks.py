@@ -1,7 +1,9 @@
 """What the networks of this package share: convolutions, BatchNorm, blocks, classifier, checks."""
 
 import math
+from typing import Any
 
+import keras
 from keras import initializers, layers
 
 from keras_mikd import checks
@@ -173,7 +175,9 @@ Args:
 def preset(build, name, summary, **fixed):
     """Returns the function `name`, which is `build` with some arguments fixed."""
 
-    def network(num_classes, input_shape=(32, 32, 3), **kwargs):
+    def network(
+        num_classes: int, input_shape: tuple[int, int, int] = (32, 32, 3), **kwargs: Any
+    ) -> keras.Model:
         kwargs["name"] = kwargs.get("name") or name
         return build(num_classes=num_classes, input_shape=input_shape, **fixed, **kwargs)
 

@@ -13,7 +13,7 @@ def mlp(
     num_classes: int,
     depth: int = 3,
     input_shape: tuple[int, int, int] = (32, 32, 3),
-    kernel_regularizer=None,
+    kernel_regularizer: keras.Regularizer | str | None = None,
     name: str | None = None,
 ) -> keras.Model:
     """Builds hidden layers of equal width, with BatchNorm and ReLU, and a linear classifier.

@@ -35,8 +35,8 @@ def mobilenet_v2(
     width: float,
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds the CRD benchmark's MobileNetV2: inverted residuals, from half the size on.

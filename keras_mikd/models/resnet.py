@@ -27,8 +27,8 @@ def resnet(
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     stem: str = "cifar",
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds a residual network of four stages, each at half the size of the one before.

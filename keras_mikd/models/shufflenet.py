@@ -22,8 +22,8 @@ def shufflenet_v1(
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     *,
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str = "shufflenet_v1",
 ) -> keras.Model:
     """Builds the CRD benchmark's ShuffleV1, of 949,258 weights on CIFAR-100.
@@ -76,8 +76,8 @@ def shufflenet_v2(
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     *,
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str = "shufflenet_v2",
 ) -> keras.Model:
     """Builds the CRD benchmark's ShuffleV2, of 1,355,528 weights on CIFAR-100.

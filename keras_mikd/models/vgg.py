@@ -31,8 +31,8 @@ def vgg(
     depth: int,
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds five blocks of 3x3 convolutions with BatchNorm and ReLU, and one linear classifier.

@@ -22,8 +22,8 @@ def wide_resnet(
     width: int,
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
-    kernel_regularizer=None,
-    classifier_initializer="pytorch",
+    kernel_regularizer: keras.Regularizer | str | None = None,
+    classifier_initializer: keras.Initializer | str = "pytorch",
     name: str | None = None,
 ) -> keras.Model:
     """Builds a pre-activation residual network, `width` times as wide as a ResNet of that depth.

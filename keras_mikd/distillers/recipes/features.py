@@ -1,11 +1,18 @@
 """Recipes of losses that compare features of an example."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
 from keras_mikd.distillers.recipes.places import at_stages, named, stage_pairs
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.features.stages import POOLED, pair_stages, raw_places, unactivated_places
 from keras_mikd.losses.activation_boundary import ActivationBoundary
 from keras_mikd.losses.attention_transfer import AttentionTransfer
 from keras_mikd.losses.be_your_own_teacher import BeYourOwnTeacher
+from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.factor_transfer import FactorTransfer
 from keras_mikd.losses.fsp import FSP
 from keras_mikd.losses.hint import Hint
@@ -13,7 +20,13 @@ from keras_mikd.losses.nst import NST
 from keras_mikd.losses.review_kd import ReviewKD
 
 
-def attention_transfer(teacher, student, *, weight=1000.0, raw=False):
+def attention_transfer(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1000.0,
+    raw: bool = False,
+) -> list[DistillationLoss]:
     """Attention maps of every pair of stages, `"at_<place>"` (arXiv:1612.03928).
 
     Args:
@@ -26,7 +39,15 @@ def attention_transfer(teacher, student, *, weight=1000.0, raw=False):
     return at_stages(AttentionTransfer, "at", teacher, student, raw=raw, weight=weight)
 
 
-def hint(teacher, student, *, weight=100.0, pairs=None, raw=False, regressor="linear"):
+def hint(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 100.0,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    raw: bool = False,
+    regressor: str = "linear",
+) -> list[DistillationLoss]:
     """Regression of the teacher's features, `"hint_<place>"` (FitNets, arXiv:1412.6550).
 
     Args:
@@ -45,7 +66,9 @@ def hint(teacher, student, *, weight=100.0, pairs=None, raw=False, regressor="li
     return at_stages(Hint, "hint", teacher, student, pairs=pairs, raw=raw, **options)
 
 
-def vkd(teacher, student, *, weight=1.0):
+def vkd(
+    teacher: keras.Model, student: keras.Model, *, weight: float | LearningRateSchedule = 1.0
+) -> list[DistillationLoss]:
     """Orthogonal projection of the pooled vectors, `"vkd"` (arXiv:2403.06213).
 
     Args:
@@ -57,7 +80,9 @@ def vkd(teacher, student, *, weight=1.0):
     return [Hint(regressor="orthogonal", weight=weight, name="vkd", **places)]
 
 
-def activation_boundary(teacher, student, *, weight=1.0):
+def activation_boundary(
+    teacher: keras.Model, student: keras.Model, *, weight: float | LearningRateSchedule = 1.0
+) -> list[DistillationLoss]:
     """Signs before the ReLU of every pair of stages, `"ab_<place>"` (arXiv:1811.03233).
 
     Args:
@@ -80,7 +105,14 @@ def activation_boundary(teacher, student, *, weight=1.0):
     ]
 
 
-def factor_transfer(teacher, student, *, weight=200.0, raw=False, **options):
+def factor_transfer(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 200.0,
+    raw: bool = False,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Factors of the last stages, `"ft_<place>"` (arXiv:1802.04977).
 
     Args:
@@ -95,7 +127,9 @@ def factor_transfer(teacher, student, *, weight=200.0, raw=False, **options):
     return at_stages(FactorTransfer, "ft", teacher, student, pairs=pairs, raw=raw, **options)
 
 
-def review_kd(teacher, student, *, weight=5.0):
+def review_kd(
+    teacher: keras.Model, student: keras.Model, *, weight: float | LearningRateSchedule = 5.0
+) -> list[DistillationLoss]:
     """Fused features of all stages and of the pooled vectors, `"review_kd"` (arXiv:2104.09044).
 
     Args:
@@ -115,7 +149,13 @@ def review_kd(teacher, student, *, weight=5.0):
     ]
 
 
-def nst(teacher, student, *, weight=50.0, raw=False):
+def nst(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 50.0,
+    raw: bool = False,
+) -> list[DistillationLoss]:
     """Selectivity of the neurons of every pair of stages, `"nst_<place>"` (arXiv:1707.01219).
 
     Args:
@@ -127,7 +167,13 @@ def nst(teacher, student, *, weight=50.0, raw=False):
     return at_stages(NST, "nst", teacher, student, raw=raw, weight=weight)
 
 
-def fsp(teacher, student, *, weight=1.0, raw=False):
+def fsp(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    raw: bool = False,
+) -> list[DistillationLoss]:
     """Flow between consecutive stages, `"fsp"` (Yim et al., CVPR 2017), for equal channels.
 
     Args:
@@ -145,7 +191,9 @@ def fsp(teacher, student, *, weight=1.0, raw=False):
     return [FSP(**places, weight=weight, name="fsp")]
 
 
-def be_your_own_teacher(teacher, student, *, weight=1.0):
+def be_your_own_teacher(
+    teacher: keras.Model, student: keras.Model, *, weight: float | LearningRateSchedule = 1.0
+) -> list[DistillationLoss]:
     """Classifiers on the early stages, `"byot"` (arXiv:1905.08094), for a `SelfDistiller`.
 
     Args:

@@ -1,16 +1,33 @@
 """Recipes of the methods of mutual information."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
+
 from keras_mikd import bounds
-from keras_mikd.critics.critic import SeparableCritic
+from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.distillers.recipes.places import at_stages, named, stage_pairs
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.features.stages import POOLED, pair_stages
+from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
 from keras_mikd.losses.jsd_critic import JSDCritic
 from keras_mikd.losses.muse import MUSE
 
 
-def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, pairs=None, raw=False, **head):
+def vid(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    stage_weight: float | LearningRateSchedule = 1.0,
+    logits_weight: float | LearningRateSchedule = 0.0,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    raw: bool = False,
+    **head: Any,
+) -> list[DistillationLoss]:
     """Gaussian heads on the pairs of stages and on the logits (VID, arXiv:1904.05835).
 
     Args:
@@ -34,18 +51,18 @@ def vid(teacher, student, *, stage_weight=1.0, logits_weight=0.0, pairs=None, ra
 
 
 def mimkd(
-    teacher,
-    student,
+    teacher: keras.Model,
+    student: keras.Model,
     *,
-    global_weight=3.0,
-    local_weight=3.0,
-    feature_weight=3.0,
-    bound=bounds.jsd,
-    critic=SeparableCritic,
-    negatives=1,
-    grid=8,
-    gather=True,
-):
+    global_weight: float | LearningRateSchedule = 3.0,
+    local_weight: float | LearningRateSchedule = 3.0,
+    feature_weight: float | LearningRateSchedule = 3.0,
+    bound: Callable[..., tf.Tensor] = bounds.jsd,
+    critic: Callable[[], Critic] = SeparableCritic,
+    negatives: int | str = 1,
+    grid: int | None = 8,
+    gather: bool = True,
+) -> list[DistillationLoss]:
     """Jensen-Shannon critics at three levels (MIMKD, arXiv:2110.15946): a reconstruction.
 
     Args:
@@ -84,7 +101,14 @@ def mimkd(
     ]
 
 
-def info_nce(teacher, student, *, weight=1.0, grid=8, gather=True):
+def info_nce(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    grid: int | None = 8,
+    gather: bool = True,
+) -> list[DistillationLoss]:
     """InfoNCE critics on the pairs of stages, `"nce_<place>"`, against all of the batch.
 
     Args:
@@ -108,7 +132,13 @@ def info_nce(teacher, student, *, weight=1.0, grid=8, gather=True):
     ]
 
 
-def muse(teacher, student, *, weight=1.0, **options):
+def muse(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """MUSE of all stages towards the pooled vector, `"muse"` (arXiv:2110.12606): a reconstruction.
 
     Args:
@@ -122,7 +152,13 @@ def muse(teacher, student, *, weight=1.0, **options):
     return [MUSE(teacher_layer=POOLED, student_layer=places, weight=weight, name="muse", **options)]
 
 
-def stage_critics(teacher, student, *, weight=1.0, negatives_from="other_classes"):
+def stage_critics(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    negatives_from: str = "other_classes",
+) -> list[DistillationLoss]:
     """The mutual term of MUSE by itself, `"jsd_<place>"`: every stage with the pooled vector.
 
     Args:

@@ -1,6 +1,12 @@
 """Recipes of losses that compare logits."""
 
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
 from keras_mikd.losses.dist import DIST
+from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.dkd import DKD
 from keras_mikd.losses.lwf import LwF
 from keras_mikd.losses.rld import RLD
@@ -8,7 +14,13 @@ from keras_mikd.losses.soft_targets import SoftTargets
 from keras_mikd.losses.wttm import WTTM
 
 
-def kd(teacher, student, *, weight=0.9, temperature=4.0):
+def kd(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 0.9,
+    temperature: float | LearningRateSchedule = 4.0,
+) -> list[DistillationLoss]:
     """Soft targets, `"kd"` (Hinton et al., arXiv:1503.02531).
 
     Args:
@@ -20,7 +32,13 @@ def kd(teacher, student, *, weight=0.9, temperature=4.0):
     return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
 
 
-def lskd(teacher, student, *, weight=9.0, temperature=2.0):
+def lskd(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 9.0,
+    temperature: float | LearningRateSchedule = 2.0,
+) -> list[DistillationLoss]:
     """Soft targets of z-scored logits, `"lskd"` (arXiv:2403.01427).
 
     Args:
@@ -33,7 +51,13 @@ def lskd(teacher, student, *, weight=9.0, temperature=2.0):
     return [SoftTargets(standardize=True, **options)]
 
 
-def dkd(teacher, student, *, weight=1.0, **options):
+def dkd(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Soft targets of the label's class and of the others apart, `"dkd"` (arXiv:2203.08679).
 
     Args:
@@ -45,7 +69,13 @@ def dkd(teacher, student, *, weight=1.0, **options):
     return [DKD(weight=weight, name="dkd", **options)]
 
 
-def rld(teacher, student, *, weight=1.0, **options):
+def rld(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Soft targets of what the label does not refute, `"rld"` (arXiv:2408.07703).
 
     Args:
@@ -57,7 +87,13 @@ def rld(teacher, student, *, weight=1.0, **options):
     return [RLD(weight=weight, name="rld", **options)]
 
 
-def dist(teacher, student, *, weight=2.0, temperature=4.0):
+def dist(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 2.0,
+    temperature: float | LearningRateSchedule = 4.0,
+) -> list[DistillationLoss]:
     """Correlations over classes and over examples, `"dist"` (arXiv:2205.10536).
 
     Args:
@@ -69,7 +105,13 @@ def dist(teacher, student, *, weight=2.0, temperature=4.0):
     return [DIST(temperature=temperature, weight=weight, name="dist")]
 
 
-def wttm(teacher, student, *, weight=4.0, gamma=0.2):
+def wttm(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 4.0,
+    gamma: float = 0.2,
+) -> list[DistillationLoss]:
     """A power of the teacher's probabilities, `"wttm"` (arXiv:2402.11148).
 
     Args:
@@ -81,7 +123,13 @@ def wttm(teacher, student, *, weight=4.0, gamma=0.2):
     return [WTTM(gamma=gamma, weight=weight, name="wttm")]
 
 
-def lwf(teacher, student, *, weight=1.0, temperature=2.0):
+def lwf(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    temperature: float | LearningRateSchedule = 2.0,
+) -> list[DistillationLoss]:
     """A second head for the classes of another teacher, `"lwf"` (LwF, arXiv:1606.09282).
 
     Args:

@@ -1,9 +1,12 @@
 """Where the losses of a recipe stand: pairs of stages or pooled vectors, and their names."""
 
+import keras
+
 from keras_mikd.features.stages import POOLED, pair_stages, raw_places
+from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
-def stage_pairs(teacher, student):
+def stage_pairs(teacher: keras.Model, student: keras.Model) -> list[tuple[str, str]]:
     """Pairs the stages of two networks, or the early stages of one with its last.
 
     Args:
@@ -17,7 +20,7 @@ def stage_pairs(teacher, student):
     return pairs if teacher is not student else [(pairs[-1][0], own) for _, own in pairs[:-1]]
 
 
-def from_teacher(name, losses):
+def from_teacher(name: str, losses: list[DistillationLoss]) -> list[DistillationLoss]:
     """Lets losses read one of several teachers: `from_teacher("a", vid(a, student))`.
 
     Args:

@@ -1,8 +1,14 @@
 """Recipes of losses that compare how examples lie to one another."""
 
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
 from keras_mikd.distillers.recipes.places import at_stages, of_pooled, stage_pairs
 from keras_mikd.losses.correlation_congruence import CorrelationCongruence
 from keras_mikd.losses.crd import CRD
+from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.itrd import ITRD
 from keras_mikd.losses.pkt import PKT
 from keras_mikd.losses.queue_relation import QueueRelation
@@ -10,7 +16,13 @@ from keras_mikd.losses.rkd import RKD
 from keras_mikd.losses.similarity_preserving import SimilarityPreserving
 
 
-def similarity_preserving(teacher, student, *, weight=3000.0, raw=False):
+def similarity_preserving(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 3000.0,
+    raw: bool = False,
+) -> list[DistillationLoss]:
     """Similarities between examples at the last pair of stages, `"sp_<place>"` (arXiv:1907.09682).
 
     Args:
@@ -24,7 +36,13 @@ def similarity_preserving(teacher, student, *, weight=3000.0, raw=False):
     return at_stages(SimilarityPreserving, "sp", teacher, student, **options)
 
 
-def rkd(teacher, student, *, weight=1.0, **options):
+def rkd(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Distances and angles between pooled vectors, `"rkd"` (arXiv:1904.05068).
 
     Args:
@@ -36,7 +54,13 @@ def rkd(teacher, student, *, weight=1.0, **options):
     return of_pooled(RKD, "rkd", weight=weight, **options)
 
 
-def pkt(teacher, student, *, weight=30000.0, **options):
+def pkt(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 30000.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Probabilities of being neighbours between pooled vectors, `"pkt"` (arXiv:1803.10837).
 
     Args:
@@ -48,7 +72,13 @@ def pkt(teacher, student, *, weight=30000.0, **options):
     return of_pooled(PKT, "pkt", weight=weight, **options)
 
 
-def correlation_congruence(teacher, student, *, weight=0.02, **options):
+def correlation_congruence(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 0.02,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Correlations between pooled vectors, `"cc"` (arXiv:1904.01802).
 
     Args:
@@ -60,7 +90,13 @@ def correlation_congruence(teacher, student, *, weight=0.02, **options):
     return of_pooled(CorrelationCongruence, "cc", weight=weight, **options)
 
 
-def crd(teacher, student, *, weight=0.8, **options):
+def crd(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 0.8,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Contrast of pooled vectors, `"crd"` (arXiv:1910.10699), in the batch if not told otherwise.
 
     Args:
@@ -72,7 +108,13 @@ def crd(teacher, student, *, weight=0.8, **options):
     return of_pooled(CRD, "crd", weight=weight, **options)
 
 
-def queue_relation(teacher, student, *, weight=1.0, **options):
+def queue_relation(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Similarities to a queue of the teacher's pooled vectors, `"queue"` (arXiv:2101.04731).
 
     Args:
@@ -84,7 +126,13 @@ def queue_relation(teacher, student, *, weight=1.0, **options):
     return of_pooled(QueueRelation, "queue", weight=weight, **options)
 
 
-def itrd(teacher, student, *, weight=1.0, **options):
+def itrd(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    weight: float | LearningRateSchedule = 1.0,
+    **options: Any,
+) -> list[DistillationLoss]:
     """Correlation and mutual information of pooled vectors, `"itrd"` (arXiv:2112.00459).
 
     Args:
