@@ -1,17 +1,18 @@
 """How long a `.tflite` file takes on this machine, by LiteRT's own benchmark."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
 
 from keras_mikd import checks
 
 
-class Latency(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Latency:
     """Milliseconds of one call with a batch of one.
 
     Attributes:
