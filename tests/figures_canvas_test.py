@@ -68,3 +68,8 @@ def test_a_missing_package_names_the_extra(missing, monkeypatch, tmp_path):
 
 if __name__ == "__main__":
     pytest.main([__file__])
+
+
+def test_a_notebook_shows_figures():
+    figure, _ = new_figure(1, 1, width=2.0, height=1.0)
+    assert figure._repr_png_().startswith(b"\x89PNG")

@@ -303,10 +303,16 @@ def _convert(model, quantize=None, examples=None, integer_io=False):
         options["representative_dataset"] = lambda: _one_by_one(model, examples)
     if integer_io:
         options["inference_input_type"] = options["inference_output_type"] = _INTEGERS[quantize]
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "model.tflite")
-        model.export(file, format="litert", verbose=False, **options)
-        return file.read_bytes()
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # It tells of a folder that is gone when this returns.
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "model.tflite")
+            model.export(file, format="litert", verbose=False, **options)
+            return file.read_bytes()
+    finally:
+        logger.setLevel(level)
 
 
 def _one_by_one(model, batches):

@@ -1,6 +1,7 @@
 """Empty figures, and the panels side by side in them."""
 
 import collections.abc
+import io
 
 from keras_mikd import checks
 
@@ -10,11 +11,24 @@ def new_figure(rows, columns, *, width, height):
 
     `width` and `height` are those of one of the axes, in inches.
     """
+    figure = _figure_class()(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _figure_class():
     with checks.extra("figures"):
         # Not pyplot, which keeps every figure alive and chooses a backend for the whole process.
         from matplotlib.figure import Figure
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+
+    class ShownFigure(Figure):
+        """A figure that a notebook shows, although pyplot does not know it."""
+
+        def _repr_png_(self):
+            content = io.BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
+
+    return ShownFigure
 
 
 def as_panels(value, name):
