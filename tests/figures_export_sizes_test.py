@@ -21,8 +21,8 @@ def test_points_are_the_reports():
     latencies = {"int8": Latency(1, 0.5, 0.6, 50), "float32": Latency(1, 2.0, 2.5, 50)}
     sizes, times = mikd.figures.export_sizes(FILES, latencies).axes
     assert [tuple(line.get_xydata()[0]) for line in sizes.lines] == [(400, 75), (100, 50)]
-    assert [tuple(line.get_xydata()[0]) for line in times.lines] == [(0.5, 50), (2.0, 75)]
-    assert [text.get_text() for text in sizes.texts] == ["float32", "int8"]
+    assert [tuple(line.get_xydata()[0]) for line in times.lines] == [(2.0, 75), (0.5, 50)]
+    assert [text.get_text() for text in times.get_legend().get_texts()] == ["float32", "int8"]
     assert len(mikd.figures.export_sizes(FILES).axes) == 1
 
 

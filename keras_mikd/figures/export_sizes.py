@@ -1,5 +1,6 @@
 """What a smaller file costs."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,17 +40,17 @@ def export_sizes(reports: Mapping[str, Any], latencies: Mapping[str, Any] | None
             raise ValueError(
                 f"Expected a latency for each of {list(reports)}. Received: {list(latencies)}"
             )
-        panels["median latency, ms"] = {t: each.median_ms for t, each in latencies.items()}
+        panels["median latency, ms"] = {t: latencies[t].median_ms for t in reports}
     figure, (row,) = new_figure(1, len(panels), width=4.0, height=3.0)
     for axis, (label, values) in zip(row, panels.items(), strict=True):
-        for title, x in values.items():
-            y = 100 * reports[title].accuracy
-            (point,) = axis.plot([x], [y], "o")
-            axis.annotate(
-                str(title), (x, y), (4, 4), textcoords="offset points", color=point.get_color()
-            )
+        for (title, x), marker in zip(values.items(), itertools.cycle("osD^v*PX")):
+            # Files may lie on each other: those that come later are smaller.
+            size = 11 - 7 * len(axis.lines) / len(values)
+            accuracy = 100 * reports[title].accuracy
+            axis.plot([x], [accuracy], marker, markersize=size, label=str(title))
         axis.set(xlabel=label, ylabel="accuracy, %")
         axis.set_xlim(left=0)
         axis.margins(x=0.2, y=0.2)
         axis.grid(alpha=0.3)
+    row[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
