@@ -25,9 +25,8 @@ import keras
 from absl import app, flags, logging
 
 import few_labels
-import keras_mikd as mikd
 import protocol
-from keras_mikd.comparison.methods import METHODS
+from keras_mikd.comparison.methods import METHODS, Method
 
 FLAGS = flags.FLAGS
 few_labels.define_flags(
@@ -38,6 +37,7 @@ few_labels.define_flags(
     batch_size=25,
     views=8,
 )
+few_labels.define_trials()
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 flags.DEFINE_list("methods", ["kd", "vid", "mimkd"], "Some of: " + ", ".join(METHODS))
 flags.DEFINE_list("weights", ["3", "10", "1"], "A weight for each of them.")
@@ -60,30 +60,16 @@ def augmenting(network, dataset):
     return keras.Model(inputs, network(x), name=network.name)
 
 
-def comparison(place, teacher, data, weights):
+def comparison(place, teacher, data, methods):
     """Returns the comparison of one place."""
 
     def new_student():
         network = few_labels.new_network(FLAGS.student, data)
         return augmenting(network, FLAGS.dataset) if place == "inside" else network
 
-    shared = {"augment": data.augment, "views": FLAGS.views} if place == "shared" else {}
-    return mikd.compare(
-        teacher,
-        new_student,
-        data.train,
-        data.validation,
-        data.test,
-        methods=list(weights),
-        weights={name: [weight] for name, weight in weights.items()},
-        seeds=FLAGS.seeds,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        optimizer=few_labels.optimizer(FLAGS.learning_rate),
-        max_cache_bytes=int(FLAGS.cache_gib * 2**30),
-        folder=Path(FLAGS.output_dir) / place,
-        **shared,
-    )
+    options = {} if place == "shared" else {"augment": None, "views": 1}
+    folder = Path(FLAGS.output_dir) / place
+    return few_labels.compare(teacher, data, methods, folder, make_student=new_student, **options)
 
 
 def main(_):
@@ -97,10 +83,13 @@ def main(_):
     (labels_per_class,) = protocol.numbers("labels_per_class", FLAGS.labels_per_class, int)
     teacher = protocol.load_network(FLAGS.teacher)
     data = few_labels.load(FLAGS.dataset, labels_per_class)
-    weights = dict(zip(FLAGS.methods, numbers, strict=True))
+    methods = {
+        name: Method(METHODS[name].losses, (weight,))
+        for name, weight in zip(FLAGS.methods, numbers, strict=True)
+    }
     for place in PLACES:
         print(f"\nAugmentation: {place}", flush=True)
-        comparison(place, teacher, data, weights)
+        comparison(place, teacher, data, methods)
 
 
 if __name__ == "__main__":

@@ -175,28 +175,30 @@ def optimizer(learning_rate):
     return lambda steps: protocol.adam_with_cosine(learning_rate, steps)
 
 
-def compare(teacher, data, methods, folder, *, student=None, new_optimizer=None, **options):
+def compare(teacher, data, methods, folder, *, make_student=None, **options):
     """Returns the comparison of methods `{name: Method}`, as the flags say.
 
-    `student` and `new_optimizer` stand in for those of the flags.
+    `options` are arguments of `keras_mikd.compare`, which stand in for those of the flags.
     """
+    of_flags = {
+        "seeds": FLAGS.seeds,
+        "trial_seeds": FLAGS.trial_seeds,
+        "epochs": FLAGS.epochs,
+        "batch_size": FLAGS.batch_size,
+        "optimizer": optimizer(FLAGS.learning_rate),
+        "balance": None if FLAGS.balance == "none" else FLAGS.balance,
+        "augment": data.augment if FLAGS.views > 1 else None,
+        "views": FLAGS.views,
+        "max_cache_bytes": int(FLAGS.cache_gib * 2**30),
+    }
     return mikd.compare(
         teacher,
-        lambda: new_network(student or FLAGS.student, data),
+        make_student or (lambda: new_network(FLAGS.student, data)),
         data.train,
         data.validation,
         data.test,
         methods={name: method.losses for name, method in methods.items()},
         weights={name: method.weights for name, method in methods.items()},
-        seeds=FLAGS.seeds,
-        trial_seeds=FLAGS.trial_seeds,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        optimizer=new_optimizer or optimizer(FLAGS.learning_rate),
-        balance=None if FLAGS.balance == "none" else FLAGS.balance,
-        augment=data.augment if FLAGS.views > 1 else None,
-        views=FLAGS.views,
-        max_cache_bytes=int(FLAGS.cache_gib * 2**30),
         folder=Path(folder),
-        **options,
+        **{**of_flags, **options},
     )

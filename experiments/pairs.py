@@ -110,7 +110,12 @@ def main(_):
             teacher_name, everything, FLAGS.teacher_epochs, path, new_optimizer
         )
         result = few_labels.compare(
-            teacher, data, methods(), folder / pair, student=student, new_optimizer=new_optimizer
+            teacher,
+            data,
+            methods(),
+            folder / pair,
+            make_student=functools.partial(few_labels.new_network, student, data),
+            optimizer=new_optimizer,
         )
         tables[pair] = result.as_dict()
         (folder / "pairs.json").write_text(json.dumps(tables, indent=1))

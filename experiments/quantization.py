@@ -112,7 +112,6 @@ class Experiment:
             quantize=quantize,
             calibrate_on=self.calibration if integers else None,
             check_on=tf.data.Dataset.from_tensor_slices(self.data.test).batch(100),
-            tolerance=1e3,
             overwrite=True,
         )
 

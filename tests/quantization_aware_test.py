@@ -8,7 +8,8 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import keras_mikd as mikd
-from keras_mikd.export import fake_quantization, folding
+from keras_mikd import keras_internals
+from keras_mikd.export import fake_quantization, folding, quantization_aware
 from keras_mikd.export.fake_quantization import (
     FakeQuantize,
     FakeQuantizedConv2D,
@@ -52,10 +53,11 @@ def _every_layer():
     gate = layers.Reshape((1, 1, 8))(layers.GlobalAveragePooling2D()(x))
     gate = layers.Conv2D(8, 1, activation="sigmoid")(gate)
     x = layers.Multiply()([x, gate])
-    x = layers.SpatialDropout2D(0.5)(x)
+    x = layers.SpatialDropout2D(0.5)(layers.GaussianNoise(0.1)(layers.Identity()(x)))
     x = layers.ZeroPadding2D(1)(layers.LeakyReLU(0.1)(x))
     small = layers.AveragePooling2D(2)(layers.Cropping2D(1)(x))
     x = layers.Concatenate()([small, layers.MaxPooling2D(1)(small)])
+    largest = layers.GlobalMaxPooling2D()(layers.ActivityRegularization(0.1)(x))
     x = layers.Activation("relu")(layers.Conv2D(6, 3, groups=2, name="grouped")(x))
     x = layers.Dropout(0.5)(layers.Flatten()(layers.Permute((2, 1, 3))(x)))
     x = layers.Dense(12, activation="tanh")(x)
@@ -64,6 +66,7 @@ def _every_layer():
     outputs = {
         "logits": layers.Dense(5, name="logits")(x),
         "classes": layers.Dense(4, "softmax")(x),
+        "largest": layers.Softmax()(layers.Dense(3)(largest)),
     }
     return _normalize(keras.Model(image, outputs, name="every"))
 
@@ -177,7 +180,7 @@ def test_without_rounding_the_copy_is_the_student(monkeypatch):
     monkeypatch.setattr(fake_quantization, "_rounded", lambda kernel, axis=-1: kernel)
     monkeypatch.setattr(FakeQuantize, "call", lambda self, inputs: inputs)
     expected, actual = student(IMAGES), copy(IMAGES)
-    for name in ("logits", "classes"):
+    for name in ("logits", "classes", "largest"):
         np.testing.assert_allclose(actual[name], expected[name], atol=1e-5)
 
 
@@ -193,10 +196,17 @@ def test_batch_normalization_goes_on_and_its_file_rounds_to_the_same_values():
         assert np.abs(layer.moving_mean - old).max() > 0
     folded = folding.folded(copy)
     assert not any(isinstance(layer, layers.BatchNormalization) for layer in folded.layers)
-    for name in ("logits", "classes"):
+    for name in ("logits", "classes", "largest"):
         steps = np.abs(folded(IMAGES)[name] - copy(IMAGES)[name]) * 255 / np.ptp(copy(IMAGES)[name])
         # A value between two steps may fall to either side, and its followers with it.
         assert steps.max() <= 4 and np.median(steps) < 0.5
+
+
+def test_every_known_layer_and_activation_is_among_those_that_are_tried():
+    tried = list(keras_internals.layers_of(_every_layer()))
+    assert {*quantization_aware._KNOWN} <= {type(layer) for layer in tried}
+    activations = {quantization_aware._activation(layer) for layer in tried}
+    assert {*quantization_aware._KNOWN_ACTIVATIONS} <= activations
 
 
 def test_every_known_layer_is_an_integer_operator_that_computes_the_same(tmp_path):
@@ -204,7 +214,7 @@ def test_every_known_layer_is_an_integer_operator_that_computes_the_same(tmp_pat
     copy = mikd.quantization_aware(student, calibrate_on=IMAGES)
     report = mikd.export_tflite(copy, tmp_path / "a.tflite", quantize="int8", check_on=IMAGES)
     assert report.float_operators == () and report.ok
-    for name in ("logits", "classes"):
+    for name in ("logits", "classes", "largest"):
         scale = np.ptp(copy(IMAGES)[name]) / 255
         difference = np.abs(_run(tmp_path / "a.tflite", IMAGES, name) - copy(IMAGES)[name])
         assert difference.mean() <= 2 * scale
@@ -322,11 +332,15 @@ def _two_inputs():
             lambda: _with(layers.GlobalAveragePooling2D(), layers.BatchNormalization(name="bn")),
             "maps, or right behind.*'bn', whose output has the shape .None, 4.",
         ),
+        (
+            lambda: _with(layers.BatchNormalization(axis=1, name="rows")),
+            "over the last axis.*'rows' with axis=1",
+        ),
         (_twice, "called once.*'shared', called 2 times"),
         (_sum, "keras.layers.Add..*a . b"),
         (_two_inputs, "one input"),
     ],
-    ids=["layer", "activation", "clip", "vectors", "twice", "sum", "inputs"],
+    ids=["layer", "activation", "clip", "vectors", "axis", "twice", "sum", "inputs"],
 )
 def test_what_int8_does_not_know_is_refused(student, said):
     with pytest.raises(ValueError, match=said):

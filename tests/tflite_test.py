@@ -510,8 +510,9 @@ def test_a_link_to_nothing_is_replaced_only_if_asked(tmp_path, identity, monkeyp
         (np.eye(3)[np.arange(6) % 3], (1.0, 1.0)),
         (np.full((6, 3), 1 / 3), (None, None)),
         (np.linspace(0, 2, 6), (None, None)),
+        (np.array([0, 1, 2, -1, -1, -1]), (None, None)),
     ],
-    ids=["indices", "column", "one-hot", "soft", "real numbers"],
+    ids=["indices", "column", "one-hot", "soft", "real numbers", "some without"],
 )
 def test_accuracy_is_that_of_labels_that_are_classes(identity, labels, expected):
     model, content = identity

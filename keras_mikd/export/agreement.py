@@ -109,7 +109,8 @@ def _classes(y, outputs):
         return y.argmax(axis=-1) if one_hot else None
     if y.shape not in ((batch,), (batch, 1)) or y.dtype.kind not in "iu" or classes < 2:
         return None
-    return y.reshape(batch)
+    are_classes = ((y >= 0) & (y < classes)).all()  # -1 stands for no label.
+    return y.reshape(batch) if are_classes else None
 
 
 def _interpreter(content):

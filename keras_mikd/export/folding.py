@@ -1,5 +1,7 @@
 """Batch normalization as a part of kernels, which is how a file has it."""
 
+import collections
+
 import keras
 import numpy as np
 from keras import layers
@@ -18,7 +20,7 @@ def folded(model):
     BatchNorm multiplies channels.
     """
     graph = LayerGraph(model)
-    readers = [sum(position in call.parents for call in graph.calls) for position in _of(graph)]
+    readers = collections.Counter(parent for call in graph.calls for parent in call.parents)
     made, copies = [], {}
     for call in graph.calls:
         feeds = [made[parent] for parent in call.parents]
@@ -38,10 +40,6 @@ def folded(model):
     return keras.Model(
         inputs[0], keras.tree.pack_sequence_as(ends(model)[1], outputs), name=model.name
     )
-
-
-def _of(graph):
-    return range(len(graph.calls))
 
 
 def _takes_in(graph, position, readers):

@@ -202,6 +202,8 @@ class _Rewriting:
         calls = [id(call.layer) for call in self._calls]
         for call in self._calls:
             _check_layer(call)
+            if isinstance(call.layer, layers.BatchNormalization):
+                _check_axis(call)
             if calls.count(id(call.layer)) > 1:
                 raise ValueError(
                     "Expected layers that are called once: the values of two calls have two "
@@ -287,6 +289,15 @@ def _check_layer(call):
         raise ValueError(
             f"Expected activations that are known in int8: {', '.join(_KNOWN_ACTIVATIONS)}. "
             f"Received: {call.path!r} with {_activation(layer)!r}"
+        )
+
+
+def _check_axis(call):
+    """Checks that a BatchNorm is over the channels, so that it may be a part of a kernel."""
+    if call.layer.axis not in (-1, len(call.shapes[0]) - 1):
+        raise ValueError(
+            "Expected batch normalization over the last axis, the channels. Received: "
+            f"{call.path!r} with axis={call.layer.axis}"
         )
 
 
