@@ -144,6 +144,15 @@ def test_all_networks_of_the_pairs_are_there():
     assert all(callable(getattr(mikd.models, name)) for name in names)
 
 
+def test_defaults_are_those_of_the_recipes():
+    with script_runs.module("experiments", "defaults") as script:
+        methods = {name: script.as_it_comes(recipe) for name, recipe in script.RECIPES.items()}
+    weights = {name: method.weights for name, method in methods.items()}
+    assert weights["kd"] == (0.9,) and weights["hint"] == (1000.0,) and weights["mimkd"] == (3.0,)
+    losses = methods["vid_auto"].losses(cases.teacher(), cases.student(), 7.0)
+    assert {(x.weight, x.initial_variance) for x in losses} == {(1.0, "auto")}
+
+
 @pytest.mark.slow
 def test_every_pair_and_every_place_of_augmentation_has_its_table(tmp_path, capsys):
     few = ["--labels_per_class=2", "--batch_size=10", "--epochs=1", "--seeds=1"]
@@ -167,6 +176,13 @@ def test_every_pair_and_every_place_of_augmentation_has_its_table(tmp_path, caps
             path = tmp_path / "places" / "run" / place / "comparison.json"
             assert len(json.loads(path.read_text())["rows"]) == 3
             assert (path.parent / "vid-weight10-seed0.keras").exists()
+    flags = [f"--teacher={teacher}", "--student=digits_cnn", "--methods=vid,mimkd", "--views=2"]
+    with script_runs.module("experiments", "defaults") as script:
+        script_runs.call(script, *_flags(tmp_path / "defaults", *few, *flags))
+    for images in ("augmented", "plain"):
+        path = tmp_path / "defaults" / "run" / images / "comparison.json"
+        rows = {row["method"]: row["weight"] for row in json.loads(path.read_text())["rows"]}
+        assert rows == {"student": None, "vid": 1.0, "mimkd": 3.0}
 
 
 if __name__ == "__main__":
