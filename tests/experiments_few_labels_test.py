@@ -148,7 +148,7 @@ def test_defaults_are_those_of_the_recipes():
     with script_runs.module("experiments", "defaults") as script:
         methods = {name: script.as_it_comes(recipe) for name, recipe in script.RECIPES.items()}
     weights = {name: method.weights for name, method in methods.items()}
-    assert weights["kd"] == (0.9,) and weights["hint"] == (1000.0,) and weights["mimkd"] == (3.0,)
+    assert weights["kd"] == (0.9,) and weights["hint"] == (100.0,) and weights["mimkd"] == (3.0,)
     losses = methods["vid_auto"].losses(cases.teacher(), cases.student(), 7.0)
     assert {(x.weight, x.initial_variance) for x in losses} == {(1.0, "auto")}
 
