@@ -106,6 +106,18 @@ def _fit(folder, callbacks=(), *, data=None, model=None, **options):
     return model, model.fit(*data, callbacks=[resume, *callbacks], **options)
 
 
+def test_a_run_that_has_ended_is_told_from_one_that_goes_on(tmp_path, capsys):
+    def fit(epochs):
+        resume = mikd.ExactResume(tmp_path)
+        options = {"batch_size": 2, "shuffle": False, "verbose": 0}
+        history = _model().fit(*_data(), epochs=epochs, callbacks=[resume], **options)
+        return len(history.epoch), capsys.readouterr().out.partition(" (")[0]
+
+    assert fit(2) == (2, "")
+    assert fit(2) == (2, "ExactResume: the run has ended after epoch 2")
+    assert fit(3) == (3, "ExactResume: goes on with epoch 3")
+
+
 class _Shuffled(keras.utils.PyDataset):
     """Batches in a new order in every epoch."""
 

@@ -130,7 +130,9 @@ class ExactResume(keras.callbacks.Callback):
         _check_same(state["identity"], self._identity, self.path)
         self._first_epoch, self._history = state["first_epoch"], state["history"]
         epoch = max(state["epoch"], self.params["epochs"]) if state["stopped"] else state["epoch"]
-        if self.verbose:
+        if self.verbose and epoch >= self.params["epochs"]:
+            print(f"ExactResume: the run has ended after epoch {state['epoch']} ({self.path}).")
+        elif self.verbose:
             batch = f", batch {state['batch'] + 1}" if state["batch"] else ""
             print(f"ExactResume: goes on with epoch {state['epoch'] + 1}{batch} ({self.path}).")
         self._read_data(state)
