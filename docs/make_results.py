@@ -9,6 +9,8 @@ fills, up to the next `<!-- end -->`:
   `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
 - `<!-- sizes: cifar10 -->`: the accuracies of all its comparisons, `cifar10/10` and so on, side by
   side. Their chart is `docs/results/cifar10.svg`.
+- `<!-- beside: augmentation / shared, inside -->`: the accuracies of some comparisons of a folder,
+  side by side; with ` / student` behind it, the gains over the student alone.
 - `<!-- gain: cifar10/50 / vid / kd -->`: what one method of it gains over `kd` or `student`, in the
   middle of a line.
 - `<!-- measured: speed/step -->`: the table `step` of `docs/results/data/speed.json`, between the
@@ -33,13 +35,14 @@ DOCS = Path(__file__).parent
 RESULTS = sorted((DOCS / "results").glob("*.md"))
 PAGES = (DOCS.parent / "README.md", *RESULTS, *sorted((DOCS / "methods").glob("*.md")))
 BLOCK = re.compile(
-    r"(<!-- (table|sizes|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
+    r"(<!-- (table|sizes|beside|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
 )
 
 INFORMATION = {
     "vid": "VID",
     "mimkd": "MIMKD (reconstruction)",
     "info_nce": "InfoNCE on the stages",
+    "mimkd_8": "MIMKD, 8 negatives",
     "mimkd_all": "MIMKD, all negatives",
     "mimkd_nce": "MIMKD, InfoNCE",
     "crd": "CRD",
@@ -54,9 +57,21 @@ NAMES = {
     "kd": "KD",
     "hint": "hint (FitNets)",
     "at": "attention transfer",
+    "lskd": "LSKD",
+    "dkd": "DKD",
+    "rld": "RLD",
+    "dist": "DIST",
+    "wttm": "WTTM",
     "vkd": "VkD (without whitening)",
+    "ab": "activation boundary",
+    "ft": "factor transfer",
+    "review_kd": "ReviewKD",
+    "nst": "NST",
     "sp": "similarity preserving",
     "cc": "correlation congruence",
+    "rkd": "RKD",
+    "pkt": "PKT",
+    "queue": "queue relation",
     "hint_pooled": "hint between pooled vectors",
 }
 
@@ -111,14 +126,28 @@ def _methods(results):
     }
 
 
-def sizes_table(results):
-    """Returns the accuracies of a data set by images per class as a table of Markdown."""
-    lines = [["images of each class", *map(str, results)], ["---"] * (1 + len(results))]
+def side_by_side(corner, results, other=None):
+    """Returns the accuracies of several comparisons, or the gains over `other`, as Markdown."""
+    lines = [[corner, *map(str, results)], ["---"] * (1 + len(results))]
     for method, rows in _methods(results).items():
+        if method == other:
+            continue
         cells = [rows[n] if n in rows else None for n in results]
-        values = ["" if row is None else _with(row["mean"], row["interval"]) for row in cells]
-        lines.append([title(method), *values])
+        lines.append([title(method), *("" if row is None else _shown(row, other) for row in cells)])
     return results_tables.lines(lines)
+
+
+def _shown(row, other):
+    return _signed(row["gains"][other]) if other else _with(row["mean"], row["interval"])
+
+
+def beside(path):
+    """Returns the table of `<folder> / <comparison>, <comparison> [/ <other>]`."""
+    folder, names, *other = path.split(" / ")
+    results = {
+        name.replace("/", ", "): comparison(f"{folder}/{name}") for name in names.split(", ")
+    }
+    return side_by_side("", results, *other)
 
 
 def gain(path):
@@ -132,7 +161,8 @@ def filled(page):
     """Returns a page with its blocks as the data gives them."""
     makers = {
         "table": lambda name: table(comparison(name)),
-        "sizes": lambda name: sizes_table(sizes(name)),
+        "sizes": lambda name: side_by_side("images of each class", sizes(name)),
+        "beside": beside,
         "gain": gain,
         "measured": results_tables.measured,
         "number": results_tables.number,

@@ -126,6 +126,22 @@ def test_a_gain_stands_in_a_line(script, monkeypatch):
     assert script.filled(page) == filled
 
 
+def test_comparisons_stand_side_by_side(script, monkeypatch):
+    one = _comparison(_row("student", 42.0, 1.3), _row("vid", 66.0, 1.0, student=(24.0, 2.0)))
+    two = _comparison(_row("student", 40.0, 1.3), _row("kd", 39.0, 1.0, student=(-1.0, None)))
+    monkeypatch.setattr(script, "comparison", {"set/one": one, "set/b/two": two}.get)
+    assert script.beside("set / one, b/two").splitlines()[0] == "|  | one | b, two |"
+    assert script.beside("set / one, b/two").splitlines()[2:] == [
+        "| VID | 66.0 ± 1.0 |  |",
+        "| student alone | 42.0 ± 1.3 | 40.0 ± 1.3 |",
+        "| KD |  | 39.0 ± 1.0 |",
+    ]
+    assert script.beside("set / one, b/two / student").splitlines()[2:] == [
+        "| VID | +24.0 ± 2.0 |  |",
+        "| KD |  | -1.0 |",
+    ]
+
+
 def test_a_chart_has_a_line_for_every_row(script):
     found = _comparison(_row("vid", 66.0, 1.0), _row("student", 42.0, None))
     (axes,) = script.chart(found).axes
