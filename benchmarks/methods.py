@@ -44,14 +44,28 @@ class SideBySide(keras.Model):
         return sum(self.loss(y, output) for output in y_pred)
 
 
-def offline(recipe, *, xla_critics="auto", reference=FLOOR, balance_every=None, **options):
-    """A `Distiller` with the losses of a recipe, balanced if it is said how often."""
+def offline(
+    recipe,
+    *,
+    xla_critics="auto",
+    reference=FLOOR,
+    balance_every=None,
+    reads_out=True,
+    **options,
+):
+    """A `Distiller` with the losses of a recipe, balanced if it is said how often.
+
+    Without `reads_out`, its step is one of those that `readout_every` leaves out.
+    """
 
     def build(new_teacher, new_student):
         teacher, student = new_teacher(), new_student()
         losses = recipe(teacher, student, **options)
         how = {"balance": "gradient", "balance_every": balance_every} if balance_every else {}
-        return mikd.Distiller(teacher, student, losses, xla_critics=xla_critics, **how)
+        how["readout_every"] = 1 if reads_out else None
+        model = mikd.Distiller(teacher, student, losses, xla_critics=xla_critics, **how)
+        model.readout_turns.due = reads_out  # As `fit` sets it, step by step.
+        return model
 
     return Method(build, reference)
 
@@ -160,12 +174,14 @@ METHODS = {
     "AT": offline(recipes.attention_transfer),
     "hint": offline(hints),
     "VID": offline(recipes.vid),
+    "VID (no read-outs)": offline(recipes.vid, reads_out=False),
     "VID + logits": offline(recipes.vid, logits_weight=1.0),
     # The two kinds of step of `balance="gradient"`: of 16 steps, one measures by default.
     "VID balanced (plain step)": offline(recipes.vid, reference="VID", balance_every=10**9),
     "VID balanced (measuring step)": offline(recipes.vid, reference="VID", balance_every=1),
     "MIMKD": offline(recipes.mimkd, xla_critics=True),
     "MIMKD (no XLA)": offline(recipes.mimkd, xla_critics=False),
+    "MIMKD (no XLA or read-outs)": offline(recipes.mimkd, xla_critics=False, reads_out=False),
     "InfoNCE in the batch": offline(info_nce),
     "Keras (logits)": _keras(keras_logits),
     "BYOT (self)": by_itself(recipes.be_your_own_teacher),

@@ -19,11 +19,13 @@ from keras_mikd.distillers.gradient_balance import (
     checked_every,
     warn_of_small_shares,
 )
+from keras_mikd.distillers.readout_turns import ReadoutTurns, TakeReadoutTurns
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
 from keras_mikd.losses import schedules
 from keras_mikd.losses.memory_bank import index_scope
+from keras_mikd.losses.readouts import readout_scope
 from keras_mikd.losses.schedules import step_scope
 
 
@@ -45,11 +47,20 @@ class BaseDistiller(checks.Settled, CheckedFit):
     arguments_of_step = (
         *("task_loss_weight", "xla_critics", "stop_gradient", "student", "peers"),
         *("distillation_losses", "features", "teacher_features", "student_features"),
-        *("balance", "balance_every"),
+        *("balance", "balance_every", "readout_every"),
     )
     """Attributes that a compiled step has taken in, so that nothing may be assigned to them."""
 
-    def _set_up(self, networks, *, task_loss_weight, xla_critics, balance=None, balance_every=1):
+    def _set_up(
+        self,
+        networks,
+        *,
+        task_loss_weight,
+        xla_critics,
+        balance=None,
+        balance_every=1,
+        readout_every=1,
+    ):
         """Builds the losses of `Networks` and what logs them; the rest is as in `Distiller`."""
         network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
         losses = [term.loss for term in networks.terms]
@@ -57,6 +68,8 @@ class BaseDistiller(checks.Settled, CheckedFit):
         self.task_loss_weight = schedules.checked_weight("task_loss_weight", task_loss_weight)
         self.xla_critics = checks.one_of("xla_critics", xla_critics, (True, False, "auto"))
         self.balance, self.balance_every = balance, balance_every
+        self.readout_turns = ReadoutTurns(readout_every)
+        self.readout_every = readout_every
         self.critic_optimizer = None
         self._networks = networks
         networks.build_losses()
@@ -137,6 +150,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
             draw_scope(step),
             step_scope(iterations),
             index_scope(batch.index),
+            readout_scope(self.readout_turns.due or not training),
         ):
             parts = {} if self._task_alone else self._shared(batch, features, training)
         # After the losses, so that their `add_loss` terms are those of this step.
@@ -200,10 +214,9 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
     def _metrics_now(self):
         """Returns the metrics that a step of this kind updates."""
-        if not self._task_alone:
-            return self.metrics
-        shared = [*self._term_trackers.values()]
-        shared += [metric for loss in self.distillation_losses for metric in loss.metrics]
+        shared = [] if not self._task_alone else [*self._term_trackers.values()]
+        if self._task_alone or not self.readout_turns.logged:
+            shared += [metric for loss in self.distillation_losses for metric in loss.metrics]
         return [metric for metric in self.metrics if not any(metric is each for each in shared)]
 
     def _logs(self, batch, features):
@@ -295,16 +308,31 @@ class BaseDistiller(checks.Settled, CheckedFit):
     def make_train_function(self, force: bool = False) -> None:
         if self.train_function is not None and not force:
             return
-        super().make_train_function(force)
+        step = self._made_function()
         if self.gradient_balance is not None:
-            plain = self.train_function
-            super().make_train_function(force=True)
-            self.train_function = self.gradient_balance.alternating(
-                plain, self.train_function, self.steps_per_execution
+            step = self.gradient_balance.alternating(
+                step, self._made_function(), self.steps_per_execution
             )
+        self.train_function = step
+
+    def _made_function(self):
+        """Returns the compiled step; where read-outs take turns, one of two."""
+        super().make_train_function(force=True)
+        with_readouts = self.train_function
+        if self.readout_every == 1:
+            return with_readouts
+        super().make_train_function(force=True)
+        without = self.train_function
+
+        def train_function(iterator):
+            return (with_readouts if self.readout_turns.due else without)(iterator)
+
+        return train_function
 
     def _own_callbacks(self, x, y, **options):
         own = super()._own_callbacks(x, y, **options)
+        if self.readout_every != 1:
+            own = [*own, TakeReadoutTurns()]
         return own if self.gradient_balance is None else [*own, BalanceLogs()]
 
     def _if_finite(self, scale, parts):

@@ -55,7 +55,7 @@ class ReadOutsCame(keras.callbacks.Callback):
     """Warns after the first epoch of `fit` of a read-out to which its loss added nothing."""
 
     def on_epoch_end(self, epoch, logs=None):
-        for loss in self.model.distillation_losses:
+        for loss in self.model.distillation_losses if self.model.readout_turns.logged else ():
             for metric in loss.metrics:
                 # Others may have seen no pairs, in batches of one.
                 is_mean = isinstance(metric, keras.metrics.Mean)

@@ -24,7 +24,7 @@ class CheckedFit(DistributedModel):
     """A model that trains others, and refuses before a step what would go wrong in it.
 
     It calls `_labelled`, `_optimizers`, `_shared_names` and `_shared_weights` of `BaseDistiller`,
-    and reads its `_networks`, `task_loss_weight` and `distillation_losses`.
+    and reads its `_networks`, `task_loss_weight`, `distillation_losses` and `readout_turns`.
     """
 
     _has_looked = False
@@ -159,7 +159,8 @@ class CheckedFit(DistributedModel):
             self.test_function = None
         self._task_alone = self._task_alone_in_test_function = not terms
         try:
-            return super().evaluate(x, *args, **kwargs)
+            with self.readout_turns.all():
+                return super().evaluate(x, *args, **kwargs)
         finally:
             self._task_alone = False
 

@@ -44,6 +44,8 @@ class Distiller(BaseDistiller):
         balance: `"gradient"`: weights, of the task too, are ratios of the norms of the terms'
             gradients on the student: with weights of 1, all pull alike. `None`: factors of losses.
         balance_every: After how many steps these norms are measured; see `GradientBalance`.
+        readout_every: After how many steps of training the read-outs (`<loss>_..._nats`) are
+            updated, from the first of every epoch on; `None`: in validation alone.
         xla_critics: Whether XLA compiles the arithmetic of the critics on its own, in a step that
             is neither compiled as a whole nor run eagerly: `True`, `False`, or `"auto"`, which
             means `True` on a machine with an accelerator.
@@ -91,6 +93,7 @@ class Distiller(BaseDistiller):
         task_loss_weight: float | LearningRateSchedule = 1.0,
         balance: str | None = None,
         balance_every: int = 16,
+        readout_every: int | None = 1,
         xla_critics: bool | str = "auto",
         teacher_features: Callable | dict[str, Callable] | None = None,
         student_features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
@@ -128,6 +131,7 @@ class Distiller(BaseDistiller):
             task_loss_weight=task_loss_weight,
             balance=balance,
             balance_every=balance_every,
+            readout_every=readout_every,
             xla_critics=xla_critics,
         )
         self._unset = []
@@ -257,6 +261,7 @@ class Distiller(BaseDistiller):
             **self._teacher_config(),
             "balance": self.balance,
             "balance_every": self.balance_every,
+            "readout_every": self.readout_every,
             "student": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "teacher_features": _serialized(self.teacher_features),

@@ -39,6 +39,7 @@ class MutualDistiller(BaseDistiller):
         distillation_losses: List of `DistillationLoss` without weights yet, whose places exist in
             every peer; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
+        readout_every: As in `Distiller`.
         xla_critics: As in `Distiller`.
         features: List with a function `(model, x, training) -> {place: tensor}` for every
             subclassed peer and `None` for the others; `None` if there is no such peer.
@@ -64,6 +65,7 @@ class MutualDistiller(BaseDistiller):
         distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss],
         *,
         task_loss_weight: float | LearningRateSchedule = 1.0,
+        readout_every: int | None = 1,
         xla_critics: bool | str = "auto",
         features: Sequence[Callable | None] | None = None,
         **kwargs: Any,
@@ -90,7 +92,12 @@ class MutualDistiller(BaseDistiller):
         network_checks.check_outputs(
             {name: taps.specs[OUTPUT] for name, taps in networks.taps.items()}
         )
-        self._set_up(networks, task_loss_weight=task_loss_weight, xla_critics=xla_critics)
+        self._set_up(
+            networks,
+            task_loss_weight=task_loss_weight,
+            xla_critics=xla_critics,
+            readout_every=readout_every,
+        )
 
     def compile(
         self,
@@ -228,6 +235,7 @@ class MutualDistiller(BaseDistiller):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
+            "readout_every": self.readout_every,
             "peers": [serialize(peer) for peer in self.peers],
             "distillation_losses": self._loss_configs,
             "features": [loss_checks.serialized_features(each) for each in self.features],

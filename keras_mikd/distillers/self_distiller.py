@@ -37,6 +37,7 @@ class SelfDistiller(BaseDistiller):
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         balance: As in `Distiller`.
         balance_every: As in `Distiller`.
+        readout_every: As in `Distiller`.
         xla_critics: As in `Distiller`.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed model.
         **kwargs: `name` and other arguments of `keras.Model`.
@@ -65,6 +66,7 @@ class SelfDistiller(BaseDistiller):
         task_loss_weight: float | LearningRateSchedule = 1.0,
         balance: str | None = None,
         balance_every: int = 16,
+        readout_every: int | None = 1,
         xla_critics: bool | str = "auto",
         features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
         **kwargs: Any,
@@ -87,6 +89,7 @@ class SelfDistiller(BaseDistiller):
             task_loss_weight=task_loss_weight,
             balance=balance,
             balance_every=balance_every,
+            readout_every=readout_every,
             xla_critics=xla_critics,
         )
 
@@ -103,6 +106,7 @@ class SelfDistiller(BaseDistiller):
             **super().get_config(),
             "balance": self.balance,
             "balance_every": self.balance_every,
+            "readout_every": self.readout_every,
             "model": serialize(self.student),
             "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "stop_gradient": self.stop_gradient,

@@ -81,7 +81,7 @@ class ActivationBoundary(DistillationLoss):
         active = teacher > 0.0
         axes = (1, 2, 3)
         agrees = ops.cast(active == (student > 0.0), "float32")
-        self.agreement.update_state(ops.mean(agrees, axis=axes))
+        self.read_out(self.agreement, ops.mean(agrees, axis=axes))
         # At the margin itself both forms of the hinge, and their gradients, are 0.
         short = ops.where(active, self.margin - student, self.margin + student)
         return self.scale * ops.sum(ops.square(ops.relu(short)), axis=axes)

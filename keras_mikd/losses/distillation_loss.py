@@ -12,7 +12,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_mikd import checks
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.keras_internals import layers_of
-from keras_mikd.losses import schedules
+from keras_mikd.losses import readouts, schedules
 
 
 class DistillationLoss(checks.Settled, keras.layers.Layer):
@@ -30,7 +30,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     ```
 
     A loss that reports an estimate creates a metric `<name>_<what>` in `build` and updates it at
-    the end of `call`; the distiller logs it.
+    the end of `call` by `self.read_out(metric, ...)`; the distiller logs it.
 
     Args:
         teacher_layer: Place to read in the teacher (see `FeatureTaps`): `None` for its output, a
@@ -179,6 +179,17 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
         for layer in layers_of(self):
             if isinstance(layer, checks.Settled):
                 layer.settle()
+
+    def read_out(self, metric: keras.metrics.Metric, *args: Any, **kwargs: Any) -> None:
+        """Updates a metric of this loss, in the steps in which read-outs are due.
+
+        Args:
+            metric: One that `build` has made.
+            *args: Arguments of its `update_state`.
+            **kwargs: Likewise.
+        """
+        if readouts.are_due():
+            metric.update_state(*args, **kwargs)
 
     def weight_at(self, step: int | tf.Tensor | keras.Variable) -> float | tf.Tensor:
         """Returns the factor at optimizer iteration `step`, a float or a float32 scalar tensor."""

@@ -197,7 +197,7 @@ class GaussianVIDHead(DistillationLoss):
         teacher, student, mask = self.compared(teacher, student, teacher_mask, student_mask)
         mean = self.predict_mean(student, training=training)
         variance = self.variance()
-        self.gaussian_nats.update_state(teacher, mean, variance, mask=mask)
+        self.read_out(self.gaussian_nats, teacher, mean, variance, mask=mask)
         log_likelihood = barber_agakov(
             teacher,
             mean,

@@ -158,9 +158,9 @@ class JSDCritic(DistillationLoss):
         bound, joint, product = self._compare(teacher, pool)
         if bounds.reads_itself(self.bound):
             ceiling = bounds.mean_ceiling(self.bound, product, pool.mask)
-            self.mi_nats.update_state(bound, ceiling)
+            self.read_out(self.mi_nats, bound, ceiling)
         else:
-            self.mi_nats.update_state(joint, product, mask=pool.mask)
+            self.read_out(self.mi_nats, joint, product, mask=pool.mask)
         return -bound
 
     def _shares(self, mask):

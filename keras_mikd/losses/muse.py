@@ -215,7 +215,7 @@ class MUSE(DistillationLoss):
         values.append(ceiling * ops.ones_like(mutual[:, 0]))
         weights.append(weights[-1])
         for metric, value, weight in zip(self.readouts.values(), values, weights, strict=True):
-            metric.update_state(value, sample_weight=weight)
+            self.read_out(metric, value, sample_weight=weight)
 
     def _readout_names(self):
         places = [place.replace("/", "_") for place in _each(self.student_layer)]
