@@ -75,13 +75,18 @@ def _run(*command, **options):
     subprocess.run(command, check=True, **options)
 
 
-def _built(folder):
-    """Builds an sdist and a wheel in a new folder; returns their paths, the wheel last."""
-    _run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+def built(folder, *options):
+    """Builds an sdist and from it a wheel in a new folder; returns their paths, the wheel last."""
+    _run(sys.executable, "-m", "build", *options, "--outdir", folder, ROOT)
     return [*folder.glob("*.tar.gz"), *folder.glob("*.whl")]
 
 
-def _check(wheel, folder):
+def installed(wheel, folder):
+    """Installs a wheel with all files in a folder of its own; returns the environment to use it.
+
+    Raises:
+        SystemExit: If the wheel holds other files than the sources, or others are imported.
+    """
     if found := differences(wheel):
         raise SystemExit("\n".join(found))
     site = folder / "site"
@@ -92,6 +97,11 @@ def _check(wheel, folder):
     found = installed_file(environment, folder)
     if not found.is_relative_to(site):
         raise SystemExit(f"Expected keras_mikd of {site}. Received: {found}")
+    return environment
+
+
+def _check(wheel, folder):
+    environment = installed(wheel, folder)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     files = [f"tests/{name}_test.py" for name in TESTS]
@@ -111,10 +121,10 @@ def main():
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder).resolve()
-        built = _built(folder / "built")
-        _check(built[-1], folder)
+        files = built(folder / "built")
+        _check(files[-1], folder)
         output.mkdir(parents=True, exist_ok=True)
-        for each in built:
+        for each in files:
             print(shutil.copy(each, output))
 
 

@@ -1,8 +1,10 @@
-"""What `make package` and `make test-oldest` look at, without building or installing anything."""
+"""What `make package` and `make test-oldest` look at; sdist and wheel are built here too."""
 
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import zipfile
 
 import check_package
@@ -55,7 +57,30 @@ def test_the_check_stops_at_a_module_that_is_missing(package, tmp_path, monkeypa
     found = check_package.differences(wheel, package)
     monkeypatch.setattr(check_package, "differences", lambda wheel: found)
     with pytest.raises(SystemExit, match="missing in the wheel: small/inner/late.py"):
-        check_package._check(wheel, tmp_path / "folder")
+        check_package.installed(wheel, tmp_path / "folder")
+
+
+_USE = """
+import keras, numpy as np, keras_mikd as mikd
+teacher, student = (mikd.models.digits_cnn(10, (8, 8, 1)) for _ in range(2))
+distiller = mikd.VIDDistiller(teacher, student)
+distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+x, y = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32"), np.arange(8)
+distiller.fit(x, y, batch_size=8, verbose=0)
+distiller.save("distiller.keras")
+print(type(keras.saving.load_model("distiller.keras")).__name__)
+"""
+
+
+def test_what_is_built_trains_and_saves_from_another_folder(tmp_path):
+    *sdists, wheel = check_package.built(tmp_path / "built", "--no-isolation")
+    assert [path.name.endswith(".tar.gz") for path in sdists] == [True]
+    environment = check_package.installed(wheel, tmp_path)
+    command = [sys.executable, "-c", _USE]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1:] == ["VIDDistiller"], done.stderr
 
 
 def test_the_package_says_that_it_is_typed():
