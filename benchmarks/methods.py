@@ -174,6 +174,7 @@ METHODS = {
     "AT": offline(recipes.attention_transfer),
     "hint": offline(hints),
     "VID": offline(recipes.vid),
+    "VID (RepDistiller's head)": offline(recipes.vid, variant="repdistiller"),
     "VID (no read-outs)": offline(recipes.vid, reads_out=False),
     "VID + logits": offline(recipes.vid, logits_weight=1.0),
     # The two kinds of step of `balance="gradient"`: of 16 steps, one measures by default.

@@ -11,6 +11,7 @@ of tokens are compared with those of the same maps.
     python benchmarks/step_time.py                          # both pairs, every method
     python benchmarks/step_time.py --critics --pair=cifar   # what each design of critic adds
     python benchmarks/step_time.py --losses --pair=cifar    # every other loss with a teacher
+    python benchmarks/step_time.py --against=torch --methods=KD,VID --pair=cifar
     python benchmarks/step_time.py --dtype_policy=mixed_bfloat16 --steps_per_execution=8
     python benchmarks/step_time.py --pair=cifar --methods=KD,VID,MIMKD --batch_sizes=64,256,1024 \
         --xla=on                                            # on a GPU: few variants compile faster
@@ -18,15 +19,23 @@ of tokens are compared with those of the same maps.
 The one before the last computes everything, the floor too, in mixed precision, and runs eight steps
 in one call of every method; the floor takes its steps one by one. `--xla` decides about the whole
 step of every variant, the floor's too; with `auto`, Keras compiles it on a GPU and not on a CPU.
+`--against=torch` adds KD and VID as RepDistiller takes their steps (torch_steps.py), run eagerly
+and by `torch.compile`, in a process of a Python that has PyTorch, `--torch_python`. Their last
+column says how many times longer than ours they take.
 
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
 
 import functools
+import json
 import os
 import random
+import re
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -68,6 +77,8 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list("batch_sizes", [], "Images in a batch, each in turn; those of the pair if none.")
 flags.DEFINE_enum("xla", "auto", ["auto", "on", "off"], "Whether XLA compiles the whole step.")
+flags.DEFINE_enum("against", "none", ["none", "torch"], "What else to measure, if it is there.")
+flags.DEFINE_string("torch_python", sys.executable, "A Python that has PyTorch.")
 flags.DEFINE_integer("steps_per_execution", 1, "Steps in one call of every method.", 1)
 flags.DEFINE_integer("rounds", 15, "Rounds, in each of which every variant takes its turn.", 1)
 flags.DEFINE_bool("quick", False, "One round of one step, to see that everything runs.")
@@ -165,13 +176,74 @@ def build_steps(pair, variants):
     for name, method in variants.items():
         model = method.build(teacher, student)
         steps[name], extra[name] = keras_step(model), extra_weights(model)
+    if FLAGS.against == "torch":
+        other = InPyTorch(pair)
+        for name, (asked, _) in IN_PYTORCH.items():
+            steps[name] = functools.partial(other.seconds, asked)
+            extra[name] = other.extra_weights(asked)
     return steps, extra
+
+
+# name -> what torch_steps.py is asked for, and what it is compared with.
+IN_PYTORCH = {
+    f"{method} in PyTorch, {how}": (f"{method} {how}", reference)
+    for method, reference in (("KD", "KD"), ("VID", "VID (RepDistiller's head)"))
+    for how in ("eager", "compiled")
+}
+
+
+class InPyTorch:
+    """The process of torch_steps.py, for a pair of networks."""
+
+    def __init__(self, pair):
+        script = Path(__file__).with_name("torch_steps.py")
+        names = pair.teacher, pair.student
+        depths = [re.fullmatch(r"resnet(\d+)x4", name)[1] for name in names]
+        self._process = subprocess.Popen(
+            [FLAGS.torch_python, script, *depths, str(pair.classes), str(pair.batch_size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def extra_weights(self, asked):
+        """Returns how many weights the losses have; the first step compiles."""
+        return self._step(asked)[2]
+
+    def seconds(self, asked):
+        """Takes a step; returns its wall and processor time."""
+        return self._step(asked)[:2]
+
+    def _step(self, asked):
+        print(asked, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(
+                "Expected PyTorch in the Python of --torch_python. "
+                f"Received: --torch_python={FLAGS.torch_python}, which stopped; see above."
+            )
+        return json.loads(answer)
+
+
+def check_against():
+    """Refuses what cannot be measured against PyTorch, and shares the GPU with it."""
+    if FLAGS.against == "none":
+        return
+    if FLAGS.pair != "cifar" or FLAGS.dtype_policy != "float32":
+        raise SystemExit(
+            "Expected --against=torch with --pair=cifar --dtype_policy=float32. "
+            f"Received: --pair={FLAGS.pair} --dtype_policy={FLAGS.dtype_policy}"
+        )
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def chosen(methods):
     """Returns the methods of `--methods` and what they are compared with."""
     names = [name for name in methods if name in FLAGS.methods or not FLAGS.methods]
     wanted = {*names, *(methods[name].reference for name in names)}
+    if FLAGS.against == "torch":
+        wanted |= {reference for _, reference in IN_PYTORCH.values()}
     return {name: method for name, method in methods.items() if name in wanted}
 
 
@@ -194,13 +266,20 @@ def measure(steps, batches, rounds, steps_per_turn):
         order.shuffle(turns)
         for name in turns:
             for _ in range(steps_per_turn):
-                wall, cpu = time.perf_counter(), time.process_time()
-                steps[name](batches)
-                tf.test.experimental.sync_devices()
-                seconds = time.perf_counter() - wall, time.process_time() - cpu
-                taken = 1 if name in (FLOOR, CONTROL) else FLAGS.steps_per_execution
-                times[name].append(tuple(each / taken for each in seconds))
+                times[name].append(timed(name, steps[name], batches))
     return times
+
+
+def timed(name, step, batches):
+    """Returns the wall and the processor time of a step, in seconds."""
+    if name in IN_PYTORCH:
+        return tuple(step())
+    wall, cpu = time.perf_counter(), time.process_time()
+    step(batches)
+    tf.test.experimental.sync_devices()
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    taken = 1 if name in (FLOOR, CONTROL) else FLAGS.steps_per_execution
+    return tuple(each / taken for each in seconds)
 
 
 def summarize(times, variants, extra):
@@ -217,7 +296,11 @@ def summarize(times, variants, extra):
         rows.append({"variant": name, **own, **row, **ratios})
     for row in rows:
         name = row["variant"]
-        reference = variants[name].reference if name in variants else FLOOR
+        reference = FLOOR
+        if name in variants:
+            reference = variants[name].reference
+        elif name in IN_PYTORCH:
+            reference = IN_PYTORCH[name][1]
         row["reference"], row["reference_ratio"] = reference, medians[name] / medians[reference]
     return rows
 
@@ -231,8 +314,8 @@ def run_pair(pair, variants):
     )
     (steps, extra), batches = build_steps(pair, variants), endless_batch(pair)
     for _ in range(1 if FLAGS.quick else 3):
-        for step in steps.values():
-            step(batches)
+        for name, step in steps.items():
+            timed(name, step, batches)
     rows = summarize(measure(steps, batches, rounds, steps_per_turn), variants, extra)
     print_table(rows)
     return {**pair._asdict(), "rounds": rounds, "steps_per_turn": steps_per_turn, "rows": rows}
@@ -272,6 +355,7 @@ def main(argv):
     check_names("methods", FLAGS.methods or known, known)
     if FLAGS.critics + FLAGS.losses + bool(FLAGS.methods) > 1:
         raise SystemExit("Expected one of --critics, --losses and --methods. Received: several")
+    check_against()
     pairs = {name: sized(name) for name in PAIRS}
     keras.config.set_dtype_policy(FLAGS.dtype_policy)
     keras.utils.set_random_seed(0)

@@ -17,6 +17,7 @@ from tests import script_runs
 @pytest.fixture
 def script():
     with script_runs.module("benchmarks", "step_time") as script, flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
         yield script
 
 
@@ -62,6 +63,68 @@ def test_some_methods_in_mixed_precision_several_steps_at_a_time(tmp_path):
     names = [row["variant"] for row in results["pairs"]["digits"]["rows"]]
     # What MUSE is compared with comes along.
     assert names == ["floor", "floor, again", "student alone", "KD", "MUSE (self)"]
+
+
+@pytest.fixture
+def other_python(tmp_path):
+    """A program in place of a Python with PyTorch: KD takes half a second, VID one."""
+    path = tmp_path / "python"
+    path.write_text(
+        "#!/bin/sh\n"
+        'echo "$@" > "$0.arguments"\n'
+        "while read method how; do\n"
+        '  if [ "$method" = KD ]; then echo "[0.5, 0.25, 0]"; else echo "[1.0, 2.0, 7]"; fi\n'
+        "done\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_steps_of_another_process_take_their_turns(script, other_python, monkeypatch):
+    pair = script.PAIRS["cifar"]
+    flags.FLAGS.torch_python = str(other_python)
+    other = script.InPyTorch(pair)
+    assert other.extra_weights("VID eager") == 7
+    ours = other_python.with_name("python.arguments").read_text().split()
+    assert ours[0].endswith("torch_steps.py") and ours[1:] == ["32", "8", "100", "64"]
+    monkeypatch.setattr(script, "timed", lambda name, step, _: tuple(step()))
+    steps = {
+        name: lambda asked=asked: other.seconds(asked)
+        for name, (asked, _) in script.IN_PYTORCH.items()
+    }
+    times = script.measure(steps, None, 2, 1)
+    assert times["KD in PyTorch, eager"] == [(0.5, 0.25)] * 2
+    variants = {name: script.METHODS[name] for name in ("KD", "VID (RepDistiller's head)")}
+    own = {"floor": [(0.1, 0.1)], "KD": [(0.25, 0.2)], "VID (RepDistiller's head)": [(0.5, 0.2)]}
+    rows = {row["variant"]: row for row in script.summarize(own | times, variants, {})}
+    assert rows["KD in PyTorch, compiled"]["reference"] == "KD"
+    assert rows["KD in PyTorch, compiled"]["reference_ratio"] == 2.0
+    assert rows["VID in PyTorch, eager"]["reference_ratio"] == 2.0
+
+
+def test_a_python_without_pytorch_is_told(script, tmp_path):
+    stops = tmp_path / "python"
+    stops.write_text("#!/bin/sh\nexit 1\n")
+    stops.chmod(0o755)
+    flags.FLAGS.torch_python = str(stops)
+    with pytest.raises(SystemExit, match="Expected PyTorch in the Python of --torch_python"):
+        script.InPyTorch(script.PAIRS["cifar"]).extra_weights("KD eager")
+
+
+def test_pytorch_is_measured_on_one_pair_in_float32(script):
+    flags.FLAGS.against, flags.FLAGS.pair = "torch", "digits"
+    with pytest.raises(SystemExit, match="--pair=cifar --dtype_policy=float32"):
+        script.check_against()
+    flags.FLAGS.pair = "cifar"
+    script.check_against()
+    assert {"KD", "VID (RepDistiller's head)"} <= script.chosen(script.METHODS).keys()
+
+
+def test_the_networks_of_pytorch_have_the_weights_of_ours():
+    pytest.importorskip("torch", reason="PyTorch is no requirement")
+    with script_runs.module("benchmarks", "torch_steps") as steps:
+        assert steps.count(steps.ResNetTimesFour(8, 100)) == 1_233_540
+        assert steps.count(steps.ResNetTimesFour(32, 100)) == 7_433_860
 
 
 def test_a_row_is_compared_with_the_floor_and_with_its_reference(script):
