@@ -26,6 +26,7 @@ column says how many times longer than ours they take.
 Leave the machine alone meanwhile; on two cores it takes minutes.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -159,10 +160,10 @@ def floor_step(teacher, student):
     return step
 
 
-def build_steps(pair, variants):
+def build_steps(pair, variants, other=None):
     """Returns the variants' steps, functions of an iterator, and their losses' own weights.
 
-    Both are dicts by name; the floor has no such weights.
+    Both are dicts by name; the floor has no such weights. Steps of an `InPyTorch` take nothing.
     """
 
     def teacher():
@@ -176,11 +177,9 @@ def build_steps(pair, variants):
     for name, method in variants.items():
         model = method.build(teacher, student)
         steps[name], extra[name] = keras_step(model), extra_weights(model)
-    if FLAGS.against == "torch":
-        other = InPyTorch(pair)
-        for name, (asked, _) in IN_PYTORCH.items():
-            steps[name] = functools.partial(other.seconds, asked)
-            extra[name] = other.extra_weights(asked)
+    for name, (asked, _) in IN_PYTORCH.items() if other else ():
+        steps[name] = functools.partial(other.seconds, asked)
+        extra[name] = other.extra_weights(asked)
     return steps, extra
 
 
@@ -193,7 +192,7 @@ IN_PYTORCH = {
 
 
 class InPyTorch:
-    """The process of torch_steps.py, for a pair of networks."""
+    """The process of torch_steps.py, for a pair of networks; `with` ends it."""
 
     def __init__(self, pair):
         script = Path(__file__).with_name("torch_steps.py")
@@ -206,6 +205,15 @@ class InPyTorch:
             text=True,
         )
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
     def extra_weights(self, asked):
         """Returns how many weights the losses have; the first step compiles."""
         return self._step(asked)[2]
@@ -215,8 +223,11 @@ class InPyTorch:
         return self._step(asked)[:2]
 
     def _step(self, asked):
-        print(asked, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
+        try:
+            print(asked, file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
         if not answer:
             raise SystemExit(
                 "Expected PyTorch in the Python of --torch_python. "
@@ -312,11 +323,12 @@ def run_pair(pair, variants):
         f"compiling {len(variants) + 2} variants, then {rounds} rounds of {steps_per_turn} steps",
         flush=True,
     )
-    (steps, extra), batches = build_steps(pair, variants), endless_batch(pair)
-    for _ in range(1 if FLAGS.quick else 3):
-        for name, step in steps.items():
-            timed(name, step, batches)
-    rows = summarize(measure(steps, batches, rounds, steps_per_turn), variants, extra)
+    with InPyTorch(pair) if FLAGS.against == "torch" else contextlib.nullcontext() as other:
+        (steps, extra), batches = build_steps(pair, variants, other), endless_batch(pair)
+        for _ in range(1 if FLAGS.quick else 3):
+            for name, step in steps.items():
+                timed(name, step, batches)
+        rows = summarize(measure(steps, batches, rounds, steps_per_turn), variants, extra)
     print_table(rows)
     return {**pair._asdict(), "rounds": rounds, "steps_per_turn": steps_per_turn, "rows": rows}
 

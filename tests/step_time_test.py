@@ -4,6 +4,7 @@ All benchmarks refuse an existing output and unknown methods in the same way, so
 only.
 """
 
+import functools
 import json
 import os
 
@@ -80,19 +81,18 @@ def other_python(tmp_path):
     return path
 
 
-def test_steps_of_another_process_take_their_turns(script, other_python, monkeypatch):
+def test_steps_of_another_process_take_their_turns(script, other_python):
     pair = script.PAIRS["cifar"]
     flags.FLAGS.torch_python = str(other_python)
-    other = script.InPyTorch(pair)
-    assert other.extra_weights("VID eager") == 7
-    ours = other_python.with_name("python.arguments").read_text().split()
-    assert ours[0].endswith("torch_steps.py") and ours[1:] == ["32", "8", "100", "64"]
-    monkeypatch.setattr(script, "timed", lambda name, step, _: tuple(step()))
-    steps = {
-        name: lambda asked=asked: other.seconds(asked)
-        for name, (asked, _) in script.IN_PYTORCH.items()
-    }
-    times = script.measure(steps, None, 2, 1)
+    with script.InPyTorch(pair) as other:
+        assert other.extra_weights("VID eager") == 7
+        asked = other_python.with_name("python.arguments").read_text().split()
+        assert asked[0].endswith("torch_steps.py") and asked[1:] == ["32", "8", "100", "64"]
+        steps = {
+            name: functools.partial(other.seconds, asked)
+            for name, (asked, _) in script.IN_PYTORCH.items()
+        }
+        times = script.measure(steps, None, 2, 1)
     assert times["KD in PyTorch, eager"] == [(0.5, 0.25)] * 2
     variants = {name: script.METHODS[name] for name in ("KD", "VID (RepDistiller's head)")}
     own = {"floor": [(0.1, 0.1)], "KD": [(0.25, 0.2)], "VID (RepDistiller's head)": [(0.5, 0.2)]}
@@ -107,8 +107,9 @@ def test_a_python_without_pytorch_is_told(script, tmp_path):
     stops.write_text("#!/bin/sh\nexit 1\n")
     stops.chmod(0o755)
     flags.FLAGS.torch_python = str(stops)
-    with pytest.raises(SystemExit, match="Expected PyTorch in the Python of --torch_python"):
-        script.InPyTorch(script.PAIRS["cifar"]).extra_weights("KD eager")
+    said = "Expected PyTorch in the Python of --torch_python"
+    with script.InPyTorch(script.PAIRS["cifar"]) as other, pytest.raises(SystemExit, match=said):
+        other.extra_weights("KD eager")
 
 
 def test_pytorch_is_measured_on_one_pair_in_float32(script):
