@@ -64,7 +64,7 @@ def train(model, data, learning_rate, epochs, folder, name):
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(data.train))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
-    logs = keras.callbacks.TensorBoard(folder / "logs" / name, write_graph=False)
+    logs = mikd.TensorBoard(folder / "logs" / name, write_graph=False)
     resume = mikd.ExactResume(folder / "resume" / name, verbose=False)
     model.fit(data.train, epochs=epochs, shuffle=False, verbose=0, callbacks=[logs, resume])
     splits = {"validation": data.validation, "test": data.test}

@@ -72,7 +72,7 @@ def train(model, data, learning_rate, epochs, logs):
         epochs=epochs,
         shuffle=False,  # The data shuffles itself.
         verbose=0,
-        callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False)],
+        callbacks=[mikd.TensorBoard(logs, write_graph=False)],
     )
     validation = model.evaluate(data.validation, verbose=0, return_dict=True)
     return {

@@ -104,7 +104,7 @@ def train(model, data, epochs, logs):
     rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(data.train))
     optimizer = keras.optimizers.Adam(rate, global_clipnorm=10.0)
     model.compile(optimizer, box_loss="huber", classification_loss="focal")
-    tensorboard = keras.callbacks.TensorBoard(logs, write_graph=False)
+    tensorboard = mikd.TensorBoard(logs, write_graph=False)
     model.fit(data.train, epochs=epochs, shuffle=False, verbose=2, callbacks=[tensorboard])
     splits = {"validation": data.validation, "test": data.test}
     return {name: mikd.coco_metrics(model, split) for name, split in splits.items()}

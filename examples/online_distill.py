@@ -79,7 +79,7 @@ def fit(model, data, learning_rate, epochs, logs):
         epochs=epochs,
         shuffle=False,  # The data shuffles itself.
         verbose=0,
-        callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False)],
+        callbacks=[mikd.TensorBoard(logs, write_graph=False)],
     )
 
 

@@ -5,6 +5,7 @@ import keras
 import pytest
 
 import keras_mikd as mikd
+from keras_mikd.distillers.callbacks import log_groups
 from tests.example_runs import tensorboard_tags
 
 
@@ -30,6 +31,17 @@ def test_the_console_shows_totals_and_metrics(capsys):
     names = ["accuracy", "loss", "task_loss"]
     assert shown == [*names, *(f"val_{name}" for name in names)]
     assert {"kd", "critic", "critic_mi_nats", "val_kd"} <= set(history)
+
+
+def test_weights_and_shares_are_no_totals(capsys):
+    x, y = cases.data()
+    distiller = cases.distiller("balanced")
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    history = distiller.fit(x, y, 8, verbose=2).history
+    assert re.findall(r"(\w+): -?\d", capsys.readouterr().out) == ["loss", "task_loss"]
+    balance = {name for name, group in log_groups(distiller).items() if group == "balance"}
+    assert balance == {name for name in history if name.endswith(("_share", "_weight"))}
+    assert len(balance) == 8
 
 
 def test_every_term_is_shown_if_asked(capsys):

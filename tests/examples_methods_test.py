@@ -59,7 +59,7 @@ def test_muse_is_read_out_against_its_ceiling(by_itself, folder):
     terms = {f"muse_stage{i}_{term}_nats" for i in (1, 2, 3) for term in ("mutual", "self")}
     assert set(nats) == terms and max(nats.values()) <= 2 * math.log(2)
     tags = tensorboard_tags(folder / "self_distill" / "logs" / "muse" / "train")
-    assert {"epoch_loss", "epoch_task_loss", "epoch_muse"} <= set(tags)
+    assert {"epoch_loss", "epoch_task_loss", "epoch_terms/muse"} <= set(tags)
 
 
 def test_peers_are_reported_one_by_one_and_by_their_mean(folder):
@@ -157,7 +157,9 @@ def test_a_detector_alone_and_with_muse_has_cocos_metrics(detectors, folder):
         assert [row["method"], *numbers] in _lines(printed)
         assert 0 <= row["validation"]["AP"] <= 1
     tags = tensorboard_tags(folder / "own" / "logs" / "muse" / "train")
-    assert {"epoch_loss", "epoch_backbone", "epoch_pyramid", "epoch_box_loss"} <= set(tags)
+    assert {"epoch_loss", "epoch_terms/backbone", "epoch_terms/pyramid", "epoch_box_loss"} <= set(
+        tags
+    )
 
 
 def test_a_saved_detector_can_teach(detectors, folder):
@@ -168,7 +170,7 @@ def test_a_saved_detector_can_teach(detectors, folder):
     assert [row["method"] for row in rows] == ["plain", "muse"]
     # By itself a detector has no pair of P5 with P5.
     tags = tensorboard_tags(folder / "taught" / "logs" / "muse" / "train")
-    assert "epoch_backbone_P5_mutual_nats" in tags
+    assert "epoch_readouts/backbone_P5_mutual_nats" in tags
     assert teacher.read_bytes() == content
 
 

@@ -76,7 +76,12 @@ def test_the_figure_is_a_png(demo):
 
 
 def test_the_terms_of_a_method_are_in_tensorboard(demo):
-    terms = {"epoch_loss", "epoch_accuracy", "epoch_jsd_local", "epoch_jsd_local_mi_nats"}
+    terms = {
+        "epoch_loss",
+        "epoch_accuracy",
+        "epoch_terms/jsd_local",
+        "epoch_readouts/jsd_local_mi_nats",
+    }
     for split in ("train", "validation"):
         assert terms <= set(tensorboard_tags(demo[0] / "logs" / "mimkd" / split))
 

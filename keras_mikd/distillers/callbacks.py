@@ -25,7 +25,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
     """`keras.callbacks.TensorBoard` with the logs of a distiller in groups.
 
     The terms of the loss are in the section `epoch_terms`, what the losses read out in
-    `epoch_readouts`; `loss`, `task_loss` and the metrics have sections of their own. With other
+    `epoch_readouts`, weights and shares of the gradient in `epoch_balance`; `loss`, `task_loss` and
+    the metrics have sections of their own. With other
     models it is Keras' callback. On several hosts only the chief writes.
 
     ```python
@@ -75,10 +76,12 @@ def with_own(given, own):
 
 
 def log_groups(model):
-    """Returns `{name in the logs: group}` of the terms and read-outs of a distiller's losses."""
+    """Returns `{name in the logs: group}` of what a distiller's losses log, and its balance."""
     losses = getattr(model, "distillation_losses", ())
     terms = {loss.name: "terms" for loss in losses}
-    return terms | {metric.name: "readouts" for loss in losses for metric in loss.metrics}
+    readouts = {metric.name: "readouts" for loss in losses for metric in loss.metrics}
+    balance = getattr(model, "gradient_balance", None)
+    return terms | readouts | {name: "balance" for name in (balance.log_names() if balance else ())}
 
 
 def _in_group(name, groups):

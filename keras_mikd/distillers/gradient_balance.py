@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -121,14 +122,14 @@ class GradientBalance(keras.layers.Layer):
         """Lets the host count from the number of steps taken: a step alone would wait for it."""
         self._steps_of_host = int(self.steps.numpy())
 
+    def log_names(self):
+        """Returns the names of what `logs` returns."""
+        return [f"{name}_{what}" for what in ("share", "weight") for name in self.names]
+
     def logs(self):
         """Returns what an epoch logs: the share and the weight of every term at the last look."""
-        values = {"share": self.shares.numpy(), "weight": self.weights_now.numpy()}
-        return {
-            f"{name}_{what}": float(value)
-            for what, vector in values.items()
-            for name, value in zip(self.names, vector, strict=True)
-        }
+        values = np.concatenate([self.shares.numpy(), self.weights_now.numpy()])
+        return dict(zip(self.log_names(), map(float, values), strict=True))
 
     def _norms(self, each, groups, of):
         """Returns the norm of every term's gradient on the variables `of`, over all replicas."""
