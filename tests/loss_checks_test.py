@@ -83,6 +83,24 @@ def test_different_inputs_are_refused(teacher_shape):
         mikd.Distiller(_dense(teacher_shape), _dense((8, 8, 2)), [_kd()])
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        mikd.SoftTargets(),
+        mikd.BeYourOwnTeacher(teacher_layer=["stage2", None], student_layer=["stage1"]),
+        mikd.ReviewKD(
+            teacher_layer=["stage1", "stage2", None], student_layer=["stage1", "stage2", "pooled"]
+        ),
+    ],
+)
+def test_a_place_of_several_outputs_is_refused_also_in_a_list(loss):
+    one = cases.teacher()
+    outputs = {"main": one.output, "other": keras.layers.Dense(2)(one.get_layer("gap").output)}
+    several = keras.Model(one.input, outputs)
+    with pytest.raises(ValueError, match="the teacher has several outputs.*output/<name>"):
+        mikd.Distiller(several, cases.student(), [loss])
+
+
 def test_different_structures_of_inputs_are_refused():
     def named(name):
         inputs = {name: keras.Input((3,), name=name)}

@@ -230,12 +230,15 @@ def _loss_shapes(loss, teacher, student):
         ("teacher", loss.teacher_layer, teacher),
         ("student", loss.student_layer, student),
     ):
-        if not isinstance(places, list) and keras.tree.is_nested(specs):
-            raise ValueError(
-                f"Expected a single tensor for {loss.name!r}, and the {name} has several outputs. "
-                f"Received: {name}_layer={places!r}. Choose one of them, such as "
-                f'{name}_layer="output/<name>".'
-            )
+        many = isinstance(places, list)
+        for place, spec in zip(places, specs, strict=True) if many else [(places, specs)]:
+            if keras.tree.is_nested(spec):
+                among = f", one of {places}" if many else ""
+                raise ValueError(
+                    f"Expected a single tensor for {loss.name!r}, and the {name} has several "
+                    f"outputs. Received: {name}_layer={place!r}{among}. Choose one of them, such "
+                    f'as {name}_layer="output/<name>".'
+                )
         shapes.append(keras.tree.map_structure(lambda spec: tuple(spec.shape), specs))
     return shapes
 
