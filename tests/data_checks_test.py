@@ -98,6 +98,43 @@ def test_labels_out_of_range_are_refused(argument, source, shift, seen):
     _refused(_distiller(run_eagerly=False), message, x, y + shift, argument, source)
 
 
+@SOURCES
+def test_labels_with_fractions_are_refused(source):
+    x, y = cases.data()
+    seen = "such as 0.5, which" if source == "arrays" else ".*or with fractions"
+    _refused(_distiller(run_eagerly=False), f"Received: labels {seen}", x, y + 0.5, "x", source)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1] * 8, "labels in `y` as an array. Received: a int in a list"),
+        (np.array(["cat", "dog"] * 8), "Expected numbers as the labels in `y`.*<U3.*np.unique"),
+        (None, "Expected labels, since there is a task loss. Received: none.*loss=None"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_refused(y, message):
+    _refused(_distiller(), message, cases.data()[0], y)
+
+
+@SOURCES
+def test_indices_for_a_loss_of_distributions_are_refused(source):
+    distiller = _distiller(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    message = r"rows over the classes, \('batch', 4\).*SparseCategoricalCrossentropy"
+    _refused(distiller, message, *cases.data(), "x", source)
+
+
+def test_a_data_set_of_single_examples_is_refused():
+    examples = tf.data.Dataset.from_tensor_slices(cases.data())
+    with pytest.raises(ValueError, match=r"`x` to be a data set of batches.*Call .batch\(64\)"):
+        _distiller().fit(examples, verbose=0)
+
+
+def test_weights_of_classes_are_finite():
+    with pytest.raises(ValueError, match="Expected finite weights of classes.*nan"):
+        _distiller().fit(*cases.data(), class_weight={0: float("nan")}, verbose=0)
+
+
 def test_arrays_of_labels_are_checked_to_the_last():
     x, y = cases.data()
     y[-1] = 7
@@ -174,7 +211,7 @@ def test_weights_of_examples_do_not_disturb_the_checks():
         distiller.fit(x, y, validation_data=(x, y + 1, np.ones(16)), verbose=0)
 
 
-def test_a_generator_is_not_looked_into():
+def test_a_generator_keeps_the_batch_that_was_looked_at():
     x, y = cases.data()
     batches = (batch for batch in [(x, y)])
     history = _distiller().fit(batches, steps_per_epoch=1, shuffle=False, verbose=0).history
@@ -194,7 +231,8 @@ def test_numbers_that_are_not_finite_are_refused_before_any_update(part, value, 
     data[PARTS[part]][13] = value
     distiller = _distiller(cases.student(normalize=True), loss=keras.losses.MeanSquaredError())
     before = [v.numpy() for v in distiller.variables]
-    message = f"Expected finite numbers: the {part} in `x` are not"
+    own = {"labels": "y", "sample weights": "sample_weight"} if source == "arrays" else {}
+    message = f"Expected finite numbers: the {part} in `{own.get(part, 'x')}` are not"
     with pytest.raises(ValueError, match=message):
         if source == "arrays":
             distiller.fit(*data[:2], sample_weight=data[2], verbose=0)

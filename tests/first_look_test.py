@@ -1,6 +1,8 @@
 """What only values show is found before the first step."""
 
+import contextlib
 import gc
+import warnings
 import weakref
 
 import cases
@@ -58,6 +60,118 @@ def test_probabilities_that_no_name_shows_are_refused(source, hidden):
         *cases.data(),
         source=source,
     )
+
+
+def _in_bfloat16(x):
+    return tf.cast(tf.nn.softmax(tf.cast(3.0 * x, tf.bfloat16)), tf.float32)
+
+
+def _in_256_steps(x):
+    return tf.round(255.0 * tf.nn.softmax(3.0 * x)) / 255.0
+
+
+@pytest.mark.parametrize("rounded", [_in_bfloat16, _in_256_steps])
+def test_probabilities_whose_sums_are_rounded_are_refused(rounded):
+    teacher = _followed_by(cases.teacher(), rounded)
+    _refused(_distiller(teacher), "Expected logits.*same sum", *cases.data(64))
+
+
+def test_logits_that_hardly_differ_are_no_probabilities():
+    # A teacher that says much the same of every example: all above 0, sums within 1 %.
+    teacher = _followed_by(cases.teacher(), lambda x: 5.0 + 1e-2 * tf.nn.tanh(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert np.isfinite(_fit(_distiller(teacher), *cases.data(64))["loss"][0])
+
+
+def test_values_between_0_and_1_are_asked_about():
+    teacher = _followed_by(cases.teacher(), tf.sigmoid)
+    with pytest.warns(UserWarning, match="'output' of the teacher lies between 0 and 1"):
+        _fit(_distiller(teacher), *cases.data(64))
+
+
+class _Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return cases.data(16)
+
+
+def _generated():
+    while True:
+        yield cases.data(16)
+
+
+@pytest.mark.parametrize("source", ["PyDataset", "generator", "train_on_batch"])
+def test_the_first_batch_of_other_sources_is_looked_at(source):
+    hidden = _followed_by(cases.teacher(), tf.nn.softmax)
+    for teacher, refused in ((hidden, True), (cases.teacher(), False)):
+        distiller = _distiller(teacher)
+        message = pytest.raises(ValueError, match="Expected logits.*same sum")
+        with message if refused else contextlib.nullcontext():
+            if source == "train_on_batch":
+                distiller.train_on_batch(*cases.data(16))
+            else:
+                data = _Batches() if source == "PyDataset" else _generated()
+                distiller.fit(data, steps_per_epoch=2, epochs=2, shuffle=False, verbose=0)
+        taken = 1 if source == "train_on_batch" else 4
+        assert distiller.optimizer.iterations == (0 if refused else taken)
+
+
+def test_fractions_for_a_network_of_integers_are_refused_in_every_rank():
+    def network(width, dtype):
+        inputs = keras.Input((4, 6), dtype=dtype)
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+
+    x = np.random.default_rng(0).uniform(size=(32, 4, 6)).astype("float32")
+    y = np.arange(32) % 4
+    distiller = _distiller(network(3, "int16"), network(2, "float32"))
+    _refused(distiller, "Expected whole numbers, since the teacher .* takes int16", x, y)
+    assert np.isfinite(_fit(distiller, np.floor(255 * x), y)["loss"][0])
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_several_labels_by_the_name_of_an_output_are_no_classes(smoothed):
+    def network(seed):
+        one = cases.network((3, 4), seed=seed)
+        other = keras.layers.Dense(2)(one.get_layer("gap").output)
+        return keras.Model(one.input, {"main": one.output, "other": other})
+
+    place = {"teacher_layer": "output/main", "student_layer": "output/main"}
+    binary = {"main": keras.losses.BinaryCrossentropy(from_logits=True)}
+    distiller = _distiller(network(1), network(2), [mikd.SoftTargets(**place)], binary)
+    x, y = cases.data()
+    several = np.zeros((len(y), 4), "float32")
+    several[:, :2] = 1.0
+    if smoothed:
+        several = 0.9 * several + 0.05
+    _refused(distiller, "takes classes that exclude each other", x, {"main": several})
+
+
+@pytest.mark.parametrize("loss", [mikd.DKD(), mikd.RLD(), "byot"])
+def test_examples_without_a_class_have_no_part_in_losses_of_classes(loss):
+    if loss == "byot":
+        places = {"teacher_layer": ["stage2", None], "student_layer": ["stage1"]}
+        loss = mikd.BeYourOwnTeacher(**places, name="byot")
+    x, y = cases.data(8)
+    y = np.where(np.arange(8) < 4, y, 255)
+    ignoring = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=255)
+    distiller = _distiller(cases.teacher(), cases.student(), [loss], ignoring)
+    whole = distiller.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)[loss.name]
+    half = distiller.evaluate(x[:4], y[:4], batch_size=4, verbose=0, return_dict=True)[loss.name]
+    assert whole == pytest.approx(half / 2, rel=1e-5)
+    assert np.isfinite(_fit(distiller, x, y)["loss"][0])
+
+
+def test_examples_without_a_class_are_no_negatives_of_other_classes():
+    x, y = cases.data()
+    y[3] = -1
+    ignoring = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=-1)
+    critic = mikd.JSDCritic(negatives_from="other_classes")
+    distiller = _distiller(cases.teacher(), losses=[critic], loss=ignoring)
+    _refused(distiller, "Expected a class for every example.*labels of -1", x, y)
 
 
 @pytest.mark.parametrize(

@@ -386,7 +386,7 @@ def test_weights_that_gradients_overflow_are_refused(policy):
 
 
 def test_weights_of_classes_need_labels():
-    distiller = mikd.Distiller(cases.teacher(), cases.student(), [_hint()], task_loss_weight=0.0)
-    distiller.compile(keras.optimizers.SGD(0.01), cases.cross_entropy(), run_eagerly=True)
+    distiller = mikd.Distiller(cases.teacher(), cases.student(), [_hint()])
+    distiller.compile(keras.optimizers.SGD(0.01), run_eagerly=True)
     with pytest.raises(ValueError, match=r"labels with `class_weight`.*\{0: 2.0\}, y=None"):
         distiller.fit(cases.data()[0], class_weight={0: 2.0}, verbose=0)

@@ -104,7 +104,7 @@ def test_soft_targets_may_be_added():
 def test_losses_of_the_callers_own_take_the_place_of_the_critics():
     kd = mikd.SoftTargets()
     distiller = mikd.MIMKDDistiller(cases.teacher(), cases.student(), [kd])
-    assert distiller.distillation_losses == [kd]
+    assert distiller.distillation_losses == (kd,)
 
 
 def test_the_total_is_the_sum_that_the_docstring_gives():

@@ -41,11 +41,11 @@ def test_deep_supervision_may_be_added():
 
 def test_losses_of_the_callers_own_take_the_place_of_the_assembled_one():
     hint = mikd.Hint(teacher_layer="stage2", student_layer="stage1")
-    assert mikd.MUSEDistiller(cases.student(), [hint]).distillation_losses == [hint]
+    assert mikd.MUSEDistiller(cases.student(), [hint]).distillation_losses == (hint,)
     byot = mikd.BeYourOwnTeacher(teacher_layer=["stage2", "output"], student_layer=["stage1"])
     other = mikd.Hint(teacher_layer="stage2", student_layer="stage1")
     both = mikd.MUSEDistiller(cases.student(), [other], deep_supervision=byot)
-    assert both.distillation_losses == [other, byot]
+    assert both.distillation_losses == (other, byot)
 
 
 def test_a_saved_distiller_is_one(tmp_path):

@@ -27,6 +27,10 @@ class _Own(losses.Loss):
         (losses.BinaryFocalCrossentropy(from_logits=True), True),
         (losses.SparseCategoricalCrossentropy(), False),
         (losses.KLDivergence(), False),
+        (losses.Dice(), False),
+        (losses.Tversky(), False),
+        (losses.CategoricalGeneralizedCrossEntropy(), False),
+        (losses.Poisson(), None),  # Of rates, which are no probabilities.
         (losses.categorical_focal_crossentropy, False),
         (functools.partial(losses.categorical_crossentropy, from_logits=True), True),
         (_Own(), True),
@@ -63,6 +67,22 @@ def test_a_loss_of_probabilities_is_refused_for_logits(student, loss, place):
     distiller = mikd.Distiller(cases.teacher(), student(), [hint])
     with pytest.raises(ValueError, match=f"logits at '{place}' and .* expects probabilities"):
         distiller.compile("sgd", loss)
+
+
+def test_a_loss_that_knows_no_logits_says_what_to_do():
+    distiller = cases.distiller_with(mikd.SoftTargets())
+    with pytest.raises(ValueError, match="It takes no logits: use a cross-entropy from logits"):
+        distiller.compile("sgd", losses.Dice())
+
+
+def test_a_metric_of_probabilities_is_told():
+    wrong, right = (
+        keras.metrics.SparseCategoricalCrossentropy(from_logits=x) for x in (False, True)
+    )
+    distiller = cases.distiller_with(mikd.SoftTargets())
+    with pytest.warns(UserWarning, match="expects probabilities, and .* puts out logits"):
+        distiller.compile("sgd", cases.cross_entropy(), metrics=["accuracy", wrong])
+    distiller.compile("sgd", cases.cross_entropy(), metrics=["accuracy", right])
 
 
 def test_losses_that_fit_pass():

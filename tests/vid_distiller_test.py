@@ -72,10 +72,10 @@ def test_soft_targets_may_be_added():
 
 def test_losses_of_the_callers_own_take_the_place_of_the_heads():
     kd = mikd.SoftTargets()
-    assert _vid(distillation_losses=[kd]).distillation_losses == [kd]
+    assert _vid(distillation_losses=[kd]).distillation_losses == (kd,)
     kd, hint = mikd.SoftTargets(), mikd.Hint(teacher_layer="stage2", student_layer="stage2")
     both = _vid(distillation_losses=[hint], soft_targets=kd)
-    assert both.distillation_losses == [kd, hint]
+    assert both.distillation_losses == (kd, hint)
 
 
 @pytest.mark.parametrize("variant", ["official", "repdistiller", "wgan"])

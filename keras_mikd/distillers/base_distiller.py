@@ -64,7 +64,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
         """Builds the losses of `Networks` and what logs them; the rest is as in `Distiller`."""
         network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
         losses = [term.loss for term in networks.terms]
-        self.distillation_losses = losses
+        self.distillation_losses = tuple(losses)  # A change of a list would go unseen.
         self.task_loss_weight = schedules.checked_weight("task_loss_weight", task_loss_weight)
         self.xla_critics = checks.one_of("xla_critics", xla_critics, (True, False, "auto"))
         self.balance, self.balance_every = balance, balance_every
@@ -172,13 +172,28 @@ class BaseDistiller(checks.Settled, CheckedFit):
         for term in self._networks.terms:
             loss, (teacher, student) = term.loss, self._pair(term, features)
             masks = self._networks.masks(term, features)
-            values = loss(teacher, student, labels=batch.y, training=training, **masks)
+            labels, counted = self._classes_for(loss, batch.y)
+            values = loss(teacher, student, labels=labels, training=training, **masks)
             _check_shape(loss, values)
+            values = values if counted is None else ops.where(counted, values, 0.0)
             value = weighted_mean(values, batch.sample_weight, loss.student_layer)
             self._term_trackers[loss.name].update_state(value, sample_weight=_batch_size(batch.x))
             weight = term.factor * loss.weight_at(self.optimizer.iterations)
             parts[loss.name] = weight * replicas.scale(value)
         return parts
+
+    def _classes_for(self, loss, y):
+        """Returns labels for a loss that reads classes, and which examples have one.
+
+        Those whose class the task loss leaves out have a loss of 0; any class stands in for theirs.
+        """
+        ignored = getattr(self.loss, "ignore_class", None)
+        if ignored is None or not loss.reads_classes or keras.tree.is_nested(y) or y is None:
+            return y, None
+        if len(y.shape) > 2 or (len(y.shape) == 2 and y.shape[1] != 1):
+            return y, None
+        counted = ops.not_equal(y, ops.cast(ignored, y.dtype))
+        return ops.where(counted, y, ops.zeros_like(y)), ops.reshape(counted, (-1,))
 
     def _task_weight(self):
         return schedules.value_at(self.task_loss_weight, self.optimizer.iterations)

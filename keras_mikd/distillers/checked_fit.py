@@ -59,6 +59,8 @@ class CheckedFit(DistributedModel):
         optimizers.check_distinct([optimizer, critic_optimizer])
         for model, task_loss, output in self._labelled(loss):
             network_checks.check_task_loss(model, task_loss, output)
+            for name in ("metrics", "weighted_metrics"):
+                network_checks.warn_of_metrics(model, kwargs.get(name), output)
         super().compile(optimizer, loss, *args, **kwargs)
         self.critic_optimizer = (
             None if critic_optimizer is None else keras.optimizers.get(critic_optimizer)
@@ -165,9 +167,12 @@ class CheckedFit(DistributedModel):
             self._task_alone = False
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Takes one step, like `keras.Model.train_on_batch`."""
+        """Takes one step, like `keras.Model.train_on_batch`, after a look at the first batch."""
         self._check_trained()
-        self._first_look(x).start(x)
+        look = self._first_look(x)
+        look.start(x)
+        look.at(x, args[0] if args else kwargs.get("y"))
+        self._has_looked = True
         return super().train_on_batch(x, *args, **kwargs)
 
     def _check_trained(self):

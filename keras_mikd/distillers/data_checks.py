@@ -1,6 +1,8 @@
 """Checks of the data before the first step, and of every batch that a data set brings."""
 
 import contextlib
+import itertools
+import types
 
 import keras
 import numpy as np
@@ -19,8 +21,8 @@ def checked_data(argument, data, *, taps, loss, output, look):
     `data` is `x` or a tuple `(x, y, ...)`; `taps`, `{name: FeatureTaps}`, read `x`, and `output` is
     the symbolic output that the labels are for. `look` gets the first batch, see `FirstLook`.
     Arrays are checked here. A `tf.data.Dataset` is not read, which would change the order of its
-    shuffling: it comes back with a check of every batch (see `told`). Other sources are not
-    checked.
+    shuffling: it comes back with a check of every batch (see `told`). Of a `PyDataset` or a
+    generator only the first batch is looked at.
     """
     if isinstance(data, tf.data.Dataset):
         return _checked_dataset(argument, data, taps, loss, output, look)
@@ -34,13 +36,19 @@ def checked_data(argument, data, *, taps, loss, output, look):
         return (_checked_dataset(argument, x, taps, loss, output, look), *data[1:])
     arrays = keras.tree.flatten(x)
     if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
-        return data
+        return _looked_at(data, x, look)
     _check_inputs(taps, argument, x)
-    of_labels = "y" if argument == "x" and y is not None else argument
-    for part, values in zip(_PARTS, (x, y, sample_weight), strict=False):
+    of_labels, of_weights = argument, argument
+    if argument == "x":
+        of_labels, of_weights = "x" if y is None else "y", "sample_weight"
+    _check_kind_of_labels(of_labels, y, loss)
+    for name, part, values in zip(
+        (argument, of_labels, of_weights), _PARTS, (x, y, sample_weight), strict=False
+    ):
         if not all(_is_finite(array) for array in keras.tree.flatten(values)):
-            raise ValueError(f"{_finite_message(argument, part)} Received: NaN or infinity.")
+            raise ValueError(f"{_finite_message(name, part)} Received: NaN or infinity.")
     _check_names(of_labels, y, loss, output)
+    _check_categorical(of_labels, np.shape(y), loss, output)
     classes = _num_classes(loss, output, y)
     if classes is not None:
         _check_indices(of_labels, np.shape(y), output)
@@ -51,16 +59,47 @@ def checked_data(argument, data, *, taps, loss, output, look):
                 f"{_labels_message(of_labels, classes)} Received: labels from {values.min()} to "
                 f"{values.max()}. {_IGNORE}"
             )
+        if np.any(values != np.floor(values)):
+            broken = values[values != np.floor(values)][0]
+            raise ValueError(
+                f"{_labels_message(of_labels, classes)} Received: labels such as {broken}, which "
+                "the task loss would round down."
+            )
     look.at(x, y)
     return data
+
+
+def _looked_at(data, x, look):
+    """Returns data that is not checked, after a look at the first batch, which it still has."""
+    if isinstance(x, keras.utils.PyDataset):
+        first = take_apart(x[0]) if x.num_batches != 0 else None
+    elif isinstance(x, types.GeneratorType):
+        batches = list(itertools.islice(x, 1))
+        first = take_apart(batches[0]) if batches else None
+        x = _one_after_another(batches, x)
+        data = (x, *data[1:]) if isinstance(data, tuple) else x
+    else:
+        return data
+    if first is not None:
+        look.at(first.x, first.y, first.teacher_features)
+    return data
+
+
+def _one_after_another(first, rest):
+    yield from first
+    yield from rest
 
 
 def _checked_dataset(argument, dataset, taps, loss, output, look):
     if dataset.cardinality() == 0:
         raise ValueError(f"Expected a batch. Received: `{argument}` is an empty data set.")
     batch = take_apart(dataset.element_spec)
+    _check_batched(argument, batch)
+    _check_kind_of_labels(argument, batch.y, loss)
     _check_inputs(taps, argument, batch.x)
     _check_names(argument, batch.y, loss, output)
+    if isinstance(batch.y, tf.TensorSpec) and batch.y.shape.rank is not None:
+        _check_categorical(argument, tuple(batch.y.shape), loss, output)
     classes = _num_classes(loss, output, batch.y)
     if classes is not None:
         _check_indices(argument, batch.y.shape, output)
@@ -98,7 +137,8 @@ def told(output, look):
         classes = None if keras.tree.is_nested(output) else output.shape[-1]
         for argument in ("x", "validation_data"):
             messages = {_finite_message(argument, part): "NaN or infinity." for part in _PARTS}
-            messages[_labels_message(argument, classes)] = f"labels outside that range. {_IGNORE}"
+            wrong = f"labels outside that range, or with fractions. {_IGNORE}"
+            messages[_labels_message(argument, classes)] = wrong
             for message, received in messages.items():
                 if message in str(error):
                     raise ValueError(f"{message} Received: {received}") from None
@@ -138,9 +178,58 @@ def _fit(labels, classes, ignored):
     """Whether all labels are class indices; uint8 cannot hold 256 classes, so they are cast."""
     labels = labels if labels.dtype.is_floating else tf.cast(labels, tf.int64)
     fits = tf.logical_and(labels >= 0, labels < tf.cast(classes, labels.dtype))
+    if labels.dtype.is_floating:
+        fits = tf.logical_and(fits, labels == tf.floor(labels))
     if ignored is not None:
         fits = tf.logical_or(fits, labels == tf.cast(ignored, labels.dtype))
     return tf.reduce_all(fits)
+
+
+def _check_batched(argument, batch):
+    """Refuses a data set of single examples, by the specs of its elements."""
+    specs = [s for s in keras.tree.flatten((batch.x, batch.y)) if isinstance(s, tf.TensorSpec)]
+    if any(spec.shape.rank == 0 for spec in specs):
+        raise ValueError(
+            f"Expected `{argument}` to be a data set of batches. Received: one of single examples, "
+            f"{[tuple(spec.shape) for spec in specs]}. Call .batch(64) on it."
+        )
+
+
+def _check_kind_of_labels(argument, y, loss):
+    """Refuses labels that are missing, or that are no numbers."""
+    if y is None:
+        if loss is not None:
+            raise ValueError(
+                "Expected labels, since there is a task loss. Received: none. Pass `y`, or train "
+                "without labels: compile with loss=None."
+            )
+        return
+    for labels in keras.tree.flatten(y):
+        if not hasattr(labels, "dtype"):
+            raise ValueError(
+                f"Expected the labels in `{argument}` as an array. Received: a "
+                f"{type(labels).__name__} in a {type(y).__name__}. Use np.array(labels)."
+            )
+        if getattr(labels.dtype, "kind", "f") in "OSU" or labels.dtype == tf.string:
+            raise ValueError(
+                f"Expected numbers as the labels in `{argument}`. Received: dtype={labels.dtype}. "
+                "Number the classes: classes, y = np.unique(labels, return_inverse=True)."
+            )
+
+
+def _check_categorical(argument, shape, loss, output):
+    """Refuses class indices for a loss of distributions, whose error in Keras names no way out."""
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    categorical = keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy
+    functions = keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy
+    if keras.tree.is_nested(output) or not (isinstance(loss, categorical) or loss in functions):
+        return
+    if len(shape) == len(output.shape) - 1 and output.shape[-1] > 1:
+        raise ValueError(
+            f"Expected the labels in `{argument}` to be rows over the classes, "
+            f"{('batch', *output.shape[1:])}, for the task loss. Received: labels of shape "
+            f"{tuple(shape)}. For class indices, use keras.losses.SparseCategoricalCrossentropy."
+        )
 
 
 def _check_inputs(taps, argument, x):
@@ -240,6 +329,10 @@ def check_class_weight(class_weight, x, y, output):
     """
     if not class_weight:
         return
+    if not np.all(np.isfinite(list(class_weight.values()))):
+        raise ValueError(
+            f"Expected finite weights of classes. Received: class_weight={class_weight}"
+        )
     if not keras.tree.is_nested(output) and len(output.shape) > 2:
         raise ValueError(
             "Expected no `class_weight`, which is for one class for each example. Received: "

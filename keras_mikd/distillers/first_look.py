@@ -11,7 +11,8 @@ import tensorflow as tf
 from keras_mikd.cache.batches import Batch, take_apart
 from keras_mikd.distillers import loss_checks, output_rows, task_losses
 from keras_mikd.distribution import replicas
-from keras_mikd.features.feature_taps import output_at, pick
+from keras_mikd.features.feature_taps import as_called, output_at, pick
+from keras_mikd.features.layer_graph import ends, has_graph
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.losses import class_map
 
@@ -95,7 +96,9 @@ class FirstLook:
         # Dense outputs of more examples than a step sees might not fit into memory.
         count = self.examples if self._rank == 2 else min(self._batch_size or _BATCH, self.examples)
         x, y, teacher_features = _first((x, y, teacher_features), count)
-        features = self._run(keras.tree.map_structure(_as_fed, x), teacher_features)
+        x = keras.tree.map_structure(_as_fed, x)
+        self._check_whole_numbers(x)
+        features = self._run(x, teacher_features)
         for name, tensors in features.items():
             for place, tensor in tensors.items():
                 self._check_finite(name, place, tensor)
@@ -153,6 +156,23 @@ class FirstLook:
                     state.assign(value)
         return features
 
+    def _check_whole_numbers(self, x):
+        """Refuses fractions for a network of integers: Keras would cast those below 1 to 0."""
+        for name, taps in self._networks.taps.items():
+            model = taps.model
+            if taps.convert is not None or not has_graph(model):
+                continue
+            specs = keras.tree.flatten(ends(model)[0])
+            for spec, fed in zip(specs, keras.tree.flatten(as_called(model, x)), strict=False):
+                values = np.asarray(fed) if fed.dtype.is_floating and "int" in spec.dtype else None
+                if values is not None and np.any(values != np.floor(values)):
+                    raise ValueError(
+                        f"Expected whole numbers, since the {name} {model.name!r} takes "
+                        f"{spec.dtype}. Received: {fed.dtype.name} inputs with fractions, of which "
+                        "those below 1 would all be 0. Give it integers (a distiller makes them by "
+                        "`teacher_inputs`), or build it with a float input."
+                    )
+
     def _check_finite(self, name, place, tensor):
         for each in keras.tree.flatten(tensor):
             if "float" in keras.backend.standardize_dtype(each.dtype) and not _all_finite(each):
@@ -172,6 +192,15 @@ class FirstLook:
                     "for every example: probabilities. Build the network without its softmax, "
                     "or name the layer before it."
                 )
+            if output_rows.are_fractions(features[name][place]):
+                warnings.warn(
+                    f"{term.loss.name!r} compares logits, and {place!r} of the {name} lies between "
+                    "0 and 1 for all classes of the first examples. Are these sigmoids or other "
+                    "probabilities? If so, build the network without them, or name the layer "
+                    "before.",
+                    stacklevel=2,
+                )
+        y = _labels_at(y, term.loss.student_layer)
         shape = tuple(getattr(y, "shape", ()))
         if term.loss.reads_classes and self._rank > 2 and math.prod(shape[1:]) > 1:
             raise ValueError(
@@ -179,6 +208,7 @@ class FirstLook:
                 f"Received: labels of shape {shape}, one for every position of a dense "
                 'output. Use `negatives_from="batch"`, or another loss.'
             )
+        self._check_ignored(term.loss, y)
         # A head of its own may learn the teacher's classes beside any labels.
         wants_classes = term.loss.reads_classes or term.loss.expects_logits is True
         if wants_classes and output_rows.are_several_labels(y, self._rank):
@@ -186,6 +216,18 @@ class FirstLook:
                 f"Expected one class for each example, since {term.loss.name!r} takes classes that "
                 "exclude each other. Received: rows of 0 and 1 with several, or no, classes for an "
                 'example. Match features instead, or use `negatives_from="batch"`.'
+            )
+
+    def _check_ignored(self, loss, y):
+        """Refuses examples without a class where a loss draws negatives from other classes."""
+        ignored = getattr(self._loss, "ignore_class", None)
+        if ignored is None or y is None or not (loss.reads_classes and loss.compares_examples):
+            return
+        if np.any(np.asarray(y) == ignored):
+            raise ValueError(
+                f"Expected a class for every example, since {loss.name!r} takes negatives from "
+                f"other classes. Received: labels of {ignored}, which the task loss leaves out, "
+                'and which would count as a class. Use `negatives_from="batch"`.'
             )
 
     def _check_task(self, name, loss, output, values):
@@ -269,6 +311,13 @@ class FirstLook:
             print(f"{said}.", flush=True)
 
 
+def _labels_at(y, place):
+    """Returns the labels of an output by its name, where labels have names."""
+    if isinstance(y, dict) and isinstance(place, str) and place.startswith(f"{OUTPUT}/"):
+        return y.get(place.partition("/")[2], y)
+    return y
+
+
 def _first(arrays, count):
     return keras.tree.map_structure(lambda each: None if each is None else each[:count], arrays)
 
@@ -301,8 +350,8 @@ def _first_examples(data, count, names):
 def _misfit(name, found, loss, logits):
     return (
         f"Expected a task loss that fits: the {name} puts out {found}, by its first values, and "
-        f"the loss expects {'logits' if logits else 'probabilities'}. Received: loss={loss!r}. Use "
-        f"from_logits={not logits} in it."
+        f"the loss expects {'logits' if logits else 'probabilities'}. Received: loss={loss!r}. "
+        f"{task_losses.remedy(loss, logits)}"
     )
 
 

@@ -16,6 +16,7 @@ from keras_mikd.features.layer_graph import (
     has_graph,
     image_augmentations,
 )
+from keras_mikd.features.places import OUTPUT
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.keras_internals import layers_of, operation_of, strategy_made_under
 
@@ -93,7 +94,7 @@ def check_maps(models, taps, fixed):
         fixed: Names of those that are not trained, in which images do not change.
     """
     for name, model in models.items():
-        if any(len(getattr(spec, "shape", ())) > 3 for spec in taps[name].specs.values()):
+        if any(len(getattr(spec, "shape", ())) > 2 for spec in taps[name].specs.values()):
             check_channels_last(model)
         random = image_augmentations(model)
         if random and len(models) > 1 and name not in fixed:
@@ -236,7 +237,22 @@ def check_task_loss(model, loss, output=None):
                 f"Expected a loss that fits: the network {model.name!r} puts out "
                 f"{'probabilities' if probabilities else 'logits'} at {place!r} and the task loss "
                 f"expects {'logits' if logits else 'probabilities'}. "
-                f"Received: loss={each!r}. Use from_logits={not logits} in it."
+                f"Received: loss={each!r}. {task_losses.remedy(each, logits)}"
+            )
+
+
+def warn_of_metrics(model, metrics, output):
+    """Warns of metrics, a list, that take the logits of a network for probabilities."""
+    if keras.tree.is_nested(output) or not isinstance(metrics, (list, tuple)):
+        return
+    for metric in metrics:
+        config = metric.get_config() if isinstance(metric, keras.metrics.Metric) else {}
+        wrong = config.get("from_logits") is False and _is_linear(model, OUTPUT)
+        if wrong and not holds_probabilities(model):
+            warnings.warn(
+                f"The metric {metric.name!r} expects probabilities, and {model.name!r} puts out "
+                "logits: its values mean nothing. Use from_logits=True in it.",
+                stacklevel=3,
             )
 
 

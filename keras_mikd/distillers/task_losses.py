@@ -8,10 +8,14 @@ import keras
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.keras_internals import operation_of
 
-_OF_PROBABILITIES = (keras.losses.KLDivergence, keras.losses.kl_divergence)
-_BINARY = (
-    *(keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy),
-    *(keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy),
+_CLASSES_OF_PROBABILITIES = (
+    *(keras.losses.KLDivergence, keras.losses.Dice, keras.losses.Tversky),
+    keras.losses.CategoricalGeneralizedCrossEntropy,
+)
+_OF_PROBABILITIES = (
+    *_CLASSES_OF_PROBABILITIES,
+    *(keras.losses.kl_divergence, keras.losses.dice, keras.losses.tversky),
+    keras.losses.categorical_generalized_cross_entropy,
 )
 
 
@@ -37,7 +41,7 @@ def expects_logits(loss):
     if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
         return bool(loss.keywords["from_logits"])
     function = loss.func if isinstance(loss, functools.partial) else loss
-    if function in _OF_PROBABILITIES or isinstance(function, _OF_PROBABILITIES[:1]):
+    if function in _OF_PROBABILITIES or isinstance(function, _CLASSES_OF_PROBABILITIES):
         return False
     if not isinstance(loss, keras.losses.Loss):
         return _default_of(function, "from_logits") if callable(function) else None
@@ -48,10 +52,15 @@ def expects_logits(loss):
     return None if said is None else bool(said)
 
 
-def is_of_many_labels(loss):
-    """Whether a loss takes every output by itself, as labels that do not exclude each other."""
+def remedy(loss, logits):
+    """Returns what to do about a loss that expects `logits`, or probabilities, and meets others."""
     function = loss.func if isinstance(loss, functools.partial) else loss
-    return function in _BINARY or isinstance(function, _BINARY[:2])
+    if function in _OF_PROBABILITIES or isinstance(function, _CLASSES_OF_PROBABILITIES):
+        return (
+            "It takes no logits: use a cross-entropy from logits, or one of your own that applies "
+            "the softmax first."
+        )
+    return f"Use from_logits={not logits} in it."
 
 
 def _object(loss):

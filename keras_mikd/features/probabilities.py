@@ -13,6 +13,7 @@ _SAME_VALUES = {
     *("Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"),
     # Of a map, these keep, repeat or average the values of its positions.
     *("Cropping2D", "Resize", "Resizing", "UpSampling2D"),
+    "FakeQuantize",  # Of a student of `quantization_aware`.
 }
 # Of probabilities, these make probabilities, or a multiple of them that is no logit either.
 _MERGES = {
