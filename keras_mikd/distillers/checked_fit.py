@@ -92,8 +92,8 @@ class CheckedFit(DistributedModel):
         With `validation_terms=False`, validation runs the student alone, which saves a teacher's
         forward over all of the validation data: `val_loss` is then that of the task.
 
-        Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. A
-        `PyDataset` or a generator is not checked. The networks run once on the first examples
+        Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. Of a
+        `PyDataset` or a generator the first batch is looked at. The networks run once on the first examples
         before any step, and a warning tells of a teacher that is no better than chance. The console
         shows totals and metrics; pass `keras.callbacks.ProgbarLogger()` to see every term.
 

@@ -90,7 +90,7 @@ class GaussianVIDHead(DistillationLoss):
     against the teacher's output. For two feature maps, averaged to the smaller grid, `mu` is a
     stack of 1x1 convolutions without bias; so it is for sequences of tokens, see docs/tokens.md.
     For a teacher's map and a student's vector, as from a CNN to a perceptron, `mu` unfolds the
-    vector by transposed convolutions, see docs/methods.md: a reconstruction.
+    vector by transposed convolutions, see docs/methods/vid.md: a reconstruction.
 
     Args:
         variant: Which released code sets `mu`, `epsilon` and the first variance: `"official"`

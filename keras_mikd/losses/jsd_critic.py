@@ -35,7 +35,7 @@ class JSDCritic(DistillationLoss):
     training signal for which one negative suffices. The metric `<name>_mi_nats` reports the mutual
     information in nats, by the Donsker-Varadhan bound on the same scores, or by `bounds.info_nce`
     where that trains the critic; `<name>_mi_nats_se` is its standard error, and
-    `<name>_mi_nats_limit` what it cannot exceed: near that it is too low. MIMKD's critics, layers
+    `<name>_mi_nats_limit` the most that its pairs can tell: near or above that, distrust it. MIMKD's critics, layers
     and weights are not public: this is a *reconstruction*, after Deep InfoMax.
 
     Args:
