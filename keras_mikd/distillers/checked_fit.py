@@ -93,9 +93,10 @@ class CheckedFit(DistributedModel):
         forward over all of the validation data: `val_loss` is then that of the task.
 
         Arrays are checked whole before the first step, a `tf.data.Dataset` batch by batch. Of a
-        `PyDataset` or a generator the first batch is looked at. The networks run once on the first examples
-        before any step, and a warning tells of a teacher that is no better than chance. The console
-        shows totals and metrics; pass `keras.callbacks.ProgbarLogger()` to see every term.
+        `PyDataset` or a generator the first batch is looked at. The networks run once on the first
+        examples before any step, and a warning tells of a teacher that is no better than chance.
+        The console shows totals and metrics; pass `keras.callbacks.ProgbarLogger()` to see every
+        term.
 
         Raises:
             ValueError: If the data is empty, holds NaN or infinity, brings integer images to a

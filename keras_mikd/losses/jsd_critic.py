@@ -34,9 +34,9 @@ class JSDCritic(DistillationLoss):
     The objective bounds a Jensen-Shannon divergence, not the mutual information: it is a stable
     training signal for which one negative suffices. The metric `<name>_mi_nats` reports the mutual
     information in nats, by the Donsker-Varadhan bound on the same scores, or by `bounds.info_nce`
-    where that trains the critic; `<name>_mi_nats_se` is its standard error, and
-    `<name>_mi_nats_limit` the most that its pairs can tell: near or above that, distrust it. MIMKD's critics, layers
-    and weights are not public: this is a *reconstruction*, after Deep InfoMax.
+    where that trains the critic; `<name>_mi_nats_se` is its standard error, `<name>_mi_nats_limit`
+    the most that its pairs can tell: distrust what is near or above it. MIMKD's critics, layers and
+    weights are not public: this is a *reconstruction*, after Deep InfoMax.
 
     Args:
         teacher_layer: Place in the teacher: a vector `(batch, channels)`, a map
