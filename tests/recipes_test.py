@@ -100,8 +100,8 @@ def test_attention_maps_of_every_pair_of_stages():
     losses = recipes.attention_transfer(cases.teacher(), cases.student())
     assert {type(loss) for loss in losses} == {mikd.AttentionTransfer}
     assert _layout(losses) == [
-        ("at_stage1", "stage1", "stage1", 1000.0),
-        ("at_stage2", "stage2", "stage2", 1000.0),
+        ("at_stage1", "stage1", "stage1", 10.0),
+        ("at_stage2", "stage2", "stage2", 10.0),
     ]
 
 

@@ -24,7 +24,7 @@ def attention_transfer(
     teacher: keras.Model,
     student: keras.Model,
     *,
-    weight: float | LearningRateSchedule = 1000.0,
+    weight: float | LearningRateSchedule = 10.0,
     raw: bool = False,
 ) -> list[DistillationLoss]:
     """Attention maps of every pair of stages, `"at_<place>"` (arXiv:1612.03928).
@@ -32,7 +32,8 @@ def attention_transfer(
     Args:
         teacher: Network with stages.
         student: Likewise, or the teacher itself.
-        weight: Factor of every loss; 1000 is that of RepDistiller.
+        weight: Factor of every loss. RepDistiller has 1000, which hurt students of few images
+            (docs/results/defaults.md).
         raw: Whether to read wide ResNets before the BatchNorm and ReLU that follow a stage, as
             RepDistiller does.
     """
