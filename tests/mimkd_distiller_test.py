@@ -52,11 +52,12 @@ def test_three_levels_by_default():
 
 
 def test_critics_negatives_and_grid_of_the_callers_choice():
-    options = {"negatives": 3, "grid": 2, "gather": False}
+    options = {"negatives": 3, "grid": 2, "gather": False, "bound": mikd.bounds.info_nce}
     distiller = _mimkd(critic=lambda: mikd.ConcatCritic(width=6), **options)
     for loss in distiller.distillation_losses:
         assert (type(loss.critic), loss.critic.width) == (mikd.ConcatCritic, 6)
         assert (loss.negatives, loss.grid, loss.gather) == (3, 2, False)
+        assert loss.bound is mikd.bounds.info_nce
 
 
 def test_one_critic_for_all_levels_is_refused():

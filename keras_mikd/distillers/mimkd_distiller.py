@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_mikd import bounds
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.distillers import loss_checks, recipes, teachers
 from keras_mikd.distillers.distiller import Distiller
@@ -33,6 +35,9 @@ class MIMKDDistiller(Distiller):
         local_weight: Factor of the local level, likewise.
         feature_weight: Factor of every stage pair of the feature level, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
+        bound: Bound that the critics maximise, see `JSDCritic`. On photographs with few labels,
+            `bounds.info_nce` with `negatives="all"` gained more than the paper's
+            (docs/results/cifar10.md).
         critic: Function of no arguments that makes the score network of a level.
         negatives: See `JSDCritic`.
         grid: See `JSDCritic`.
@@ -56,6 +61,7 @@ class MIMKDDistiller(Distiller):
         local_weight: float | LearningRateSchedule = 3.0,
         feature_weight: float | LearningRateSchedule = 3.0,
         soft_targets: DistillationLoss | None = None,
+        bound: Callable[..., tf.Tensor] = bounds.jsd,
         critic: Callable[[], Critic] = SeparableCritic,
         negatives: int | str = 1,
         grid: int | None = 8,
@@ -71,6 +77,7 @@ class MIMKDDistiller(Distiller):
             "global_weight": global_weight,
             "local_weight": local_weight,
             "feature_weight": feature_weight,
+            "bound": bound,
             "critic": critic,
             "negatives": negatives,
             "grid": grid,
