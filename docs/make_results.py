@@ -48,6 +48,7 @@ INFORMATION = {
     "crd": "CRD",
     "itrd": "ITRD",
     "vid_unfolded": "VID, unfolded",
+    "vid_auto": 'VID, initial_variance="auto"',
 }
 """Methods of mutual information."""
 

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -116,6 +117,33 @@ def test_a_run_that_has_ended_is_told_from_one_that_goes_on(tmp_path, capsys):
     assert fit(2) == (2, "")
     assert fit(2) == (2, "ExactResume: the run has ended after epoch 2")
     assert fit(3) == (3, "ExactResume: goes on with epoch 3")
+
+
+@pytest.mark.parametrize("epochs", [3, 5])
+def test_a_run_goes_on_to_more_epochs_and_shows_their_number(epochs, tmp_path, capsys):
+    for number in (2, epochs):
+        resume = mikd.ExactResume(tmp_path, verbose=False)
+        options = {"batch_size": 2, "shuffle": False, "verbose": 2}
+        _model().fit(*_data(), epochs=number, callbacks=[resume], **options)
+    assert f"Epoch {epochs}/{epochs}" in capsys.readouterr().out
+
+
+def test_another_schedule_is_another_run(tmp_path):
+    def model(rate, steps, weight):
+        schedules = keras.optimizers.schedules
+        keras.utils.set_random_seed(0)
+        fades = schedules.PiecewiseConstantDecay([2], [weight, 0.0])
+        made = cases.distiller_with(mikd.SoftTargets(weight=fades, name="kd"))
+        decay = schedules.CosineDecay(rate, steps)
+        made.compile(keras.optimizers.SGD(decay), cases.cross_entropy(), run_eagerly=True)
+        return made
+
+    data = cases.data(8)
+    _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=1)
+    for other in ((1e-4, 12, 1.0), (1e-2, 24, 1.0), (1e-2, 12, 2.0)):
+        with pytest.raises(ValueError, match="Expected the run in .*schedules of .*Name another"):
+            _fit(tmp_path, data=data, model=model(*other), epochs=2)
+    _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=2)
 
 
 class _Shuffled(keras.utils.PyDataset):

@@ -229,9 +229,11 @@ class CheckedFit(DistributedModel):
             kept[name if name == "teacher" else f"teacher {name}"] = networks.fingerprint(name)
         for term in networks.terms:
             kept[term.loss.name] = _numbers(term.loss.get_config())
+            kept[f"schedules of {term.loss.name}"] = _schedules(term.loss.get_config())
         for number, optimizer in enumerate(self.all_optimizers(), start=1):
             kind = type(optimizer).__name__
             kept[f"optimizer {number}"] = [kind, _numbers(optimizer.get_config())]
+            kept[f"schedules of optimizer {number}"] = _schedules(optimizer.get_config())
         return {**super().run_identity(), **kept}
 
     def _own_callbacks(self, x, y, **options):
@@ -267,6 +269,20 @@ def not_finite(name):
         f"Expected finite losses. Received: NaN or infinity in `{name}`. The weights are those "
         "before this step: look at its examples, lower the learning rate or the weight of the term."
     )
+
+
+def _schedules(config):
+    """Returns `{argument: [class, arguments]}` of the schedules in a configuration."""
+    found = {n: v for n, v in config.items() if isinstance(v, dict) and "class_name" in v}
+    inner = {n: v["config"] for n, v in found.items() if isinstance(v.get("config"), dict)}
+    own = {n: [found[n]["class_name"], _all_numbers(c)] for n, c in inner.items()}
+    # An optimizer may be inside of another, as for loss scaling.
+    return own | {f"{n} {m}": s for n, c in inner.items() for m, s in _schedules(c).items()}
+
+
+def _all_numbers(config):
+    lists = {n: v for n, v in config.items() if isinstance(v, (list, tuple))}
+    return _numbers(config) | {n: list(v) for n, v in lists.items()}
 
 
 def _numbers(config):

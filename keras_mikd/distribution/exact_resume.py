@@ -84,7 +84,10 @@ class ExactResume(keras.callbacks.Callback):
         super().set_model(model)
         with model.distribute_strategy.scope():
             self._writes = replicas.is_chief()
-        # This is the last callback, so the others have their model.
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params)
+        # This is the last callback, so the others have their model and the number of epochs.
         self._constructed = [_plain_attributes(each) for each in self._others]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
