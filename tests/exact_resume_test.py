@@ -146,6 +146,25 @@ def test_another_schedule_is_another_run(tmp_path):
     _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=2)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_data_of_another_order_is_found_by_its_first_batch(epochs, tmp_path):
+    def batches(seed):  # As image_dataset_from_directory, which draws a seed.
+        data = tf.data.Dataset.from_tensor_slices(_data(12))
+        return data.shuffle(12, seed=seed).batch(4)
+
+    def fit(seed, epochs, folder):
+        resume = mikd.ExactResume(folder, verbose=False)
+        model = _model()
+        model.fit(batches(seed), epochs=epochs, shuffle=False, verbose=0, callbacks=[resume])
+        return [v.numpy() for v in model.trainable_variables]
+
+    fit(1, epochs, tmp_path / "run")
+    with pytest.raises(ValueError, match="Received: another first batch. Give the data a seed"):
+        fit(2, 3, tmp_path / "run")
+    for a, b in zip(fit(1, 3, tmp_path / "run"), fit(1, 3, tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 class _Shuffled(keras.utils.PyDataset):
     """Batches in a new order in every epoch."""
 

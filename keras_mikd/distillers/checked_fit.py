@@ -28,6 +28,7 @@ class CheckedFit(DistributedModel):
     """
 
     _has_looked = False
+    _look = None
     _validates_terms = True
     _task_alone = _task_alone_in_test_function = False
     """Whether the step that runs or is traced now leaves out what the networks share."""
@@ -127,6 +128,7 @@ class CheckedFit(DistributedModel):
         student_checkpoint.check(given, validated=validated)
         pairs = self._optimizers() if self.compiled else []
         finalizing = optimizers.finalizing_each(pairs)
+        self._look = look
         with self._told_terms(), data_checks.told(output, look), finalizing:
             look.start(x)
             own = self._own_callbacks(x, y, **options)
@@ -235,6 +237,10 @@ class CheckedFit(DistributedModel):
             kept[f"optimizer {number}"] = [kind, _numbers(optimizer.get_config())]
             kept[f"schedules of optimizer {number}"] = _schedules(optimizer.get_config())
         return {**super().run_identity(), **kept}
+
+    def first_batch(self) -> str | None:
+        """Returns a digest of the first batch of the data set of `fit`, once it was read."""
+        return self._look and self._look.first_batch
 
     def _own_callbacks(self, x, y, **options):
         """Returns callbacks that `fit` runs before those of the caller."""

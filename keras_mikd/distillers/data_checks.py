@@ -104,6 +104,7 @@ def _checked_dataset(argument, dataset, taps, loss, output, look):
     if classes is not None:
         _check_indices(argument, batch.y.shape, output)
     ignored = getattr(loss, "ignore_class", None)
+    trains = argument == "x"
 
     @tf.autograph.experimental.do_not_convert
     def check(position, data):
@@ -115,7 +116,7 @@ def _checked_dataset(argument, dataset, taps, loss, output, look):
         if classes is not None:
             needed.append((_fit(batch.y, classes, ignored), _labels_message(argument, classes)))
         asserts = [tf.debugging.Assert(fits, [message]) for fits, message in needed]
-        asserts.append(tf.cond(position == 0, lambda: look.in_graph(batch), tf.no_op))
+        asserts.append(tf.cond(position == 0, lambda: look.in_graph(batch, trains), tf.no_op))
         with tf.control_dependencies(asserts):
             return tf.nest.map_structure(tf.identity, data)
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mikd.cache import fingerprints
 from keras_mikd.cache.batches import Batch, take_apart
 from keras_mikd.distillers import loss_checks, output_rows, task_losses
 from keras_mikd.distribution import replicas
@@ -37,6 +38,7 @@ class FirstLook:
     Attributes:
         examples: Number of examples to look at; of dense outputs, one batch.
         error: The `ValueError` of a look inside a data set, or `None`.
+        first_batch: Digest of the first batch of a data set that is trained on, or `None`.
     """
 
     examples = 256
@@ -52,10 +54,13 @@ class FirstLook:
         self._verbose = verbose
         self._done = done
         self._alone = False
-        self.error = None
+        self.error = self.first_batch = None
 
-    def in_graph(self, batch):
-        """Returns the operation that looks at a batch inside the graph of a data set."""
+    def in_graph(self, batch, trains):
+        """Returns the operation that looks at a batch inside the graph of a data set.
+
+        `trains` says whether it is one to train on.
+        """
         parts = [batch.x, batch.y, batch.teacher_features]
         specs = tf.nest.map_structure(
             lambda t: None if t is None else tf.type_spec_from_value(t), parts
@@ -66,9 +71,11 @@ class FirstLook:
         weak = weakref.ref(self)
 
         def at(*tensors):
-            look, tensors = weak(), iter(tensors)
-            filled = [next(tensors) if each else None for each in given]
+            look, rest = weak(), iter(tensors)
+            filled = [next(rest) if each else None for each in given]
             if look is not None:
+                if trains and look.first_batch is None:
+                    look.first_batch = fingerprints.of_bytes(*(_bytes(x) for x in tensors))
                 look.at_batch(*tf.nest.pack_sequence_as(specs, filled, expand_composites=True))
 
         return tf.py_function(at, [tensor for tensor in flat if tensor is not None], [])
@@ -309,6 +316,11 @@ class FirstLook:
             )
         elif self._verbose:
             print(f"{said}.", flush=True)
+
+
+def _bytes(tensor):
+    array = np.asarray(tensor)
+    return np.array(array.tolist()).tobytes() if array.dtype == object else array.tobytes()
 
 
 def _labels_at(y, place):

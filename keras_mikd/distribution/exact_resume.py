@@ -93,6 +93,7 @@ class ExactResume(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._identity = {"steps": self.params.get("steps"), **self.model.run_identity()}
         self._first_epoch, self._history, self._began = None, [], False
+        self._first_batch = None
         self._state = run_state.read(self.path) if self.path.exists() else None
         if self._state is not None:
             self._resume(self._state)
@@ -115,6 +116,7 @@ class ExactResume(keras.callbacks.Callback):
         self._state = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._check_first_batch()
         due = self.save_freq != "epoch" and batch + 1 - self._saved_batch >= self.save_freq
         if due and not self.model.stop_training:  # Then the end of the epoch comes next.
             self._save(self._epoch, batch + 1, begun=True)
@@ -138,7 +140,10 @@ class ExactResume(keras.callbacks.Callback):
         elif self.verbose:
             batch = f", batch {state['batch'] + 1}" if state["batch"] else ""
             print(f"ExactResume: goes on with epoch {state['epoch'] + 1}{batch} ({self.path}).")
+        if self.replay_data:
+            self._first_batch = state.get("first_batch")
         self._read_data(state)
+        self._check_first_batch()
         if not state["begun"] or epoch >= self.params["epochs"]:
             self._restore(state)
         keras_internals.begin_at(self.model, epoch)
@@ -155,6 +160,23 @@ class ExactResume(keras.callbacks.Callback):
         if state["batch"]:
             self.model.skip_batches(state["batch"])
 
+    def _check_first_batch(self):
+        """Refuses data whose first batch is another one than in the run that goes on.
+
+        A seed that is drawn anew, as `image_dataset_from_directory` does without one, shows in no
+        other way.
+        """
+        found = None if replicas.on_several_hosts() else self.model.first_batch()
+        if self._first_batch is None or found is None:
+            self._first_batch = self._first_batch or found
+        elif found != self._first_batch:
+            raise ValueError(
+                f"Expected the data of the run in {str(self.path)!r}, in its order. Received: "
+                "another first batch. Give the data a seed, such as "
+                "keras.utils.image_dataset_from_directory(..., seed=0), and begin anew in another "
+                "folder."
+            )
+
     def _save(self, epoch, batch, begun):
         """Keeps the state before a batch, `begun` if the callbacks have begun its epoch."""
         # Every host reads its variables, since that of a metric sums over all of them.
@@ -163,6 +185,7 @@ class ExactResume(keras.callbacks.Callback):
             return
         state = {
             "identity": self._identity,
+            "first_batch": self._first_batch if self.replay_data else None,
             "first_epoch": self._first_epoch,
             "epoch": epoch,
             "batch": batch,
