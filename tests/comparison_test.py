@@ -1,6 +1,7 @@
 """One call that compares methods, on networks of a few weights."""
 
 import json
+import re
 import statistics
 
 import cases
@@ -202,6 +203,34 @@ def test_intervals_are_those_of_student_s_t():
         expected = quantile * statistics.stdev(values) / len(values) ** 0.5
         assert half_interval(values) == pytest.approx(expected, rel=1e-4)
     assert half_interval([1.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("gains", "teacher", "best", "said"),
+    [
+        ({"kd": (1.0, 2.0), "vid": (3.0, 2.0)}, 90.0, "vid", "vid gains most.*\\+3.00 ± 2.00\\.$"),
+        (
+            {"kd": (1.0, 2.0)},
+            90.0,
+            "student",
+            "above the student alone by more than its interval.$",
+        ),
+        ({"kd": (-1.0, None)}, 50.0, "student", "teacher is not above it either, so there is no"),
+        ({"kd": (2.0, None)}, 90.0, "kd", r"\+2.00, from one seed: take three to be sure"),
+    ],
+)
+def test_the_table_ends_with_what_it_says(gains, teacher, best, said):
+    common = {"weight": 1.0, "step": 1.0, "training_only_weights": 0, "interval": None}
+    seeds = 1 if any(half is None for _, half in gains.values()) else 3
+    rows = [{"method": "student", "mean": 60.0, "values": [60.0] * seeds, "gains": {}, **common}]
+    rows += [
+        {"method": m, "mean": 60.0 + g, "values": [60.0 + g] * seeds, **common}
+        | {"gains": {"student": (g, half)}}
+        for m, (g, half) in gains.items()
+    ]
+    result = Comparison("test", teacher, rows)
+    assert result.best == best
+    assert re.search(said, str(result))
 
 
 def test_the_table_and_the_figure_show_what_the_rows_say():
