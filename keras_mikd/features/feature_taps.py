@@ -30,7 +30,8 @@ class FeatureTaps:
       `"output/0"` is one tensor of a dict or list;
     * the name of a layer, `"conv2"`, or its path through nested models,
       `"backbone/stack3_block2_add"`; `"lstm/0"` is one output of a layer with several, `"relu@2"`
-      the second call of a layer that is called several times;
+      the second call of a layer that is called several times, `"backbone@2/conv1"` what is inside
+      that of a nested model;
     * `"stage1"`, `"block1"`, ... or `"pooled"`, see `stages`; `"input"`, the model's only input;
     * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV;
       `"feature_pyramid/P4"` is the same level after the pyramid of a KerasCV RetinaNet.
