@@ -129,6 +129,25 @@ def model(argument, value):
     return value
 
 
+def without_nan(argument, value):
+    """Returns `value`, a model, if none of its weights is NaN.
+
+    What it puts out does not tell: on a CPU, the compiled relu makes 0 of NaN.
+
+    Raises:
+        ValueError: If one is; the message names it.
+    """
+    for weight in value.weights:
+        floats = "float" in keras.backend.standardize_dtype(weight.dtype)
+        if floats and bool(ops.any(ops.isnan(weight))):
+            raise ValueError(
+                f"Expected `{argument}` to have numbers as weights. Received: {value.name!r}, "
+                f"whose {weight.path!r} has NaN. Load a checkpoint from before its training "
+                "diverged."
+            )
+    return value
+
+
 def _instead(value):
     """Says how to get a model from what is none."""
     package = type(value).__module__.partition(".")[0]

@@ -192,6 +192,14 @@ def test_bad_arguments_are_refused_before_training(arguments, message, monkeypat
         _compare(**arguments)
 
 
+def test_a_teacher_with_nan_in_its_weights_is_refused(monkeypatch):
+    monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
+    teacher = cases.teacher()
+    teacher.get_layer("conv1").bias.assign([float("nan")] * 6)  # The ReLU behind it hides it.
+    with pytest.raises(ValueError, match="`teacher` to have numbers.*'conv1/bias' has NaN"):
+        _compare(teacher)
+
+
 def test_intervals_are_those_of_student_s_t():
     # Two-sided 95 % points of published tables.
     for values, quantile in (

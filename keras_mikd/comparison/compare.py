@@ -90,7 +90,7 @@ def compare(
         ValueError: Before any training, if an argument is out of range, a method does not fit the
             networks, or the folder holds other runs.
     """
-    checks.model("teacher", teacher)
+    checks.without_nan("teacher", checks.model("teacher", teacher))
     if balance is not None and weights is None:
         weights = BALANCED  # Published weights are for losses as they are.
     chosen = checked_methods(methods, weights)
