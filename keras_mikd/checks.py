@@ -115,16 +115,23 @@ def model(argument, value):
     Raises:
         ValueError: If it is something else; the message says how to get a model from it.
     """
-    is_distiller = hasattr(value, "distillation_losses")
-    if not isinstance(value, keras.Model) or is_distiller:
-        received = f"the distiller {value.name!r}" if is_distiller else f"{argument}={value!r}"
-        raise ValueError(
-            f"Expected `{argument}` to be a keras.Model. Received: {received}. {_instead(value)}"
-        )
+    any_model(argument, value)
     if isinstance(value, keras.Sequential) and not value.built:
         raise ValueError(
             f"Expected `{argument}` to have its weights. Received: the Sequential {value.name!r} "
             "without an input. Put keras.Input(shape) first, or call its `build`."
+        )
+    return value
+
+
+def any_model(argument, value):
+    """Returns `value`, if it is a model of Keras 3, with weights or without; errors as `model`."""
+    is_distiller = hasattr(value, "distillation_losses")
+    if not isinstance(value, keras.Model) or is_distiller:
+        received = f"the distiller {value.name!r}" if is_distiller else f"{argument}={value!r}"
+        raise ValueError(
+            f"Expected `{argument}` to be a keras.Model. Received: {received}. "
+            f"{instead_of_model(value)}"
         )
     return value
 
@@ -148,7 +155,7 @@ def without_nan(argument, value):
     return value
 
 
-def _instead(value):
+def instead_of_model(value):
     """Says how to get a model from what is none."""
     package = type(value).__module__.partition(".")[0]
     if hasattr(value, "distillation_losses"):

@@ -192,6 +192,17 @@ def test_bad_arguments_are_refused_before_training(arguments, message, monkeypat
         _compare(**arguments)
 
 
+def _of_images(images):
+    return cases.student()
+
+
+@pytest.mark.parametrize("make_student", [cases.student(), _of_images, "student.keras"])
+def test_a_student_is_made_by_a_function_of_no_arguments(make_student):
+    data = cases.data(16)
+    with pytest.raises(ValueError, match="`make_student` to be a function of no arguments"):
+        mikd.compare(cases.teacher(), make_student, data, data, methods=["kd"])
+
+
 def test_a_teacher_with_nan_in_its_weights_is_refused(monkeypatch):
     monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
     teacher = cases.teacher()

@@ -7,6 +7,7 @@ import tapped_networks as networks
 import tensorflow as tf
 from keras import layers
 
+import keras_mikd as mikd
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.features.stages import stages
@@ -342,6 +343,14 @@ def test_unknown_place_lists_the_places_there_are():
     with pytest.raises(ValueError, match=r"and \d+ more\.$") as error:
         FeatureTaps(networks.resnet(blocks=3), ["nothing"])
     assert len(str(error.value)) < 800
+
+
+def test_what_is_no_model_says_how_to_get_one():
+    distiller = mikd.SelfDistiller(networks.classifier(networks.backbone()), [])
+    with pytest.raises(ValueError, match="`model` to be a keras.Model.*`distiller.student`"):
+        FeatureTaps(distiller, ["stage1"])
+    with pytest.raises(ValueError, match="`model` to be.*keras.saving.load_model"):
+        FeatureTaps("model.keras", ["stage1"])
 
 
 def test_wrong_places_argument():

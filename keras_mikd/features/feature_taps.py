@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_mikd import checks
 from keras_mikd.features.inputs import TeacherInputs, check_fit
 from keras_mikd.features.layer_graph import ends, has_graph, tapped
 from keras_mikd.features.places import (
@@ -66,8 +67,8 @@ class FeatureTaps:
 
     Raises:
         TypeError: If `places` is not an iterable of names.
-        ValueError: If a place does not exist or is not one tensor, the model is not built or hides
-            its layers, or `features` returns something else.
+        ValueError: If a place does not exist or is not one tensor, the model is none, is not built
+            or hides its layers, or `features` returns something else.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class FeatureTaps:
         inputs: Any = None,
         convert: TeacherInputs | None = None,
     ) -> None:
-        self.model = model
+        self.model = checks.any_model("model", model)
         self.places = checked_places(places)
         self.features = features
         self.convert = convert
