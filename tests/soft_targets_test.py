@@ -360,3 +360,12 @@ def test_logits_of_a_broken_network_are_no_number(standardize, broken):
     logits = np.array([[broken, 1.0, 2.0]], "float32")
     for pair in ((logits, TEACHER[:1]), (TEACHER[:1], logits), (logits, logits)):
         assert np.isnan(SoftTargets(standardize=standardize)(*pair))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-6])
+def test_z_scores_of_a_student_that_hardly_varies_have_a_gradient_that_float16_holds(scale):
+    loss = SoftTargets(standardize=True)
+    student = STUDENT[:1]
+    _, ordinary = _gradient(loss, TEACHER[:1], student)
+    _, gradient = _gradient(loss, TEACHER[:1], scale * student)
+    assert 0 < np.max(np.abs(gradient)) < 500.0 * np.max(np.abs(ordinary))

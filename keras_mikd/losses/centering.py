@@ -1,7 +1,9 @@
 """Deviations from a mean and their length, with a gradient where nothing deviates."""
 
+import tensorflow as tf
 from keras import ops
 
+SHORTEST = 1e-2  # As that of the critics: what is shorter has its own gradient.
 _ROUNDING = 1e-6  # What deviates by less, relative to the largest value, is float32's own noise.
 
 
@@ -34,3 +36,15 @@ def length(x, axis):
     square = ops.sum(ops.square(x), axis=axis, keepdims=True)
     positive = square > 0.0
     return ops.where(positive, ops.sqrt(ops.where(positive, square, 1.0)), 0.0)
+
+
+def gently(x, size, shortest=SHORTEST):
+    """Returns `x`, to be divided by its `size`, with a gradient that float16 can hold.
+
+    That of a quotient is the inverse of the size, and huge where a network has hardly any activity:
+    steps of mixed precision are skipped then. What is smaller than `shortest` gets the gradient of
+    what is as large; what is much larger, its own.
+    """
+    share = size / ops.maximum(ops.sqrt(ops.square(size) + shortest**2), 1e-30)
+    share = ops.stop_gradient(share)
+    return tf.custom_gradient(lambda x: (ops.copy(x), lambda upstream: upstream * share))(x)

@@ -11,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks, masks
 from keras_mikd.losses import class_map, schedules
-from keras_mikd.losses.centering import deviations, length, number_left
+from keras_mikd.losses.centering import deviations, gently, length, number_left
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import compared_logits
 
@@ -119,6 +119,7 @@ def _z_scores(logits):
     masked = logits == -float("inf")
     deviation = deviations(logits, axis=-1, left_out=masked)
     of_sample = ops.sqrt(ops.maximum(number_left(masked, axis=-1) - 1.0, 1.0))
+    deviation = gently(deviation, length(deviation, axis=-1) / of_sample)
     scores = deviation / (1e-7 + length(deviation, axis=-1) / of_sample)
     return ops.where(masked, -float("inf"), scores)
 
