@@ -115,12 +115,7 @@ def model(argument, value):
     Raises:
         ValueError: If it is something else; the message says how to get a model from it.
     """
-    is_distiller = hasattr(value, "distillation_losses")
-    if not isinstance(value, keras.Model) or is_distiller:
-        received = f"the distiller {value.name!r}" if is_distiller else f"{argument}={value!r}"
-        raise ValueError(
-            f"Expected `{argument}` to be a keras.Model. Received: {received}. {_instead(value)}"
-        )
+    any_model(argument, value)
     if isinstance(value, keras.Sequential) and not value.built:
         raise ValueError(
             f"Expected `{argument}` to have its weights. Received: the Sequential {value.name!r} "
@@ -129,7 +124,38 @@ def model(argument, value):
     return value
 
 
-def _instead(value):
+def any_model(argument, value):
+    """Returns `value`, if it is a model of Keras 3, with weights or without; errors as `model`."""
+    is_distiller = hasattr(value, "distillation_losses")
+    if not isinstance(value, keras.Model) or is_distiller:
+        received = f"the distiller {value.name!r}" if is_distiller else f"{argument}={value!r}"
+        raise ValueError(
+            f"Expected `{argument}` to be a keras.Model. Received: {received}. "
+            f"{instead_of_model(value)}"
+        )
+    return value
+
+
+def without_nan(argument, value):
+    """Returns `value`, a model, if none of its weights is NaN.
+
+    What it puts out does not tell: on a CPU, the compiled relu makes 0 of NaN.
+
+    Raises:
+        ValueError: If one is; the message names it.
+    """
+    for weight in value.weights:
+        floats = "float" in keras.backend.standardize_dtype(weight.dtype)
+        if floats and bool(ops.any(ops.isnan(weight))):
+            raise ValueError(
+                f"Expected `{argument}` to have numbers as weights. Received: {value.name!r}, "
+                f"whose {weight.path!r} has NaN. Load a checkpoint from before its training "
+                "diverged."
+            )
+    return value
+
+
+def instead_of_model(value):
     """Says how to get a model from what is none."""
     package = type(value).__module__.partition(".")[0]
     if hasattr(value, "distillation_losses"):

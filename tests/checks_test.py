@@ -1,5 +1,6 @@
 """What an argument or a label has to be, and how a refusal reads."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -118,6 +119,15 @@ def test_other_labels_are_refused_with_a_hint(labels, received):
         checks.class_indices(labels)
     with pytest.raises(ValueError, match=rf"or one-hot \(batch, classes\). .*{received}. Leave"):
         checks.class_indices(labels, one_hot=True, hint="Leave them out.")
+
+
+def test_a_model_without_nan_comes_back():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="dense")])
+    model.layers[0].bias.assign([-np.inf, 0.0])  # A class that is masked.
+    assert checks.without_nan("x", model) is model
+    model.layers[0].bias.assign([np.nan, 0.0])
+    with pytest.raises(ValueError, match="`x` to have numbers as weights. Received: .*dense/bias"):
+        checks.without_nan("x", model)
 
 
 def test_a_missing_package_is_named_with_what_installs_it():

@@ -207,6 +207,13 @@ def test_other_models_and_empty_data_are_refused():
         _measured(_linear(), empty)
 
 
+def test_nan_that_a_relu_hides_is_refused():
+    model = cases.student()
+    model.get_layer("conv1").kernel.assign(np.full((3, 3, 2, 3), np.nan))
+    with pytest.raises(ValueError, match="`model` to have numbers.*'conv1/kernel' has NaN.*Load"):
+        mikd.measure_cmi(model, cases.data(), empty_classes="omit", verbose=0)
+
+
 def test_probabilities_that_no_name_shows_are_refused():
     classifier = cases.student()
     hidden = keras.layers.Lambda(tf.nn.softmax)(classifier.output)

@@ -193,6 +193,25 @@ def test_bad_arguments_are_refused_before_training(arguments, message, monkeypat
         _compare(**arguments)
 
 
+def _of_images(images):
+    return cases.student()
+
+
+@pytest.mark.parametrize("make_student", [cases.student(), _of_images, "student.keras"])
+def test_a_student_is_made_by_a_function_of_no_arguments(make_student):
+    data = cases.data(16)
+    with pytest.raises(ValueError, match="`make_student` to be a function of no arguments"):
+        mikd.compare(cases.teacher(), make_student, data, data, methods=["kd"])
+
+
+def test_a_teacher_with_nan_in_its_weights_is_refused(monkeypatch):
+    monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
+    teacher = cases.teacher()
+    teacher.get_layer("conv1").bias.assign([float("nan")] * 6)  # The ReLU behind it hides it.
+    with pytest.raises(ValueError, match="`teacher` to have numbers.*'conv1/bias' has NaN"):
+        _compare(teacher)
+
+
 def test_intervals_are_those_of_student_s_t():
     # Two-sided 95 % points of published tables.
     for values, quantile in (

@@ -266,6 +266,49 @@ def test_mixed_precision_stays_finite(name, policy):
     _assert_finite(distiller, _fit(distiller))
 
 
+@pytest.fixture
+def keras_settings():
+    """What Keras' global settings were, again after the test."""
+    before = keras.config.floatx(), keras.config.image_data_format()
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_image_data_format(before[1])
+
+
+@_for_each(
+    # Those with convolutions of their own.
+    [
+        *("hint_repdistiller", "activation_boundary", "factor_transfer", "vid_unfolded"),
+        *("review_kd", "be_your_own_teacher"),
+    ]
+)
+def test_a_loss_made_where_channels_are_first_by_default_is_the_same(name, keras_settings):
+    histories = []
+    for data_format in ("channels_last", "channels_first"):
+        keras.config.set_image_data_format("channels_last")
+        teacher, student = cases.teacher_of(name), cases.student_of(name)
+        keras.config.set_image_data_format(data_format)
+        distiller = _compiled(
+            cases.distiller_with(
+                cases.LOSSES[name](), teacher_model=teacher, student_model=student
+            ),
+            run_eagerly=True,
+        )
+        histories.append(_fit(distiller, examples=8))
+    _assert_same_histories(*histories)
+
+
+@_for_each(cases.LOSSES, default=cases.LOSSES.keys() - VARIANTS)
+def test_networks_of_double_precision_have_losses_of_float32(name, keras_settings):
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    distiller = _compiled(cases.distiller(name), run_eagerly=True)
+    (loss,) = distiller.distillation_losses
+    _assert_finite(distiller, _fit(distiller, examples=8))
+    assert distiller.student.dtype == "float64"
+    assert {v.dtype for v in loss.trainable_variables} <= {"float32"}
+
+
 @_for_each(cases.LOSSES, default=XLA)
 def test_a_step_that_xla_compiles_as_a_whole_gives_the_same_history(name):
     distiller = _compiled(cases.distiller(name), jit_compile=True)

@@ -54,6 +54,14 @@ def test_gradients_are_finite_and_small_at_the_edges(scale, examples, classes):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-4, 1e-5])
+def test_a_student_that_hardly_varies_gets_a_gradient_that_float16_holds(scale):
+    teacher, student, _ = logits(6, 5)
+    _, ordinary = value_and_gradient(mikd.DIST(), teacher, student)
+    _, gradient = value_and_gradient(mikd.DIST(), teacher, scale * student)
+    assert 0 < np.max(np.abs(gradient)) < 500.0 * np.max(np.abs(ordinary))
+
+
 def test_a_batch_of_one_keeps_the_correlation_of_its_classes():
     teacher, student, _ = logits(1, 5)
     value, gradient = value_and_gradient(mikd.DIST(temperature=1.0), teacher, student)

@@ -7,6 +7,7 @@ import tapped_networks as networks
 import tensorflow as tf
 from keras import layers
 
+import keras_mikd as mikd
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.features.stages import stages
@@ -344,6 +345,14 @@ def test_unknown_place_lists_the_places_there_are():
     assert len(str(error.value)) < 800
 
 
+def test_what_is_no_model_says_how_to_get_one():
+    distiller = mikd.SelfDistiller(networks.classifier(networks.backbone()), [])
+    with pytest.raises(ValueError, match="`model` to be a keras.Model.*`distiller.student`"):
+        FeatureTaps(distiller, ["stage1"])
+    with pytest.raises(ValueError, match="`model` to be.*keras.saving.load_model"):
+        FeatureTaps("model.keras", ["stage1"])
+
+
 def test_wrong_places_argument():
     for places in ("pool", 3, None):
         with pytest.raises(TypeError, match="iterable of places"):
@@ -378,14 +387,90 @@ def test_one_output_of_a_layer_that_has_several():
         FeatureTaps(model, ["lstm/3"])
 
 
-def test_inside_of_a_model_called_twice_is_refused():
+def test_inside_of_a_model_called_twice_is_read_call_by_call():
     backbone = networks.backbone()
     a, b = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
     model = keras.Model([a, b], layers.Add(name="sum")([backbone(a), backbone(b)]))
-    with pytest.raises(ValueError, match="'backbone/relu1', which stands for 2 tensors"):
+    with pytest.raises(
+        ValueError,
+        match="'backbone/relu1', which stands for 2 tensors .*Read one of its calls: "
+        r"backbone@1/relu1, backbone@2/relu1\.",
+    ):
         FeatureTaps(model, ["backbone/relu1"])
-    x = [networks.images(1, 16, 16, 3)] * 2
-    np.testing.assert_array_equal(FeatureTaps(model, ["sum"])(x, training=False)["sum"], model(x))
+    x = [networks.images(1, 16, 16, 3), 2 * networks.images(1, 16, 16, 3)]
+    read = FeatureTaps(model, ["sum", "backbone@1/relu1", "backbone@2/relu1"])(x, training=False)
+    np.testing.assert_array_equal(read["sum"], model(x))
+    inside = keras.Model(backbone.input, backbone.get_layer("relu1").output)
+    for number, image in enumerate(x, start=1):
+        np.testing.assert_array_equal(read[f"backbone@{number}/relu1"], inside(image))
+
+
+def _block_called_twice(order=1):
+    """Its two calls follow each other, or lie on two paths of unlike length."""
+    inputs = keras.Input((8, 8, 3))
+    inner_inputs = keras.Input((None, None, 3))
+    relu = layers.ReLU(name="relu")
+    inner = relu(networks.conv(relu(inner_inputs), 3, name="conv"))
+    block = keras.Model(inner_inputs, inner, name="block")
+    if order:
+        x = block(block(inputs))
+    else:
+        x = layers.Add()([block(layers.Rescaling(2.0)(layers.ReLU()(inputs))), block(inputs)])
+    x = networks.conv(x, 4, strides=2, name="conv")
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_block_that_is_called_twice_has_stages_and_names_for_each_call(outer):
+    model, prefix = _block_called_twice(), ""
+    block, conv = model.get_layer("block"), model.get_layer("conv")
+    if outer:
+        inputs = keras.Input((8, 8, 3))
+        model, prefix = keras.Model(inputs, model(inputs)), f"{model.name}/"
+    found = {place: stage.layer for place, stage in stages(model).items()}
+    assert (found["stage1"], found["stage2"]) == (f"{prefix}block@2/relu@2", f"{prefix}conv")
+    x = networks.images(2, 8, 8, 3)
+    places = [f"{prefix}block@{k}" for k in (1, 2)]
+    places += [f"{prefix}block@2/relu@1", f"{prefix}block@2/conv", "stage1", "stage2"]
+    read = FeatureTaps(model, places)(x, training=False)
+    first = block(x)
+    expected = [first, block(first), first, block.get_layer("conv")(first), block(first)]
+    for place, value in zip(places, [*expected, conv(block(first))], strict=True):
+        np.testing.assert_allclose(read[place], value, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(read["output"], model(x))
+    for place, calls in {
+        "block": "block@1, {0}block@2",
+        "block@2/relu": "block@2/relu@1, {0}block@2/relu@2",
+        "block/conv": "block@1/conv, {0}block@2/conv",
+    }.items():
+        with pytest.raises(ValueError, match=rf"one of its calls: {prefix}{calls.format(prefix)}"):
+            FeatureTaps(model, [prefix + place])
+    with pytest.raises(ValueError, match=f"Did you mean '{prefix}block@2/relu@2'"):
+        FeatureTaps(model, [f"{prefix}block/relu@2@2"])
+
+
+def test_calls_are_told_apart_where_keras_makes_them_in_another_order():
+    model, x = _block_called_twice(order=0), networks.images(2, 8, 8, 3)
+    block = model.get_layer("block")
+    read = FeatureTaps(model, ["block@1", "block@2", "block@1/conv", "block@2/conv"])(x, False)
+    np.testing.assert_array_equal(read["output"], model(x))
+    for number, fed in ((1, keras.ops.relu(x) * 2.0), (2, x)):
+        np.testing.assert_allclose(read[f"block@{number}"], block(fed), rtol=1e-6)
+        inside = block.get_layer("conv")(keras.ops.relu(fed))
+        np.testing.assert_allclose(read[f"block@{number}/conv"], inside, rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_of_a_layer_with_several_at_each_call():
+    inputs = keras.Input((4, 4))
+    lstm = layers.LSTM(4, return_sequences=True, return_state=True, name="lstm")
+    first = lstm(inputs)
+    model = keras.Model(inputs, layers.Add()(lstm(first[0])[1:]))
+    x = networks.images(2, 4, 4)
+    read = FeatureTaps(model, ["lstm@1/0", "lstm@2/1"])(x, training=False)
+    np.testing.assert_allclose(read["lstm@1/0"], lstm(x)[0], rtol=1e-6)
+    np.testing.assert_allclose(read["lstm@2/1"], lstm(lstm(x)[0])[1], rtol=1e-6)
+    with pytest.raises(ValueError, match="one of its calls: lstm@1/0, lstm@2/0"):
+        FeatureTaps(model, ["lstm/0"])
 
 
 def test_layer_with_the_name_of_a_stage():

@@ -30,6 +30,15 @@ def test_bad_arguments(file, options, said):
         mikd.measure_latency(file, **options)
 
 
+def test_a_model_is_to_be_exported_first():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    with pytest.raises(TypeError, match=r"`path` to be a .tflite file.*export_tflite\(model, "):
+        mikd.measure_latency(model)
+    with pytest.raises(TypeError, match=r"export_tflite\(distiller.student, "):
+        mikd.measure_latency(mikd.SelfDistiller(model, []))
+
+
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a .tflite file"):
         mikd.measure_latency(tmp_path / "none.tflite")

@@ -27,6 +27,29 @@ def divergence(p, q):
         return np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0).sum(axis=-1)
 
 
+def one_against_rest(teacher, student, temperature, *, of_teacher, of_student):
+    """Values of `T^2 KL` of one class and the rest in 80 bits, and their gradient (student)."""
+    p, q = (_softmax_of_80_bits(x, temperature) for x in (teacher, student))
+    rows = np.arange(len(p))
+    pairs = []
+    for x, chosen in ((p, of_teacher), (q, of_student)):
+        rest = x.copy()
+        rest[rows, chosen] = 0
+        pairs.append((x[rows, chosen], rest.sum(axis=1)))
+    (of_p, rest_p), (of_q, rest_q) = pairs
+    value = of_p * np.log(of_p / of_q) + rest_p * np.log(rest_p / rest_q)
+    # Of d log(q) = 1 - q for the class itself, d log(1 - q) = q's share of the rest - q.
+    own = np.eye(p.shape[1])[of_student]
+    slope = q - of_p[:, None] * own - rest_p[:, None] * (1 - own) * q / rest_q[:, None]
+    return temperature**2 * value, temperature * slope
+
+
+def _softmax_of_80_bits(x, temperature):
+    x = np.longdouble(x) / temperature
+    exponentials = np.exp(x - x.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
 def value_and_gradient(loss, teacher, student, labels=None):
     student = tf.constant(student)
     with tf.GradientTape() as tape:

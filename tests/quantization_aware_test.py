@@ -352,6 +352,8 @@ def test_calibration_data_is_checked(small):
         mikd.quantization_aware(small, calibrate_on=None)
     with pytest.raises(ValueError, match="NaN"):
         mikd.quantization_aware(small, calibrate_on=np.full((4, 8, 8, 3), np.nan, "float32"))
+    with pytest.raises(ValueError, match=r"`calibrate_on` to be what .* shape \(8, 8\)"):
+        mikd.quantization_aware(small, calibrate_on=IMAGES[..., 0])
     with pytest.raises(ValueError, match="keras.saving.load_model"):
         mikd.quantization_aware("student.keras", calibrate_on=IMAGES)
 

@@ -89,6 +89,30 @@ def test_a_batch_of_several_gets_a_gradient(name):
     assert all(np.any(each != 0) for each in tf.nest.flatten(gradient))
 
 
+# Those that divide by a length or a distance.
+@pytest.mark.parametrize("name", ["rkd", "pkt", "itrd", "itrd_same_width", "nst"])
+@pytest.mark.parametrize("scale", [1e-3, 1e-4, 1e-5, 1e-7])
+def test_features_without_activity_get_gradients_that_float16_holds(name, scale):
+    """Their own would be the inverse of their scale."""
+    make, shapes = LOSSES[name]
+    teacher, student = random_features(shapes)
+    loss = make()
+    _, ordinary = _value_and_gradient(loss, teacher, student)
+    _, gradient = _value_and_gradient(loss, teacher, scale * student)
+    assert np.max(np.abs(gradient)) < 500.0 * np.max(np.abs(ordinary))
+
+
+@pytest.mark.parametrize("name", ["rkd", "pkt", "nst"])
+def test_ordinary_features_get_the_gradient_of_the_published_loss(name):
+    """One that no scale changes: of features ten times as large it is a tenth."""
+    make, shapes = LOSSES[name]
+    teacher, student = random_features(shapes)
+    _, gradient = _value_and_gradient(make(), teacher, student)
+    _, larger = _value_and_gradient(make(), teacher, 1e3 * student)
+    size = np.max(np.abs(gradient))
+    np.testing.assert_allclose(1e3 * larger, gradient, rtol=2e-3, atol=2e-3 * size)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_saved_loss_is_the_same_loss(name, tmp_path):
     make, shapes = LOSSES[name]

@@ -1,7 +1,14 @@
 import keras
 import numpy as np
 import pytest
-from logit_twins import divergence, logits, slope, softmax, value_and_gradient
+from logit_twins import (
+    divergence,
+    logits,
+    one_against_rest,
+    slope,
+    softmax,
+    value_and_gradient,
+)
 
 import keras_mikd as mikd
 
@@ -94,3 +101,17 @@ def test_bad_factors_are_refused(name):
         mikd.RLD(**{name: -1.0})
     with pytest.raises(ValueError, match="`temperature` to be a finite number"):
         mikd.RLD(confidence_temperature=0.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 0.1, 1.0, 4.0, 100.0, 1e3, 1e4, 1e5, 1e6])
+@pytest.mark.parametrize("shift", [0.0, 32.0])
+def test_every_temperature_is_right_to_a_ten_thousandth(temperature, shift):
+    teacher, student, labels = logits(64, 10)
+    loss = mikd.RLD(alpha=1.0, beta=0.0, temperature=temperature)
+    # Steps of 2^-10, so that the shift loses nothing before the loss begins.
+    teacher, student = (np.round(1024 * z) / np.float32(1024) for z in (teacher, student))
+    value, gradient = value_and_gradient(loss, teacher + shift, student - shift, labels)
+    chosen = {"of_teacher": teacher.argmax(axis=1), "of_student": labels}
+    expected, slopes = one_against_rest(teacher, student, temperature, **chosen)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6 * expected.max())
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-3, atol=1e-4 * np.abs(slopes).max())

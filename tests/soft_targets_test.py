@@ -312,3 +312,60 @@ def test_two_standardized_classes_are_refused():
         SoftTargets(standardize=True).build((2, 2), (2, 2))
     with pytest.raises(ValueError, match="`standardize` to be True or False"):
         SoftTargets(standardize=1)
+
+
+_MASKED = np.array([[5.0, 1.0, 0.0, -np.inf], [0.0, 3.0, 1.0, -np.inf]], "float32")
+_KEPT = np.array([[0.0, 1.0, 3.0, 0.5], [3.0, 0.0, 1.0, 0.5]], "float32")
+
+
+def test_standardized_logits_leave_out_a_class_that_both_mask():
+    student = np.where(np.isinf(_MASKED), -np.inf, _KEPT)
+    loss = SoftTargets(standardize=True)
+    value, gradient = _gradient(loss, _MASKED, student)
+    kept, slope = _gradient(SoftTargets(standardize=True), _MASKED[:, :3], student[:, :3])
+    expected = _twin(_z_scores(_MASKED[:, :3]), _z_scores(student[:, :3]), 4.0)
+    np.testing.assert_allclose(kept, expected, rtol=1e-4)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    np.testing.assert_allclose(gradient[:, :3], slope, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, 3], 0.0)
+
+
+def test_standardized_logits_that_one_network_masks_are_as_without_z_scores():
+    loss = SoftTargets(standardize=True)
+    value, gradient = _gradient(loss, _MASKED, _KEPT)
+    p = np.pad(_softmax(_z_scores(_MASKED[:, :3]) / 4.0), [(0, 0), (0, 1)])
+    q = _softmax(_z_scores(_KEPT) / 4.0)
+    entropy = np.sum(p[:, :3] * np.log(p[:, :3]), -1)
+    np.testing.assert_allclose(value, 16.0 * (entropy - (p * np.log(q)).sum(-1)), rtol=1e-4)
+    assert np.all(np.isfinite(gradient)) and np.all(np.any(gradient != 0, axis=-1))
+    # No probability where the teacher has one is infinitely far.
+    np.testing.assert_array_equal(loss(_KEPT, _MASKED), SoftTargets()(_KEPT, _MASKED))
+    np.testing.assert_array_equal(loss(_KEPT, _MASKED), [np.inf, np.inf])
+
+
+def test_one_or_two_classes_that_no_mask_leaves_out_have_no_gradient():
+    for left in (1, 2):
+        student = np.where(np.arange(4) < left, _KEPT, -np.inf)
+        value, gradient = _gradient(SoftTargets(standardize=True), _KEPT, student)
+        assert np.all(value == np.inf)
+        masked = np.where(np.arange(4) < left, _KEPT + [1.0, -1.0, 0.0, 0.0], -np.inf)
+        value, gradient = _gradient(SoftTargets(standardize=True), masked, student)
+        assert np.all(np.isfinite(value))
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_of_a_broken_network_are_no_number(standardize, broken):
+    logits = np.array([[broken, 1.0, 2.0]], "float32")
+    for pair in ((logits, TEACHER[:1]), (TEACHER[:1], logits), (logits, logits)):
+        assert np.isnan(SoftTargets(standardize=standardize)(*pair))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-6])
+def test_z_scores_of_a_student_that_hardly_varies_have_a_gradient_that_float16_holds(scale):
+    loss = SoftTargets(standardize=True)
+    student = STUDENT[:1]
+    _, ordinary = _gradient(loss, TEACHER[:1], student)
+    _, gradient = _gradient(loss, TEACHER[:1], scale * student)
+    assert 0 < np.max(np.abs(gradient)) < 500.0 * np.max(np.abs(ordinary))

@@ -413,7 +413,15 @@ def test_nan_and_infinity_are_refused_in_images_and_in_what_the_teacher_puts_out
     inner = cases.teacher()
     teacher = keras.Model(inner.input, inner.get_layer("logits").output)
     teacher.get_layer("logits").kernel.assign(np.full((8, 4), abs(value)))
-    with pytest.raises(ValueError, match=r"Received: (nan|inf) at its place 'output'"):
+    said = "whose 'logits/kernel' has NaN" if np.isnan(value) else "inf at its place 'output'"
+    with pytest.raises(ValueError, match=f"Received: .*{said}"):
+        _cache(teacher=teacher).build(verbose=0)
+
+
+def test_nan_that_a_relu_hides_is_refused():
+    teacher = cases.teacher()
+    teacher.get_layer("conv1").bias.assign([np.nan] * 6)
+    with pytest.raises(ValueError, match="`teacher` to have numbers.*'conv1/bias' has NaN"):
         _cache(teacher=teacher).build(verbose=0)
 
 

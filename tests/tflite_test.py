@@ -392,6 +392,15 @@ def _filtered_to_nothing():
     return tf.data.Dataset.from_tensors(_images(2)).filter(lambda x: False)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
+def test_an_axis_that_keras_adds_or_takes_away_may_be_missing(shape):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
+    batches = checked_batches("check_on", np.ones((2, *shape)), model)
+    assert model(next(iter(batches))).shape == (2, 6, 6, 2)
+    unknown = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)])
+    assert checked_batches("check_on", np.ones((2, *shape)), unknown) is not None
+
+
 @pytest.mark.parametrize("nothing", [_images(0), _filtered_to_nothing()])
 def test_no_examples_are_refused(cnn, nothing):
     model, content = cnn
@@ -402,7 +411,7 @@ def test_no_examples_are_refused(cnn, nothing):
 @pytest.mark.parametrize(
     ("error", "message", "kwargs"),
     [
-        (TypeError, "Expected a keras.Model", {"model": "student.keras"}),
+        (TypeError, "a keras.Model. .*keras.saving.load_model", {"model": "student.keras"}),
         (
             ValueError,
             "Expected a built model",
@@ -428,6 +437,16 @@ def test_no_examples_are_refused(cnn, nothing):
         (TypeError, "one array of examples", {"check_on": np.array(1.0)}),
         (ValueError, r"endless data set. Add \.take", {"check_on": _endless()}),
         (ValueError, r"shape \(8, 8, 3\). Add \.batch", {"check_on": _single_images()}),
+        (
+            ValueError,
+            r"`check_on` to be what 'cnn' takes.*\(8, 8, 3\). Received: .* shape \(8, 8, 1\)",
+            {"check_on": _images(2)[..., :1]},
+        ),
+        (
+            ValueError,
+            r"`calibrate_on` to be what .* shape \(8, 8\). Resize",
+            {"quantize": "int8", "calibrate_on": _images(2)[..., 0]},
+        ),
         (TypeError, "check_on=tuple. Of images and", {"check_on": (_images(2), [0, 1])}),
     ],
 )

@@ -1,5 +1,7 @@
 """Which heads a VIDDistiller puts where, and for which pairs of networks."""
 
+import pathlib
+
 import cases
 import keras
 import numpy as np
@@ -260,3 +262,10 @@ def test_a_constant_channel_gets_the_smallest_variance():
     head.build((None, 2), (None, 3))
     head.look_at(np.float32([[1.0, 0.0], [1.0, 2.0]]), np.zeros((2, 3), "float32"))
     np.testing.assert_allclose(head.variance(), [1e-4, 1.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_file_is_to_be_loaded_first_and_its_argument_is_named(role, raw):
+    with pytest.raises(ValueError, match=f"Expected `{role}` to be.*keras.saving.load_model"):
+        _vid(**{role: pathlib.Path("a.keras")}, raw=raw)

@@ -145,10 +145,11 @@ class TeacherCache:
             verbose: Whether to show the size and a progress bar.
 
         Raises:
-            ValueError: If the teacher puts out nan or infinity (logits may be -inf), or a number
-                that float16 does not hold.
+            ValueError: If the teacher has weights that are NaN or puts out nan or infinity (logits
+                may be -inf), or a number that float16 does not hold.
             OSError: If the folder's disk has no room for all of the cache.
         """
+        checks.without_nan("teacher", self._taps.model)
         self._kept.open()
         rows, size = self._views.rows, self.batch_size
         if verbose:

@@ -1,5 +1,6 @@
 """One call that says which method helps a student on a user's own data."""
 
+import inspect
 import json
 import os
 import statistics
@@ -90,9 +91,10 @@ def compare(
         ValueError: Before any training, if an argument is out of range, a method does not fit the
             networks, or the folder holds other runs.
     """
-    checks.model("teacher", teacher)
+    checks.without_nan("teacher", checks.model("teacher", teacher))
     if balance is not None and weights is None:
         weights = BALANCED  # Published weights are for losses as they are.
+    _check_makes_student(make_student)
     chosen = checked_methods(methods, weights)
     checks.integer("seeds", seeds, at_least=1)
     checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
@@ -343,6 +345,19 @@ def _of_known_size(batches):
 
 def _adam(steps):
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, steps))
+
+
+def _check_makes_student(make_student):
+    try:
+        if isinstance(make_student, keras.Model):  # It is a function as well, of images.
+            raise TypeError
+        inspect.signature(make_student).bind()
+    except TypeError:
+        raise ValueError(
+            "Expected `make_student` to be a function of no arguments that makes an untrained "
+            f"student, since every run has its own. Received: make_student={make_student!r}. Pass "
+            "`lambda: build(...)`, or the function that built it."
+        ) from None
 
 
 def _places(methods, teacher, make_student):

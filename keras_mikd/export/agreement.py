@@ -42,7 +42,27 @@ def checked_batches(argument, data, model):
             f"Expected `{argument}` to be a data set of batches. Received: {argument}=single "
             f"examples of shape {tuple(spec.shape)}. Add .batch(32)."
         )
+    if len(inputs) == 1 and not _fits(spec.shape, inputs[0].shape):
+        raise ValueError(
+            f"Expected `{argument}` to be what {model.name!r} takes, examples of shape "
+            f"{tuple(inputs[0].shape[1:])}. Received: {argument}=examples of shape "
+            f"{tuple(spec.shape[1:])}. Resize them, or put back an axis of channels."
+        )
     return data
+
+
+def _fits(batch, wanted):
+    """Whether a batch is of a shape, or of one that Keras makes it of: an axis of 1 at the end."""
+    if batch.rank is None:
+        return True
+    sizes = list(batch)
+    if len(sizes) == len(wanted) - 1 and wanted[-1] == 1:
+        sizes.append(1)
+    if len(sizes) == len(wanted) + 1 and sizes[-1] == 1:
+        sizes.pop()
+    return len(sizes) == len(wanted) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(sizes[1:], wanted[1:], strict=True)
+    )
 
 
 def inputs_of(model):

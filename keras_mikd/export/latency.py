@@ -47,6 +47,7 @@ def measure_latency(
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed: `pip install "keras_mikd[tflite]"`.
+        TypeError: If `path` is no path, such as a model.
         ValueError: If an argument is out of range, or no number of threads is given.
         FileNotFoundError: If there is no such file.
         RuntimeError: If the benchmark fails; the message has the end of what it printed.
@@ -57,7 +58,7 @@ def measure_latency(
         print(latency.threads, latency.median_ms, latency.p95_ms)
     ```
     """
-    path = pathlib.Path(path)
+    path = _checked_path(path)
     runs = checks.integer("runs", runs, at_least=1)
     numbers = [checks.integer("threads", number, at_least=1) for number in threads]
     if not numbers:
@@ -71,6 +72,16 @@ def measure_latency(
             'Expected ai-edge-litert, which times files: pip install "keras_mikd[tflite]".'
         ) from error
     return [_timed(path, number, runs) for number in numbers]
+
+
+def _checked_path(path):
+    if isinstance(path, (str, os.PathLike)):
+        return pathlib.Path(path)
+    network = "distiller.student" if hasattr(path, "distillation_losses") else "model"
+    raise TypeError(
+        f"Expected `path` to be a .tflite file. Received: path={path!r}. Write the file first: "
+        f'export_tflite({network}, "student.tflite").'
+    )
 
 
 def _timed(path, threads, runs):

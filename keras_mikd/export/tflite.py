@@ -136,8 +136,9 @@ def export_tflite(
         TypeError: If `model` is a distiller or not a Keras model, or `check_on` of another type.
         ValueError: If `model` is not built, cannot be copied in float32, or has a weight that is
             not a number or that the file cannot hold; `path` has another suffix, `tolerance` is
-            negative or not finite, `check_on` or `calibrate_on` is empty or endless, `quantize` is
-            unknown, or it does not go together with the model, `calibrate_on` or `integer_io`.
+            negative or not finite, `check_on` or `calibrate_on` is empty, endless or not of what
+            the model takes, `quantize` is unknown, or it does not go together with the model,
+            `calibrate_on` or `integer_io`.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`, or a model of
             `quantization_aware` has an operator left in float32. (An operator that LiteRT does not
@@ -201,7 +202,10 @@ def _check_model(model):
                 f"Received: model={type(model).__name__}. Pass {network}."
             )
     if not isinstance(model, keras.Model):
-        raise TypeError(f"Expected a keras.Model. Received: model={model!r}")
+        raise TypeError(
+            f"Expected `model` to be a keras.Model. Received: model={model!r}. "
+            f"{checks.instead_of_model(model)}"
+        )
     if not model.built:
         raise ValueError(
             f"Expected a built model, with weights. Received: model={model.name!r}. Call it on a "

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_mikd import checks
 from keras_mikd.features.inputs import TeacherInputs, check_fit
 from keras_mikd.features.layer_graph import ends, has_graph, tapped
 from keras_mikd.features.places import (
@@ -30,7 +31,8 @@ class FeatureTaps:
       `"output/0"` is one tensor of a dict or list;
     * the name of a layer, `"conv2"`, or its path through nested models,
       `"backbone/stack3_block2_add"`; `"lstm/0"` is one output of a layer with several, `"relu@2"`
-      the second call of a layer that is called several times;
+      the second call of a layer that is called several times, `"backbone@2/conv1"` what is inside
+      that of a nested model;
     * `"stage1"`, `"block1"`, ... or `"pooled"`, see `stages`; `"input"`, the model's only input;
     * a pyramid level of a KerasCV or KerasHub backbone, `"P4"`, also inside a detector of KerasCV;
       `"feature_pyramid/P4"` is the same level after the pyramid of a KerasCV RetinaNet.
@@ -65,8 +67,8 @@ class FeatureTaps:
 
     Raises:
         TypeError: If `places` is not an iterable of names.
-        ValueError: If a place does not exist or is not one tensor, the model is not built or hides
-            its layers, or `features` returns something else.
+        ValueError: If a place does not exist or is not one tensor, the model is none, is not built
+            or hides its layers, or `features` returns something else.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class FeatureTaps:
         inputs: Any = None,
         convert: TeacherInputs | None = None,
     ) -> None:
-        self.model = model
+        self.model = checks.any_model("model", model)
         self.places = checked_places(places)
         self.features = features
         self.convert = convert

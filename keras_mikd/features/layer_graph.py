@@ -12,7 +12,10 @@ _ASSUMED_SIZE = 256
 
 
 class Call(NamedTuple):
-    """One call of a layer or Keras operation: its path, its result and the calls that feed it."""
+    """One call of a layer or Keras operation: its path, its result and the calls that feed it.
+
+    The path is that of this call alone, `"relu@2"` where the layer is called several times.
+    """
 
     path: str
     layer: Any
@@ -31,7 +34,7 @@ class LayerGraph:
         calls: List of `Call`; `parents` are positions in it.
         names: `{path: [position of each tensor of that name]}`, several if a layer is called
             several times or has several outputs; one output of it is also there as `"pyramid/0"`,
-            one call as `"relu@2"`.
+            one call as `"relu@2"`, and what is inside a nested model's as `"block@2/relu"`.
         levels: `{"P3": [path], ...}`, the pyramid levels of KerasCV and KerasHub backbones, also
             inside a detector, and `{"feature_pyramid/P3": [path], ...}` of a KerasCV RetinaNet.
         outputs: Positions of the model's outputs.
@@ -43,7 +46,7 @@ class LayerGraph:
         self.levels = {}
         specs = model.inputs if input_specs is None else input_specs
         feeds = [
-            self._add(operation_of(tensor), "", [spec.shape], [])
+            self._add(operation_of(tensor), operation_of(tensor).name, [spec.shape], [])
             for tensor, spec in zip(model.inputs, specs, strict=True)
         ]
         self.outputs = self._open(model, "", feeds, specs)
@@ -66,51 +69,50 @@ class LayerGraph:
         every = sum(behind[position] for position in self.outputs)
         return [i for i, (a, b) in enumerate(zip(ahead, behind, strict=True)) if a * b == every]
 
-    def _add(self, layer, prefix, shapes, parents):
+    def _add(self, layer, path, shapes, parents):
         position = len(self.calls)
-        self.calls.append(Call(prefix + layer.name, layer, tuple(shapes), tuple(parents)))
-        self.names.setdefault(prefix + layer.name, []).extend([position] * len(shapes))
-        for path in _output_paths(prefix + layer.name, shapes):
-            self.names.setdefault(path, []).append(position)
+        self.calls.append(Call(path, layer, tuple(shapes), tuple(parents)))
+        self.names.setdefault(path, []).extend([position] * len(shapes))
+        for output in _output_paths(path, shapes):
+            self.names.setdefault(output, []).append(position)
         return position
-
-    def _number_calls(self, prefix, made):
-        """Gives every call of a layer that is called several times a path: `"relu@2"`."""
-        for path, positions in made.items():
-            for number, position in enumerate(positions, start=1):
-                if len(positions) > 1 and len(self.calls[position].shapes) == 1:
-                    numbered = f"{prefix}{path}@{number}"
-                    self.calls[position] = self.calls[position]._replace(path=numbered)
-                    self.names.setdefault(numbered, []).append(position)
 
     def _open(self, model, prefix, feeds, specs):
         """Adds the calls in `model`, fed by those at `feeds`; returns where its outputs are."""
         nodes = nodes_behind(model.outputs)
         shapes = _shapes(model, nodes, specs)
         source = {id(t): position for t, position in zip(model.inputs, feeds, strict=True)}
-        calls = {}
-        for node in nodes:
+        repeated = {}
+        for node, name in zip(nodes, _numbered(nodes), strict=True):
             if not node.input_tensors:
                 continue
-            layer = node.operation
+            layer, path = node.operation, prefix + name
             parents = [source[id(t)] for t in node.input_tensors]
             nested = _graph_in(node)
             if nested is not None and len(nested.inputs) <= len(parents):
                 # What follows the inputs is a mask.
                 fed = node.input_tensors[: len(nested.inputs)]
                 inner = [keras.KerasTensor(shapes[id(t)], t.dtype) for t in fed]
-                made = self._open(nested, f"{prefix}{layer.name}/", parents[: len(fed)], inner)
-                self.names.setdefault(prefix + layer.name, []).extend(made)
+                made = self._open(nested, f"{path}/", parents[: len(fed)], inner)
+                self.names.setdefault(path, []).extend(made)
                 if nested is not layer:
-                    made = self._name_outputs(prefix + layer.name, node.outputs, made)
+                    made = self._name_outputs(path, node.outputs, made)
             else:
                 own = [shapes[id(t)] for t in node.outputs]
-                made = [self._add(layer, prefix, own, parents)] * len(own)
-                calls.setdefault(layer.name, []).append(made[0])
+                made = [self._add(layer, path, own, parents)] * len(own)
+            if name != layer.name:
+                repeated[path] = prefix + layer.name
             source.update(zip(map(id, node.outputs), made, strict=True))
-        self._number_calls(prefix, calls)
         self._add_levels(model, prefix)
+        self._name_all_calls(repeated)
         return [source[id(t)] for t in model.outputs]
+
+    def _name_all_calls(self, repeated):
+        """Lets `"block/relu"` stand for all of `"block@1/relu"`, `"block@2/relu"`, ..."""
+        for call, path in repeated.items():
+            for name, positions in list(self.names.items()):
+                if name == call or name.startswith(f"{call}/"):
+                    self.names.setdefault(path + name.removeprefix(call), []).extend(positions)
 
     def _name_outputs(self, path, outputs, made):
         """Names the outputs of an opened layer as those of a closed one; returns where they are."""
@@ -222,36 +224,53 @@ def tapped(model, paths):
     """
     inputs, outputs = ends(model)
     nodes = nodes_behind(model.outputs)
+    called = dict(zip(_numbered(nodes), nodes, strict=True))
     nested = {}
-    graphs = {node.operation.name: _graph_in(node) for node in nodes if node.input_tensors}
-    layers = {node.operation.name for node in nodes if not has_graph(node.operation)}
     for path in paths:
         name, _, rest = path.partition("/")
-        # An opened layer has its outputs by number.
-        if rest and graphs.get(name) is not None and not (rest.isdigit() and name in layers):
-            nested.setdefault(name, set()).add(rest)
+        if rest and name in called and _reads_inside(called[name], rest):
+            # What one call is read at, all are: they are calls of one model.
+            _, inside = nested.setdefault(called[name].operation.name, (called[name], set()))
+            inside.add(rest)
     if nested:
-        taps = {name: tapped(graphs[name], rest) for name, rest in nested.items()}
-        inputs, outputs, made = _called_again(model, taps)
+        taps = {name: tapped(_graph_in(node), inside) for name, (node, inside) in nested.items()}
+        inputs, outputs, made = _called_again(model, called, taps)
     else:
         made = {operation_of(t).name: t for t in model.inputs}
-        calls = collections.Counter()
-        for node in nodes:
-            made.update(_by_path(node.operation.name, node.outputs, calls))
+        for name, node in called.items():
+            made.update(_by_path(name, node.outputs))
     return keras.Model(inputs, (outputs, {path: made[path] for path in paths}), name=model.name)
 
 
-def _called_again(model, taps):
-    """Calls the layers of `model` on new inputs, with `taps` in place of nested models."""
-    made, calls = {}, collections.Counter()
+def _reads_inside(node, rest):
+    if not node.input_tensors or _graph_in(node) is None:
+        return False
+    # An opened layer has its outputs by number.
+    return has_graph(node.operation) or not rest.isdigit()
+
+
+def _called_again(model, called, taps):
+    """Calls the layers of `model` on new inputs, with `taps` in place of nested models.
+
+    `called` are the calls of the model by name. Keras makes them in an order of its own: which call
+    it is shows in the tensors that come in.
+    """
+    made, waiting = {}, {name: node for name, node in called.items() if node.input_tensors}
+    renewed = {}  # id of an old tensor: the new one.
 
     def call(layer, *args, **kwargs):
+        fed = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        name = next(n for n, node in waiting.items() if _is_call(node, layer, fed, renewed))
+        node = waiting.pop(name)
+        renewed.update({id(old): new for old, new in zip(node.input_tensors, fed, strict=True)})
         if layer.name in taps:
             result, read = taps[layer.name](*args, **kwargs)
-            made.update({f"{layer.name}/{path}": value for path, value in read.items()})
+            made.update({f"{name}/{path}": value for path, value in read.items()})
         else:
             result = layer(*args, **kwargs)
-        made.update(_by_path(layer.name, keras.tree.flatten(result), calls))
+        outputs = keras.tree.flatten(result)
+        renewed.update({id(old): new for old, new in zip(node.outputs, outputs, strict=False)})
+        made.update(_by_path(name, outputs))
         return result
 
     # `clone_model` would compile a copy of a compiled model; this one never is.
@@ -262,19 +281,38 @@ def _called_again(model, taps):
     return again.input, again.output, made
 
 
+def _is_call(node, layer, fed, renewed):
+    """Whether a layer that gets new tensors is in the call of these old ones."""
+    return (
+        node.operation is layer
+        and len(node.input_tensors) == len(fed)
+        and all(
+            renewed.get(id(old), new) is new
+            for old, new in zip(node.input_tensors, fed, strict=True)
+        )
+    )
+
+
+def _numbered(nodes):
+    """Returns the name of each call: that of its layer, or `"relu@2"` if it is called again."""
+    every = collections.Counter(node.operation.name for node in nodes)
+    so_far = collections.Counter()
+    names = []
+    for node in nodes:
+        name = node.operation.name
+        so_far[name] += 1
+        names.append(f"{name}@{so_far[name]}" if every[name] > 1 else name)
+    return names
+
+
 def _output_paths(path, outputs):
     """Returns the paths of the single outputs of a layer that has several."""
     return [f"{path}/{i}" for i in range(len(outputs))] if len(outputs) > 1 else []
 
 
-def _by_path(path, outputs, calls):
-    """Returns `{path: tensor}` of a layer's outputs; its own path is that of the first.
-
-    `calls` counts the calls of every layer, in the order of the graph.
-    """
-    calls[path] += 1
-    own = {path: outputs[0], f"{path}@{calls[path]}": outputs[0]}
-    return own | dict(zip(_output_paths(path, outputs), outputs, strict=False))
+def _by_path(path, outputs):
+    """Returns `{path: tensor}` of a layer's outputs; its own path is that of the first."""
+    return {path: outputs[0]} | dict(zip(_output_paths(path, outputs), outputs, strict=False))
 
 
 def _shapes(model, nodes, specs):

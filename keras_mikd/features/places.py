@@ -85,6 +85,15 @@ class _Places:
         return paths[-1]
 
     def _instead(self, path):
+        numbered = "/".join(rf"{re.escape(part)}(@\d+)?" for part in path.split("/"))
+        calls = [
+            name
+            for name, positions in self.graph.names.items()
+            if len(positions) == 1 and re.fullmatch(numbered, name)
+        ]
+        if calls:
+            more = f" and {len(calls) - _LISTED} more" if len(calls) > _LISTED else ""
+            return f"Read one of its calls: {', '.join(calls[:_LISTED])}{more}."
         single = [
             name for name in self.graph.names if re.fullmatch(rf"{re.escape(path)}/\d+", name)
         ]
@@ -93,7 +102,9 @@ class _Places:
         return "Read a layer before or after it."
 
     def _unknown(self, place):
-        known = list(dict.fromkeys([OUTPUT, *self.aliases, *self.graph.names]))
+        # What stands for several calls has them beside it.
+        single = [name for name, found in self.graph.names.items() if len(set(found)) == 1]
+        known = list(dict.fromkeys([OUTPUT, *self.aliases, *single]))
         ends_alike = [name for name in known if name.rpartition("/")[2] == place]
         close = dict.fromkeys(ends_alike[:3] + difflib.get_close_matches(place, known, n=3))
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -168,8 +168,11 @@ def pair_stages(teacher: keras.Model, student: keras.Model) -> list[tuple[str, s
         `[("block6", "block1"), ("block12", "block2")]`.
 
     Raises:
-        ValueError: If a model is subclassed, not built or has neither stages nor blocks.
+        ValueError: If one is no model, is subclassed or not built, or has neither stages nor
+            blocks.
     """
+    checks.model("student", student)
+    checks.model("teacher", teacher)
     levels = []
     for role, model in (("teacher", teacher), ("student", student)):
         levels.append(_levels(model))

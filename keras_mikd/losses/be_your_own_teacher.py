@@ -11,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_mikd import checks
 from keras_mikd.features.feature_taps import output_at
 from keras_mikd.losses import schedules
-from keras_mikd.losses.connectors import batch_norm, run
+from keras_mikd.losses.connectors import batch_norm, maps_like_ours, run
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.soft_targets import softened_divergence
 
@@ -131,7 +131,7 @@ class BeYourOwnTeacher(DistillationLoss):
                     strides=size,
                     use_bias=False,
                     kernel_initializer="he_normal",
-                    dtype=self.dtype_policy,
+                    **maps_like_ours(self.dtype_policy),
                 ),
                 batch_norm(self.dtype_policy),
                 keras.layers.ReLU(dtype=self.dtype_policy),

@@ -21,13 +21,13 @@ def repdistiller_convolutions(teacher_shape, student_shape, *, dtype, instead):
     options = {
         "use_bias": False,
         "kernel_initializer": keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
-        "dtype": dtype,
+        **maps_like_ours(dtype),
     }
     channels, sizes, wanted = teacher_shape[3], student_shape[1:3], teacher_shape[1:3]
     pairs = list(zip(sizes, wanted, strict=True))
     if all(size == 2 * target for size, target in pairs):
         # "same" would pad an even map at the bottom right only.
-        padding = keras.layers.ZeroPadding2D(1, dtype=dtype)
+        padding = keras.layers.ZeroPadding2D(1, **maps_like_ours(dtype))
         return [padding, keras.layers.Conv2D(channels, 3, strides=2, **options)]
     if all(2 * size == target for size, target in pairs):
         return [keras.layers.Conv2DTranspose(channels, 4, strides=2, padding="same", **options)]
@@ -68,11 +68,19 @@ def unfolding_convolutions(teacher_shape, student_shape, *, width, dtype):
                 padding="same" if i else "valid",
                 use_bias=False,
                 kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
-                dtype=dtype,
+                **maps_like_ours(dtype),
             )
         )
         taken = channels
     return layers
+
+
+def maps_like_ours(dtype):
+    """Returns arguments of a layer on maps that would follow Keras' global settings without them.
+
+    The maps of a loss are channels-last and float32, whatever the networks of a process are.
+    """
+    return {"data_format": "channels_last", "dtype": dtype}
 
 
 def batch_norm(dtype):

@@ -11,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
 from keras_mikd.losses import schedules
-from keras_mikd.losses.centering import deviations, length
+from keras_mikd.losses.centering import SHORTEST, deviations, gently, length
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_logits
 from keras_mikd.losses.similarities import whole_batch
@@ -103,5 +103,12 @@ class DIST(DistillationLoss):
 
 def _correlation_terms(first, second, axis):
     """Returns the terms whose sum over `axis` is Pearson's correlation along it."""
-    first, second = deviations(first, axis), deviations(second, axis)
+    first, second = (_deviations(x, axis) for x in (first, second))
     return first * second / (length(first, axis) * length(second, axis) + 1e-8)
+
+
+def _deviations(probabilities, axis):
+    deviation = deviations(probabilities, axis)
+    # Of many classes, all probabilities are small: short is what deviates little from them.
+    shortest = SHORTEST * length(probabilities, axis)
+    return gently(deviation, length(deviation, axis), shortest)

@@ -10,7 +10,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_mikd import checks
 from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.one_class import against_rest, is_class, without
+from keras_mikd.losses.one_class import divergence_of_one, is_class, without
 from keras_mikd.losses.shape_checks import check_logits
 from keras_mikd.losses.soft_targets import softened_divergence
 
@@ -74,12 +74,13 @@ class DKD(DistillationLoss):
         training: bool | None = None,
     ) -> tf.Tensor:
         temperature = schedules.now(self.temperature)
-        teacher, student = teacher / temperature, student / temperature
         target = is_class(checks.class_indices(labels, one_hot=True), student)
-        of_target = softened_divergence(
-            against_rest(teacher, target), against_rest(student, target), 1.0
+        of_target = divergence_of_one(
+            teacher, student, temperature, of_teacher=target, of_student=target
         )
-        of_others = softened_divergence(without(teacher, target), without(student, target), 1.0)
+        of_others = softened_divergence(
+            without(teacher, target), without(student, target), temperature
+        )
         return temperature**2 * (self.alpha * of_target + self.beta * of_others)
 
     def get_config(self) -> dict[str, Any]:

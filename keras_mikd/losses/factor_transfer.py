@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.features.grids import common_grid, pool_to
-from keras_mikd.losses.centering import length
-from keras_mikd.losses.connectors import batch_norm, run
+from keras_mikd.losses.centering import gently, length
+from keras_mikd.losses.connectors import batch_norm, maps_like_ours, run
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.paraphraser import fitted
 from keras_mikd.losses.shape_checks import check_pair
@@ -138,6 +138,7 @@ class FactorTransfer(DistillationLoss):
         factors, power = pool_to(factors, self.grid), _VARIANTS[self.variant].power
         if power is not None:
             factors = ops.mean(factors**power, axis=-1, keepdims=True)
+        factors = gently(factors, length(factors, axis=(1, 2, 3)))
         return factors / ops.maximum(length(factors, axis=(1, 2, 3)), 1e-12)
 
     def _encoder(self, channels, factors, *, norm, trainable=True):
@@ -148,7 +149,7 @@ class FactorTransfer(DistillationLoss):
                 3,
                 padding="same",
                 kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
-                dtype=self.dtype_policy,
+                **maps_like_ours(self.dtype_policy),
             )
             relu = keras.layers.LeakyReLU(negative_slope=0.1, dtype=self.dtype_policy)
             layers += [convolution, *([batch_norm(self.dtype_policy)] if norm else []), relu]

@@ -32,5 +32,7 @@ class OrthogonalProjection(keras.layers.Layer):
     def matrix(self):
         """Returns the matrix of the map, shape `(input channels, units)`."""
         orthonormal, triangular = ops.qr(self.kernel)
-        orthonormal = orthonormal * ops.where(ops.diagonal(triangular) < 0.0, -1.0, 1.0)
+        negative = ops.diagonal(triangular) < 0.0
+        ones = ops.ones_like(orthonormal[0])  # Of two numbers alone, Keras would follow `floatx`.
+        orthonormal = orthonormal * ops.where(negative, -1.0, ones)
         return ops.transpose(orthonormal) if self.units == self.kernel.shape[0] else orthonormal

@@ -43,9 +43,11 @@ def _decoder(encoder):
     """Returns the decoder's weights, as large as the encoder's, and in reverse."""
     draw = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=0)
     weights = []
-    for kernel, _ in reversed(encoder):
-        rows, columns, inputs, outputs = kernel.shape
-        weights += [draw((rows, columns, outputs, inputs)), ops.zeros((inputs,))]
+    for taken, _ in reversed(encoder):
+        rows, columns, inputs, outputs = taken.shape
+        # Keras would follow `floatx`.
+        kernel = draw((rows, columns, outputs, inputs), dtype="float32")
+        weights += [kernel, ops.zeros((inputs,), dtype="float32")]
     return weights
 
 

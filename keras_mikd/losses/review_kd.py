@@ -11,7 +11,7 @@ from keras import ops
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
 from keras_mikd.features.grids import pool_to
-from keras_mikd.losses.connectors import batch_norm
+from keras_mikd.losses.connectors import batch_norm, maps_like_ours
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
@@ -120,7 +120,7 @@ class ReviewKD(DistillationLoss):
             padding="same",
             use_bias=False,
             kernel_initializer=keras.initializers.VarianceScaling(1, "fan_in", "uniform"),
-            dtype=self.dtype_policy,
+            **maps_like_ours(self.dtype_policy),
         )
         layer.build((None, None, None, width))
         return layer

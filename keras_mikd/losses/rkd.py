@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
+from keras_mikd.losses.centering import gently
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_known
 from keras_mikd.losses.similarities import directions, flattened, is_itself, size, whole_batch
@@ -99,7 +100,7 @@ class RKD(DistillationLoss):
         of_all = whole_batch(ops.sum(distances, axis=-1), self.gather)
         pairs = ops.maximum(size(of_all) * (size(of_all) - 1.0), 1.0)
         mean = ops.sum(of_all) / pairs
-        return distances / ops.where(mean > 0, mean, 1.0)
+        return gently(distances / ops.where(mean > 0, mean, 1.0), mean)
 
 
 def _cosines(differences):

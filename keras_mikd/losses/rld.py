@@ -11,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_mikd import checks
 from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.one_class import against_rest, is_class, without
+from keras_mikd.losses.one_class import divergence_of_one, is_class, without
 from keras_mikd.losses.shape_checks import check_logits
 from keras_mikd.losses.soft_targets import softened_divergence
 
@@ -84,10 +84,8 @@ class RLD(DistillationLoss):
         if self.confidence_temperature is not None:
             confidence = schedules.now(self.confidence_temperature)
         answer = is_class(ops.argmax(teacher, axis=-1), teacher)
-        of_confidence = softened_divergence(
-            against_rest(teacher / confidence, answer),
-            against_rest(student / confidence, target),
-            1.0,
+        of_confidence = divergence_of_one(
+            teacher, student, confidence, of_teacher=answer, of_student=target
         )
         of_target = ops.sum(ops.where(target, teacher, 0.0), axis=-1, keepdims=True)
         refuted = teacher >= of_target

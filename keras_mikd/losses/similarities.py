@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_mikd.distribution import replicas
-from keras_mikd.losses.centering import length
+from keras_mikd.losses.centering import gently, length
 
 
 def flattened(feature):
@@ -50,7 +50,9 @@ def directions(x, *, at_least=1e-12, added=0.0):
     """Returns `x / (max(length, at_least) + added)`, over the last axis.
 
     What is not longer than `at_least` has no direction and gets no gradient, which would be huge.
+    What is short gets that of a longer one (`gently`).
     """
+    x = gently(x, length(x, axis=-1))
     size_of_each = length(x, axis=-1)
     x = ops.where(size_of_each > at_least, x, ops.stop_gradient(x))
     return x / (ops.maximum(size_of_each, at_least) + added)

@@ -1,6 +1,5 @@
 """Knowledge distillation with softened class probabilities."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks, masks
 from keras_mikd.losses import class_map, schedules
-from keras_mikd.losses.centering import deviations, length
+from keras_mikd.losses.centering import deviations, gently, length, number_left
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import compared_logits
 
@@ -39,7 +38,7 @@ class SoftTargets(DistillationLoss):
             taken away, and they are divided by `1e-7 +` their standard deviation (with `classes -
             1`, as in the authors' code). So the student need not have the teacher's scale. The
             authors take a temperature of 2 and a weight of 9. Logits that are all equal stay 0,
-            without a gradient.
+            without a gradient. Classes that are masked by `-inf` count in neither.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
@@ -116,25 +115,33 @@ class SoftTargets(DistillationLoss):
 
 
 def _z_scores(logits):
-    deviation = deviations(logits, axis=-1)
-    return deviation / (1e-7 + length(deviation, axis=-1) / math.sqrt(logits.shape[-1] - 1))
+    # A mean with a masked class would be -inf, and no logit would differ from it.
+    masked = logits == -float("inf")
+    deviation = deviations(logits, axis=-1, left_out=masked)
+    of_sample = ops.sqrt(ops.maximum(number_left(masked, axis=-1) - 1.0, 1.0))
+    deviation = gently(deviation, length(deviation, axis=-1) / of_sample)
+    scores = deviation / (1e-7 + length(deviation, axis=-1) / of_sample)
+    return ops.where(masked, -float("inf"), scores)
 
 
-def softened_divergence(teacher, student, temperature):
+def softened_divergence(teacher, student, temperature, log_sizes=None):
     """Returns `KL(softmax(teacher / temperature) || softmax(student / temperature))` in nats.
 
     Of logits `(batch, ..., classes)`, as float32 of shape `(batch, ...)`. A class that the teacher
-    masks by `-inf` counts for nothing.
+    masks by `-inf` counts for nothing. `log_sizes` are of classes that stand for several: both
+    networks have them on their logits, after the temperature, and do not differ by them.
     """
     teacher, student = teacher / temperature, student / temperature
-    log_p, log_q = ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1)
+    log_sizes = 0.0 if log_sizes is None else log_sizes
+    log_p = ops.log_softmax(teacher + log_sizes, axis=-1)
+    log_q = ops.log_softmax(student + log_sizes, axis=-1)
     p = ops.exp(log_p)
     direct = ops.sum(p * ops.where(p > 0.0, log_p - log_q, 0.0), axis=-1)
     # Where the networks are close, log p and log q differ by less than either is rounded to. There
     # KL = log E[exp(-u)] = log(1 + E[exp(-u) - 1 + u]), with u = teacher - student less its mean
-    # under p. A class that both mask has a gap of NaN; one that only one masks is not close.
-    gap = teacher - student
-    u = ops.where(ops.isnan(gap), 0.0, ops.clip(gap, -1e3, 1e3))
+    # under p. A class that both mask has no gap; one that only one masks is not close.
+    masked = ops.logical_and(teacher == -float("inf"), student == -float("inf"))
+    u = ops.where(masked, 0.0, ops.clip(teacher - student, -1e3, 1e3))
     u = u - ops.sum(p * u, axis=-1, keepdims=True)
     close = ops.max(ops.abs(u), axis=-1) < _CLOSE
     u = ops.where(close[..., None], u, 0.0)

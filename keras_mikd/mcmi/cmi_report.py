@@ -148,11 +148,11 @@ def measure_cmi(
 
     Raises:
         ValueError: If a class has no examples and `empty_classes="error"` (its number is named),
-            labels are soft or out of range, outputs have another shape, are not finite or are not
-            the probabilities that they are said to be, it is unknown whether they are logits, or
-            the data is empty.
+            labels are soft or out of range, a weight is NaN, outputs have another shape, are not
+            finite or are not the probabilities that they are said to be, it is unknown whether they
+            are logits, or the data is empty.
     """
-    checks.model("model", model)
+    checks.without_nan("model", checks.model("model", model))
     checks.one_of("empty_classes", empty_classes, ("error", "omit"))
     from_logits = found_from_logits(model, from_logits)
     num_classes = found_num_classes(model) if num_classes is None else num_classes

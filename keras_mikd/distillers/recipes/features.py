@@ -92,8 +92,8 @@ def activation_boundary(
         weight: Factor of every loss. In the losses themselves, the last pair counts as published,
             and each before it half of the next one.
     """
-    before = [unactivated_places(model) for model in (teacher, student)]
     pairs = stage_pairs(teacher, student)
+    before = [unactivated_places(model) for model in (teacher, student)]
     return [
         ActivationBoundary(
             teacher_layer=before[0][place],
@@ -139,7 +139,7 @@ def review_kd(
         weight: Factor of the loss; the authors' is 5 for most pairs on CIFAR-100, and rises from 0
             over the first 20 epochs.
     """
-    before, pairs = unactivated_places(teacher), pair_stages(teacher, student)
+    pairs, before = pair_stages(teacher, student), unactivated_places(teacher)
     return [
         ReviewKD(
             teacher_layer=[*(before[place] for place, _ in pairs), POOLED],
@@ -183,8 +183,8 @@ def fsp(
         weight: Factor of the loss. RepDistiller and the paper train on it alone, before the task.
         raw: As in `attention_transfer`.
     """
-    of_teacher, of_student = (raw_places(m) if raw else {} for m in (teacher, student))
     pairs = stage_pairs(teacher, student)
+    of_teacher, of_student = (raw_places(m) if raw else {} for m in (teacher, student))
     places = {
         "teacher_layer": [of_teacher.get(place, place) for place, _ in pairs],
         "student_layer": [of_student.get(own, own) for _, own in pairs],

@@ -46,6 +46,7 @@ def from_teacher(name: str, losses: list[DistillationLoss]) -> list[Distillation
 
 def at_stages(loss, name, teacher, student, *, pairs=None, raw=False, **options):
     """Returns a loss of a class for every pair of stages."""
+    pairs = pairs or stage_pairs(teacher, student)  # First, since it knows which network is which.
     of_teacher, of_student = (raw_places(m) if raw else {} for m in (teacher, student))
     return [
         loss(
@@ -54,7 +55,7 @@ def at_stages(loss, name, teacher, student, *, pairs=None, raw=False, **options)
             name=named(name, place, own),
             **options,
         )
-        for place, own in pairs or stage_pairs(teacher, student)
+        for place, own in pairs
     ]
 
 
