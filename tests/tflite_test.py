@@ -185,6 +185,7 @@ def test_a_quantized_file_is_smaller_and_says_how_far_it_agrees(
     assert np.mean(expected.argmax(-1) == actual.argmax(-1)) == small.class_agreement
 
 
+@pytest.mark.filterwarnings("ignore:The quantized file gives the class of Keras for")
 def test_int8_takes_its_ranges_from_the_examples(trained, tmp_path):
     model, examples, x, whole = trained
     good, poor = (
@@ -209,6 +210,16 @@ def test_a_quantized_file_beyond_the_tolerance_is_not_written(trained, tmp_path)
     with pytest.raises(RuntimeError, match="tolerance=1e-06"):
         export_tflite(model, tmp_path / "a.tflite", check_on=x, quantize="dynamic", tolerance=1e-6)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_was_calibrated_on_other_inputs_is_told(trained, tmp_path):
+    model, x, *_ = trained
+    pixels = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Rescaling(1 / 64), model])
+    options = {"check_on": 64 * x, "quantize": "int8"}
+    with pytest.warns(UserWarning, match="class of Keras for .* Calibrate on what the file takes"):
+        report = export_tflite(pixels, tmp_path / "a.tflite", calibrate_on=x, **options)
+    right = export_tflite(pixels, tmp_path / "b.tflite", calibrate_on=64 * x, **options)
+    assert report.class_agreement < 0.8 < right.class_agreement
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -26,6 +27,8 @@ from keras_mikd.export.quantization_aware import is_quantization_aware
 _INTEGERS = {"int8": tf.int8, "int16": tf.int16}
 _INT16_ACTIVATIONS = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
 _OTHER_FLOATS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
+_ENOUGH_AGREEMENT = 0.8
+"""Share of examples in the class of Keras, below which a quantized file is warned of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,8 @@ def export_tflite(
     fails is not written, and an older file at `path` stays as it was.
 
     A quantized file is smaller, and rounds. Look at `accuracy` and `class_agreement` before you
-    ship it. If it loses too much, train on with `quantization_aware`.
+    ship it; below 80 % of the same classes it warns. If it loses too much, train on with
+    `quantization_aware`.
 
     A model with another float policy (`mixed_float16`) is converted, and compared, as a float32
     copy with the same weights. The model itself is not changed.
@@ -185,6 +189,13 @@ def export_tflite(
             f"Expected outputs within tolerance={tolerance} of those of Keras. Received: "
             f"max_difference={report.max_difference:.3g} over {report.examples} examples. Nothing "
             "was written. A difference of nan means nan or inf in the outputs of one of the two."
+        )
+    if quantize is not None and (report.class_agreement or 1.0) < _ENOUGH_AGREEMENT:
+        warnings.warn(
+            f"The quantized file gives the class of Keras for {report.class_agreement:.0%} of the "
+            "examples only. Calibrate on what the file takes: pixels, if it begins with a layer "
+            "that rescales them.",
+            stacklevel=2,
         )
     # Once more: a conversion takes minutes, in which another program may have come first.
     write_whole(require_free(path, suffix=".tflite", overwrite=overwrite), content)
