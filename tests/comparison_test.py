@@ -143,7 +143,7 @@ def test_other_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected the losses of 'kd' as they were"):
         other = {"kd": lambda t, s, weight: [mikd.Hint(weight=weight)]}
         _compare(folder=tmp_path / "runs", seeds=1, methods=other)
-    with pytest.raises(ValueError, match="Expected data as two arrays"):
+    with pytest.raises(ValueError, match="Expected `test` as two arrays"):
         _compare(test=({"x": cases.data(8)[0]}, cases.data(8)[1]))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
@@ -179,6 +179,9 @@ def test_a_data_set_is_read_as_it_is():
     [
         ({"methods": ["kld"]}, "Expected `methods` to be some of"),
         ({"methods": []}, "Expected at least one method"),
+        ({"methods": "kd"}, r"Expected `methods` to be a list, such as \['kd'\]"),
+        ({"train": "pictures"}, r"Expected `train` as two arrays \(images, labels\)"),
+        ({"test": (np.zeros((4, 8, 8, 2)),)}, "Expected `test` as two arrays"),
         ({"methods": {"student": lambda t, s, w: []}}, "Expected at least one method, and none"),
         ({"methods": {"own": lambda t, s, w: []}, "weights": None}, "Expected weights to try"),
         ({"methods": ["kd", "vid"], "weights": {"kd": [1.0]}}, "Expected as many weights"),

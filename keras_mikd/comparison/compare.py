@@ -95,6 +95,9 @@ def compare(
     if balance is not None and weights is None:
         weights = BALANCED  # Published weights are for losses as they are.
     _check_makes_student(make_student)
+    for name, data in {"train": train, "validation": validation, "test": test}.items():
+        if name != "test" or data is not None:
+            _check_data(name, data)
     chosen = checked_methods(methods, weights)
     checks.integer("seeds", seeds, at_least=1)
     checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
@@ -326,13 +329,18 @@ def _fingerprint(data):
         return None
     if isinstance(data, tf.data.Dataset):
         return f"{int(data.cardinality())} batches of {data.element_spec}"
-    arrays = all(isinstance(each, np.ndarray) for each in data) and len(data) == 2
-    if not arrays:
-        raise ValueError(
-            "Expected data as two arrays (images, labels), or as a tf.data.Dataset of batches. "
-            f"Received: {keras.tree.map_structure(type, data)}"
-        )
     return fingerprints.of_bytes(*map(np.ascontiguousarray, data))
+
+
+def _check_data(argument, data):
+    if isinstance(data, tf.data.Dataset):
+        return
+    pair = isinstance(data, (tuple, list)) and len(data) == 2
+    if not pair or not all(isinstance(each, np.ndarray) for each in data):
+        raise ValueError(
+            f"Expected `{argument}` as two arrays (images, labels), or as a tf.data.Dataset of "
+            f"batches. Received: {keras.tree.map_structure(type, data)}"
+        )
 
 
 def _of_known_size(batches):

@@ -69,6 +69,10 @@ def checked_methods(methods, weights):
     Raises:
         ValueError: If a name is unknown, a method has no weights, or some have more than others.
     """
+    if isinstance(methods, str):
+        raise ValueError(
+            f"Expected `methods` to be a list, such as [{methods!r}]. Received: {methods!r}"
+        )
     given = methods if isinstance(methods, dict) else dict.fromkeys(methods)
     chosen = {}
     for name, losses in given.items():

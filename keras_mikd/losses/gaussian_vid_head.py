@@ -125,7 +125,9 @@ class GaussianVIDHead(DistillationLoss):
         checks.one_of("variant", variant, list(_VARIANTS))
         checks.one_of("reduction", reduction, ("mean", "sum"))
         checks.integer("hidden_channels", hidden_channels, at_least=1, optional=True)
-        if initial_variance != "auto":
+        if isinstance(initial_variance, str):
+            checks.one_of("initial_variance", initial_variance, ("auto",))
+        else:
             checks.number("initial_variance", initial_variance, at_least=_SMALLEST, optional=True)
         self.variant = variant
         self.hidden_channels = hidden_channels
