@@ -13,7 +13,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras_mikd
 
 project = "keras_mikd"
-author = "the authors of keras_mikd"
+author = project_copyright = "the authors of keras_mikd"
 version = release = keras_mikd.__version__
 
 extensions = [
