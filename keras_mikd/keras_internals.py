@@ -83,6 +83,14 @@ def compiled_loss(model):
     return model._compile_loss
 
 
+def forget_loss(model):
+    """Lets `compile` start without the task loss of an earlier `compile`, which Keras keeps.
+
+    `Trainer._compile_loss`, and `loss`, which is public.
+    """
+    model._compile_loss = model.loss = None
+
+
 def loss_metrics(model):
     """Returns the names of the metrics that show the parts of the compiled loss."""
     return {metric.name for metric in model._compile_loss.metrics}

@@ -170,8 +170,9 @@ def test_every_weight_gets_a_gradient_and_moves(name):
     run = _alone(name)
     variables = run.distiller.trainable_variables
     for variable, old, new in zip(variables, run.before, run.after, strict=True):
-        # A constant in all scores cancels in the Donsker-Varadhan bound.
-        if name != "dv_critic" or not variable.path.endswith("score/bias"):
+        # A constant in all scores cancels in the Donsker-Varadhan bound; rounding may move it.
+        of_scores = variable.path.endswith(("score/bias", "separable_critic/bias"))
+        if "dv_" not in name or not of_scores:
             assert np.any(new != old), variable.path
 
 

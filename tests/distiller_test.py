@@ -792,3 +792,15 @@ def test_batches_of_one_example_are_told_once(source):
         else:
             distiller.fit(data, verbose=0, shuffle=False)
     assert len([w for w in caught if "one example" in str(w.message)]) == 1
+
+
+def test_a_compile_without_a_loss_forgets_the_one_of_before():
+    ends = []
+    for losses in ([cases.cross_entropy(), None], [None]):
+        distiller = cases.distiller_with(mikd.SoftTargets())
+        for loss in losses:
+            distiller.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
+        distiller.fit(cases.data()[0], shuffle=False, verbose=0)
+        ends.append(distiller.student.get_weights())
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -304,13 +304,13 @@ def _with(*extra, shape=(8, 8, 3)):
 
 
 def _twice():
-    image = keras.Input((8, 8, 4))
-    convolution = layers.Conv2D(4, 3, padding="same", name="shared")
+    image = keras.Input((8, 8, 3))
+    convolution = layers.Conv2D(3, 3, padding="same", name="shared")
     return keras.Model(image, convolution(convolution(image)))
 
 
 def _sum():
-    image = keras.Input((8, 8, 4))
+    image = keras.Input((8, 8, 3))
     return keras.Model(image, layers.Conv2D(4, 3)(image) + 1.0)
 
 

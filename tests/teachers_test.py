@@ -339,7 +339,7 @@ def test_distillers_without_several_teachers_say_so():
 
 def test_confidence_needs_labels():
     distiller = _new([_teacher(), _teacher(seed=3)], combine="confidence")
-    _compiled(distiller, loss=None)
+    distiller.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match="labels=None. Use combine="):
         distiller.fit(cases.data()[0], verbose=0)
 

@@ -62,6 +62,7 @@ class CheckedFit(DistributedModel):
             network_checks.check_task_loss(model, task_loss, output)
             for name in ("metrics", "weighted_metrics"):
                 network_checks.warn_of_metrics(model, kwargs.get(name), output)
+        keras_internals.forget_loss(self)
         super().compile(optimizer, loss, *args, **kwargs)
         self.critic_optimizer = (
             None if critic_optimizer is None else keras.optimizers.get(critic_optimizer)
