@@ -174,6 +174,8 @@ def test_every_weight_gets_a_gradient_and_moves(name):
         of_scores = variable.path.endswith(("score/bias", "separable_critic/bias"))
         if "dv_" not in name or not of_scores:
             assert np.any(new != old), variable.path
+        else:
+            np.testing.assert_allclose(new, old, rtol=0, atol=1e-6)
 
 
 @_for_each(cases.LOSSES, cases.DISTILLERS, default=MAIN)

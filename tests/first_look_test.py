@@ -119,6 +119,15 @@ def test_the_first_batch_of_other_sources_is_looked_at(source):
         assert distiller.optimizer.iterations == (0 if refused else taken)
 
 
+def test_one_batch_leaves_the_look_at_more_examples_to_fit(capsys):
+    x, y = cases.data(64)
+    distiller = _distiller(cases.teacher())
+    distiller.train_on_batch(x[:2], y[:2])
+    with pytest.warns(UserWarning, match="first 64 examples, near chance"):
+        warnings.simplefilter("always")
+        _fit(distiller, x, y)
+
+
 def test_fractions_for_a_network_of_integers_are_refused_in_every_rank():
     def network(width, dtype):
         inputs = keras.Input((4, 6), dtype=dtype)

@@ -212,6 +212,15 @@ def test_a_quantized_file_beyond_the_tolerance_is_not_written(trained, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_never_agrees_is_told_too(identity, tmp_path, monkeypatch):
+    model, _ = identity
+    found = tflite.Agreement(examples=2, max_difference=1.0, class_agreement=0.0)
+    monkeypatch.setattr(tflite, "compare", lambda *_: found)
+    x = np.zeros((2, *model.input_shape[1:]), "float32")
+    with pytest.warns(UserWarning, match="for 0% of the examples only"):
+        export_tflite(model, tmp_path / "a.tflite", check_on=x, quantize="dynamic")
+
+
 def test_a_file_that_was_calibrated_on_other_inputs_is_told(trained, tmp_path):
     model, x, *_ = trained
     pixels = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Rescaling(1 / 64), model])

@@ -288,7 +288,7 @@ class _Runner:
         found = {}
         for split, data in (("validation", self.validation), ("test", self.test)):
             if data is not None:
-                arrays = isinstance(data, tuple)
+                arrays = not isinstance(data, tf.data.Dataset)
                 x, y = data if arrays else (data, None)
                 options = {"batch_size": self.data.batch_size} if arrays else {}
                 values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)

@@ -27,7 +27,7 @@ class CheckedFit(DistributedModel):
     and reads its `_networks`, `task_loss_weight`, `distillation_losses` and `readout_turns`.
     """
 
-    _has_looked = False
+    _has_looked = _has_looked_at_batch = False
     _look = None
     _validates_terms = True
     _task_alone = _task_alone_in_test_function = False
@@ -70,7 +70,7 @@ class CheckedFit(DistributedModel):
         with self.distribute_strategy.scope():
             for each, variables in self._optimizers():
                 each.build(variables)
-        self._has_looked = False
+        self._has_looked = self._has_looked_at_batch = False
         self._compiled_for = {id(v) for v in self.trainable_variables}
 
     def fit(
@@ -124,7 +124,7 @@ class CheckedFit(DistributedModel):
         }
         _, _, output = self._labelled(self.loss)[0]
         given = listed(callbacks)
-        exact_resume.check(given, x, shuffle)
+        look.keeps_first_batch = exact_resume.check(given, x, shuffle)
         validated = validation_data is not None or bool(validation_split)
         student_checkpoint.check(given, validated=validated)
         pairs = self._optimizers() if self.compiled else []
@@ -175,8 +175,9 @@ class CheckedFit(DistributedModel):
         self._check_trained()
         look = self._first_look(x)
         look.start(x)
-        look.at(x, args[0] if args else kwargs.get("y"))
-        self._has_looked = True
+        if not self._has_looked_at_batch:  # A later `fit` has more examples to look at.
+            look.at(x, args[0] if args else kwargs.get("y"))
+            self._has_looked_at_batch = True
         return super().train_on_batch(x, *args, **kwargs)
 
     def _check_trained(self):

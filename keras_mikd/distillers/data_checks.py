@@ -59,11 +59,11 @@ def checked_data(argument, data, *, taps, loss, output, look):
                 f"{_labels_message(of_labels, classes)} Received: labels from {values.min()} to "
                 f"{values.max()}. {_IGNORE}"
             )
-        if np.any(values != np.floor(values)):
-            broken = values[values != np.floor(values)][0]
+        broken = values[values != np.floor(values)] if values.dtype.kind == "f" else ()
+        if len(broken):
             raise ValueError(
-                f"{_labels_message(of_labels, classes)} Received: labels such as {broken}, which "
-                "the task loss would round down."
+                f"{_labels_message(of_labels, classes)} Received: labels such as {broken[0]}, "
+                "which the task loss would round down."
             )
     look.at(x, y)
     return data

@@ -38,6 +38,7 @@ class FirstLook:
     Attributes:
         examples: Number of examples to look at; of dense outputs, one batch.
         error: The `ValueError` of a look inside a data set, or `None`.
+        keeps_first_batch: Whether `first_batch` is wanted.
         first_batch: Digest of the first batch of a data set that is trained on, or `None`.
     """
 
@@ -55,6 +56,7 @@ class FirstLook:
         self._done = done
         self._alone = False
         self.error = self.first_batch = None
+        self.keeps_first_batch = False
 
     def in_graph(self, batch, trains):
         """Returns the operation that looks at a batch inside the graph of a data set.
@@ -74,7 +76,7 @@ class FirstLook:
             look, rest = weak(), iter(tensors)
             filled = [next(rest) if each else None for each in given]
             if look is not None:
-                if trains and look.first_batch is None:
+                if trains and look.keeps_first_batch and look.first_batch is None:
                     look.first_batch = fingerprints.of_bytes(*(_bytes(x) for x in tensors))
                 look.at_batch(*tf.nest.pack_sequence_as(specs, filled, expand_composites=True))
 

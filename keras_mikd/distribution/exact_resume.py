@@ -236,6 +236,9 @@ class ExactResume(keras.callbacks.Callback):
 def check(callbacks, x, shuffle):
     """Refuses several `ExactResume` among callbacks, and data whose order cannot be repeated.
 
+    Returns:
+        Whether there is one.
+
     Raises:
         ValueError: See above.
     """
@@ -244,6 +247,7 @@ def check(callbacks, x, shuffle):
         raise ValueError(f"Expected one ExactResume in `callbacks`. Received: {number}")
     if number:
         data_order.check_repeatable(x, shuffle)
+    return number == 1
 
 
 def put_last(callbacks):

@@ -190,10 +190,11 @@ def export_tflite(
             f"max_difference={report.max_difference:.3g} over {report.examples} examples. Nothing "
             "was written. A difference of nan means nan or inf in the outputs of one of the two."
         )
-    if quantize is not None and (report.class_agreement or 1.0) < _ENOUGH_AGREEMENT:
+    agrees = report.class_agreement
+    if quantize is not None and agrees is not None and agrees < _ENOUGH_AGREEMENT:
         warnings.warn(
-            f"The quantized file gives the class of Keras for {report.class_agreement:.0%} of the "
-            "examples only. Calibrate on what the file takes: pixels, if it begins with a layer "
+            f"The quantized file gives the class of Keras for {agrees:.0%} of the examples "
+            "only. Calibrate on what the file takes: pixels, if it begins with a layer "
             "that rescales them.",
             stacklevel=2,
         )
