@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import json
 import pathlib
+import pydoc
 import subprocess
 import sys
 
@@ -31,6 +32,13 @@ def test_what_is_public_is_the_packages_own():
     modules = {value.__name__ for value in PUBLIC.values() if inspect.ismodule(value)}
     owners = modules | {v.__module__ for v in PUBLIC.values() if not inspect.ismodule(v)}
     assert {name.partition(".")[0] for name in owners} == {"keras_mikd"}
+
+
+def test_help_on_a_module_of_functions_shows_them():
+    for module in (mikd.models, mikd.datasets, mikd.figures, mikd.recipes):
+        shown = pydoc.render_doc(module, renderer=pydoc.plaintext)
+        for name in module.__all__:
+            assert f"\n    {name}(" in shown or f"class {name}(" in shown
 
 
 def test_layers_and_metrics_are_known_to_keras():

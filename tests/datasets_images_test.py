@@ -1,6 +1,9 @@
 """Data sets of TFDS by name and folders of pictures, in memory and from disk."""
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -278,6 +281,8 @@ def test_the_papers_loader_is_the_same_by_name(monkeypatch):
         ({"image_size": 0}, "Received: image_size=0"),
         ({"unlabelled": True}, "Expected `labels_per_class` beside `unlabelled`"),
         ({"validation_fraction": 1.0}, "Received: validation_fraction=1.0"),
+        ({"test_fraction": 0.0}, "Received: test_fraction=0.0"),
+        ({"test_split": None, "test_fraction": 0.8}, "validation_fraction=0.2, test_fraction=0.8"),
         ({"name": "tiny_texts"}, "images and their classes.*'tiny_texts', which has text"),
         ({"name": "no_such_photos"}, "data set of TensorFlow Datasets.*name='no_such_photos'"),
         ({"name": None}, "Received: name=None, folder=None"),
@@ -293,10 +298,59 @@ def test_what_does_not_fit_is_refused(data_dir, options, message):
 def test_a_folder_that_is_missing_or_laid_out_otherwise(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="Received: folder=.*train/<class>"):
         _load({"folder": str(tmp_path / "none")})
-    with pytest.raises(ValueError, match="a folder for each split.*train/<class>.*Found in it: "):
-        _load({"folder": folder + "/train"})
+    with pytest.raises(ValueError, match="a folder for each split.*train/<class>.*Found in it: 0"):
+        _load({"folder": folder + "/train/class0"})
     with pytest.raises(ValueError, match="Received: validation_split='val'"):
         _load({"folder": folder}, validation_split="val")
+
+
+def test_a_folder_of_classes_is_split(folder, read_from):
+    classes = {"folder": folder + "/train"}
+    splits = _load(classes, validation_fraction=0.3, test_fraction=0.2)
+    assert (splits.num_train, splits.num_validation, splits.num_test) == (15, 9, 6)
+    parts = [_levels(each) for each in (splits.train, splits.validation, splits.test)]
+    levels = np.concatenate([levels for levels, _ in parts])
+    np.testing.assert_array_equal(np.sort(levels), np.arange(NUM_TRAIN))
+    for levels, labels in parts:
+        np.testing.assert_array_equal(labels, levels % 3)
+    if read_from == "memory":
+        assert np.bincount(parts[2][1]).tolist() == [2, 2, 2]
+    assert splits.class_names == ("class0", "class1", "class2")
+    for message, options in (
+        ("Received: test_split='val'", {"test_split": "val"}),
+        ("Received: validation_split='val'", {"validation_split": "val"}),
+        ("hold out an image.*Received: test_fraction=0.01", {"test_fraction": 0.01}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _load(classes, **options)
+
+
+def test_the_folder_of_classes_is_not_touched(folder):
+    """Its link goes when the process ends; the pictures do not."""
+    code = f"""
+import keras_mikd as mikd
+from keras_mikd.datasets import picture_folder
+data = mikd.datasets.load_images(folder={folder + "/train"!r}, image_size=8, batch_size=4)
+print(picture_folder._links[0].name)
+"""
+    before = sorted(pathlib.Path(folder).rglob("*.png"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not pathlib.Path(done.stdout.strip()).exists()
+    assert sorted(pathlib.Path(folder).rglob("*.png")) == before
+
+
+def test_where_there_is_no_test_split_a_fraction_is_held_out(source, read_from):
+    splits = _load(source, test_split=None, test_fraction=0.1, validation_fraction=0.0)
+    assert (splits.num_train, splits.num_validation, splits.num_test) == (27, 0, 3)
+    levels = np.concatenate([_levels(each)[0] for each in (splits.train, splits.test)])
+    assert set(levels) <= set(range(NUM_TRAIN)) and len(set(levels)) == len(levels)
+
+
+def test_pixels_of_a_split_are_those_of_the_files(folder):
+    splits = _load({"folder": folder}, pipeline=ImagePipeline(255.0, mean=(0.4,), std=(0.2,)))
+    pixels, labels = _levels(splits.pixels(splits.test))
+    np.testing.assert_array_equal(np.sort(pixels), np.arange(NUM_TEST))
+    np.testing.assert_array_equal(labels, pixels % 3)
 
 
 def test_pixels_are_scaled_by_a_layer_as_the_images_are(folder):

@@ -17,7 +17,7 @@ HISTORY = {
     "kd": [2.0, 1.0],
     "critic_mi_nats": [0.5, 1.5],
     "critic_mi_nats_se": [0.1, 0.2],
-    "critic_mi_nats_limit": [4.0, 4.0],
+    "critic_mi_nats_limit": [3.0, 3.0],
     "vid_gaussian_nats": [0.1, 0.2],
     "kd_weight": [1.0, 0.5],
     "kd_share": [0.6, 0.4],
@@ -40,7 +40,7 @@ def test_every_number_has_its_panel():
         "the labels' loss": ["task_loss", "val_task_loss"],
         "metrics": ["accuracy", "val_accuracy"],
         "terms, unweighted": ["kd"],
-        "mutual information, nats": ["critic_mi_nats"],
+        "mutual information, nats": ["critic_mi_nats, limit 3.0"],
         "explained, nats per channel": ["vid_gaussian_nats"],
         "weights in the total": ["kd_weight"],
         "shares of the gradient": ["kd_share"],
@@ -52,10 +52,27 @@ def test_lines_bands_and_limits_are_the_numbers():
     (axes,) = [axes for axes in figure.axes if "mutual" in axes.get_title()]
     line, limit = axes.lines
     np.testing.assert_array_equal(line.get_xydata(), [[1, 0.5], [2, 1.5]])
-    np.testing.assert_array_equal(limit.get_ydata(), [4.0, 4.0])
+    np.testing.assert_array_equal(limit.get_ydata(), [3.0, 3.0])
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((0.4, 1.7))
+
+
+def test_a_limit_far_above_is_named_and_not_drawn():
+    figure = mikd.figures.learning_curves({**HISTORY, "critic_mi_nats_limit": [9.21, 9.21]})
+    (axes,) = [axes for axes in figure.axes if "mutual" in axes.get_title()]
+    (line,) = axes.lines
+    assert line.get_label() == "critic_mi_nats, limit 9.2"
+    assert axes.get_ylim()[1] < 2.0
+
+
+def test_legends_cover_no_curve():
+    figure = mikd.figures.learning_curves(HISTORY)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert not legend.overlaps(axes.get_window_extent()), axes.get_title()
+        assert not legend.overlaps(axes.xaxis.label.get_window_extent()), axes.get_title()
 
 
 def test_metrics_may_be_named_and_a_plain_fit_is_drawn():

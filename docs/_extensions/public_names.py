@@ -54,7 +54,9 @@ def undocumented():
 
 
 def _exported(module):
-    """Names that an `__init__` imports `as` themselves, or functions that a module defines."""
+    """Names of `__all__`, or what a module imports `as` itself or defines."""
+    if hasattr(module, "__all__"):
+        return module.__all__
     tree = ast.parse(Path(inspect.getsourcefile(module)).read_text())
     names = []
     for node in tree.body:

@@ -109,6 +109,11 @@ class ImagePipeline:
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (tf.cast(images, tf.float32) / self.max_value - mean) / std
 
+    def pixels(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns float32 pixels of scaled images: the inverse of `scale`."""
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        return (images * std + mean) * self.max_value
+
     def augment(self, images: tf.Tensor, seed: int | tf.Tensor) -> tf.Tensor:
         """Returns a batch of the same shape in which each image is cropped and mirrored anew.
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_mikd import checks
 from keras_mikd.datasets import streams
 from keras_mikd.datasets.image_pipeline import ImagePipeline
+from keras_mikd.datasets.picture_folder import folder_builder
 from keras_mikd.datasets.splits import (
     Splits,
     Training,
@@ -69,9 +70,10 @@ def load_images(
     data_dir: str | None = None,
     augment: bool = True,
     train_split: str = "train",
-    test_split: str = "test",
+    test_split: str | None = "test",
     validation_split: str | None = None,
     validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
     drop_remainder: bool = True,
     download: bool = False,
 ) -> Splits:
@@ -85,7 +87,8 @@ def load_images(
 
     Args:
         name: Name in TFDS: `"fashion_mnist"`, `"imagenet2012"`, `"caltech_birds2011"`.
-        folder: Instead of a name, a folder of pictures, `folder/train/<class>/<picture>.png`.
+        folder: Instead of a name, a folder of pictures, `folder/train/<class>/<picture>.png`; or
+            `folder/<class>/<picture>.png`, of which `test_fraction` is held out.
         batch_size: Images in a batch, at least 1.
         image_size: Height and width of the images in pixels; None keeps theirs, if all are alike.
         pipeline: Scaling and augmentation. None takes those of the papers for CIFAR and
@@ -106,11 +109,13 @@ def load_images(
         augment: Whether to augment the training images.
         train_split: Name of the split to train on.
         test_split: Name of the split to test on; that of ImageNet has no labels, its "validation"
-            has.
+            has. None takes `test_fraction` of the training images, where there is no other split.
         validation_split: Name of the validation split; None takes `validation_fraction` of the
             training images.
         validation_fraction: Fraction of the training images of each class that becomes the
             validation split, in [0, 1). With 0 there is none, and `Splits.validation` is None.
+        test_fraction: Fraction of the training images of each class that becomes the test split if
+            there is none, above 0. With `validation_fraction` it adds up to less than 1.
         drop_remainder: Whether an epoch leaves out the images that do not fill the last batch.
         download: Whether to download the data if it is not in `data_dir`.
 
@@ -126,21 +131,23 @@ def load_images(
     Example:
     ```python
     birds = load_images("caltech_birds2011", image_size=224, labels_per_class=20, download=True)
-    own = load_images(folder="pictures", image_size=64, test_split="val")
+    own = load_images(folder="pictures", image_size=64)
     ```
     """
     training = Training(
         batch_size, seed, augment, labels_per_class, train_fraction, drop_remainder, unlabelled
     )
     checks.integer("image_size", image_size, at_least=1, optional=True)
-    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
-    builder = _builder(name, folder, data_dir, download)
+    builder, has_splits = _builder(name, folder, data_dir, download, train_split)
+    if not has_splits and test_split == "test":
+        test_split = None
     names = {"train": train_split, "validation": validation_split, "test": test_split}
+    held_out = _held_out(names, validation_fraction, test_fraction)
     shape = _checked_shape(builder, names, image_size)
     pipeline = pipeline or _PIPELINES.get(builder.name) or _usual_pipeline(shape)
     pixels = sum(builder.info.splits[x].num_examples for x in names.values() if x) * np.prod(shape)
     if pipeline.areas or pixels > _MEMORY_LIMIT:
-        return _streamed(builder, names, shape, pipeline, training, validation_fraction)
+        return _streamed(builder, names, shape, pipeline, training, held_out)
 
     def read(split):
         stored = tuple(builder.info.features[builder.info.supervised_keys[0]].shape)
@@ -148,15 +155,17 @@ def load_images(
         return read or read_resized(builder, split, shape[0])
 
     train = read(train_split)
-    validation = read(validation_split) if validation_split else None
-    if validation is None and validation_fraction > 0:
-        fractions = [1 - validation_fraction, validation_fraction]
-        kept, held_out = partition_per_class(train.labels, fractions, seed=0)
-        train, validation = train.take(kept), train.take(held_out)
+    parts = {role: read(split) for role, split in names.items() if split and role != "train"}
+    if held_out:
+        fractions = [1 - sum(held_out.values()), *held_out.values()]
+        kept, *others = partition_per_class(train.labels, fractions, seed=0)
+        parts |= {role: train.take(part) for role, part in zip(held_out, others, strict=True)}
+        train = train.take(kept)
+    _check_test(len(parts["test"].labels), test_fraction)
     return build_splits(
         train,
-        validation,
-        read(test_split),
+        parts.get("validation"),
+        parts["test"],
         num_classes=_num_classes(builder),
         class_names=_class_names(builder),
         pipeline=pipeline,
@@ -164,7 +173,30 @@ def load_images(
     )
 
 
-def _builder(name, folder, data_dir, download):
+def _held_out(names, validation_fraction, test_fraction):
+    """Returns the fraction of the training images for each split that has none of its own."""
+    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
+    checks.number("test_fraction", test_fraction, above=0, below=1)
+    held_out = {"validation": validation_fraction, "test": test_fraction}
+    held_out = {role: each for role, each in held_out.items() if names[role] is None and each}
+    if sum(held_out.values()) >= 1:
+        raise ValueError(
+            "Expected `validation_fraction` and `test_fraction` to leave images for training. "
+            f"Received: validation_fraction={validation_fraction}, test_fraction={test_fraction}"
+        )
+    return held_out
+
+
+def _check_test(count, test_fraction):
+    if not count:
+        raise ValueError(
+            "Expected `test_fraction` to hold out an image of a class at least. Received: "
+            f"test_fraction={test_fraction}"
+        )
+
+
+def _builder(name, folder, data_dir, download, train_split):
+    """Returns the builder, and whether it has splits."""
     if (name is None) == (folder is None):
         raise ValueError(
             "Expected either the `name` of a data set or a `folder` of pictures. "
@@ -176,21 +208,8 @@ def _builder(name, folder, data_dir, download):
             f"Received: folder={folder!r}, data_dir={data_dir!r}, download={download}"
         )
     if folder is None:
-        return downloaded_builder(name, data_dir=data_dir, download=download)
-    layout = f"Pictures lie in {folder}/train/<class>/ and {folder}/test/<class>/, as .jpg or .png."
-    if not tf.io.gfile.isdir(folder):
-        raise FileNotFoundError(
-            f"Expected `folder` to be a folder. Received: folder={folder!r}. {layout}"
-        )
-    builder = import_tfds().ImageFolder(str(folder))
-    if not builder.info.splits or not builder.info.features["label"].num_classes:
-        found = sorted(path.split("/")[-1] for path in tf.io.gfile.glob(f"{folder}/*"))
-        layout += f" Found in it: {', '.join(found[:5]) or 'nothing'}."
-        raise ValueError(
-            "Expected `folder` to hold a folder for each split, with a folder for each class in "
-            f"it. Received: folder={folder!r}. {layout}"
-        )
-    return builder
+        return downloaded_builder(name, data_dir=data_dir, download=download), True
+    return folder_builder(folder, train_split)
 
 
 def _checked_shape(builder, names, image_size):
@@ -205,9 +224,10 @@ def _checked_shape(builder, names, image_size):
         )
     for role, split in names.items():
         if split is not None and split not in builder.info.splits:
+            advice = ". None holds out `test_fraction` of the training images" * (role == "test")
             raise ValueError(
                 f"Expected `{role}_split` to be one of {', '.join(builder.info.splits)}. "
-                f"Received: {role}_split={split!r}"
+                f"Received: {role}_split={split!r}{advice}"
             )
     for role, split in names.items():
         if split is not None and not builder.info.splits[split].num_examples:
@@ -257,7 +277,7 @@ def _usual_pipeline(shape):
     )
 
 
-def _streamed(builder, names, shape, pipeline, training, validation_fraction):
+def _streamed(builder, names, shape, pipeline, training, held_out):
     """Returns `Splits` that read and decode files in every epoch."""
     if shape[0] != shape[1]:
         raise ValueError(
@@ -274,15 +294,15 @@ def _streamed(builder, names, shape, pipeline, training, validation_fraction):
     def evaluated(examples):
         return streams.for_evaluation(examples, prepare, batch_size=training.batch_size)
 
-    available = builder.info.splits[names["train"]].num_examples
-    held_out = 0 if names["validation"] else round(validation_fraction * available)
-    validation = None
-    if names["validation"]:
-        validation = encoded_split(builder, names["validation"])
-    elif held_out:
-        validation = encoded_split(builder, names["train"], start=available - held_out)
-    train, num_train = _chosen(builder, names["train"], available - held_out, training)
-    test = encoded_split(builder, names["test"])
+    stop = builder.info.splits[names["train"]].num_examples
+    parts = {r: encoded_split(builder, name) for r, name in names.items() if name and r != "train"}
+    counts = {role: round(fraction * stop) for role, fraction in held_out.items()}
+    for role, count in counts.items():
+        parts[role] = encoded_split(builder, names["train"], start=stop - count, stop=stop)
+        stop -= count
+    _check_test(len(parts["test"]), held_out.get("test"))
+    train, num_train = _chosen(builder, names["train"], stop, training)
+    validation, test = parts.get("validation"), parts["test"]
     return Splits(
         train=streams.for_training(
             train,

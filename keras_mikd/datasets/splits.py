@@ -61,12 +61,34 @@ class Splits:
         export_tflite(keras.Sequential(layers), "student.tflite")
         ```
         """
+        return self._scaling().rescaling()
+
+    def pixels(self, split: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns batches `(pixels, labels)` of a split: images as they were before scaling.
+
+        They calibrate and check a file that takes pixels, see `rescaling`.
+
+        Args:
+            split: One of the three pipelines.
+
+        Raises:
+            ValueError: If the images are those of a detector.
+
+        Example:
+        ```python
+        export_tflite(deployed, "student.tflite", check_on=data.pixels(data.test))
+        ```
+        """
+        scaling = self._scaling()
+        return split.map(lambda images, labels: (scaling.pixels(images), labels))
+
+    def _scaling(self):
         if self.pipeline is None:
             raise ValueError(
                 "Expected images of a classifier. Received: those of a detector, whose network "
                 "scales them itself."
             )
-        return self.pipeline.rescaling()
+        return self.pipeline
 
 
 class LabelledImages(NamedTuple):

@@ -24,6 +24,8 @@ _BESIDE = ("_mi_nats_se", "_mi_nats_limit")
 # The total says little, and a CSV file numbers its epochs.
 _NO_CURVES = (_TOTAL, "learning_rate", "epoch")
 _COLUMNS = 3
+_SATURATED = 2.0
+"""Nats below its limit, where a read-out begins to say little."""
 
 
 def learning_curves(
@@ -34,9 +36,10 @@ def learning_curves(
     """Draws what `fit` logged, in one panel for each kind of number.
 
     The panels are the labels' loss, the metrics, the terms of the loss, mutual information with its
-    standard error (a band) and its limit (dotted), what VID heads explain, and with
-    `balance="gradient"` weights and shares. Training is a thin line, validation a thick one. The
-    total has no panel: bounds fall below zero and weights change, so it says little.
+    standard error (a band) and its limit (dotted, where a curve comes within 2 nats of it, and in
+    the legend), what VID heads explain, and with `balance="gradient"` weights and shares. Training
+    is a thin line, validation a thick one. The total has no panel: bounds fall below zero and
+    weights change, so it says little.
 
     Args:
         run: What `fit` returned, its `history`, or the path of a CSV file of
@@ -73,7 +76,9 @@ def learning_curves(
             _draw(axis, history, name)
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize="x-small")
+        # Under the panel and the label of its axis, where it covers nothing.
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 5.0}
+        axis.legend(fontsize="x-small", **place)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     return figure
@@ -110,7 +115,11 @@ def _draw(axis, history, name):
         error, limit = (_numbers(history, f"{prefix}{name}{end}") for end in ("_se", "_limit"))
         if error is not None:
             axis.fill_between(epochs, values - error, values + error, color=colour, alpha=0.2)
-        if limit is not None:
+        if limit is None:
+            continue
+        line.set_label(f"{prefix}{name}, limit {limit[-1]:.1f}")
+        # A limit far above would press the curves flat.
+        if np.nanmax(values) > np.nanmin(limit) - _SATURATED:
             axis.plot(epochs, limit, ":", linewidth=width, color=colour)
 
 

@@ -1,36 +1,60 @@
 """Small networks: those of the distillation papers, with their parameter counts; transformers."""
 
-from keras_mikd.models.cifar_resnet import cifar_resnet as cifar_resnet
-from keras_mikd.models.cifar_resnet import resnet8 as resnet8
-from keras_mikd.models.cifar_resnet import resnet8x4 as resnet8x4
-from keras_mikd.models.cifar_resnet import resnet14 as resnet14
-from keras_mikd.models.cifar_resnet import resnet20 as resnet20
-from keras_mikd.models.cifar_resnet import resnet32 as resnet32
-from keras_mikd.models.cifar_resnet import resnet32x4 as resnet32x4
-from keras_mikd.models.cifar_resnet import resnet44 as resnet44
-from keras_mikd.models.cifar_resnet import resnet56 as resnet56
-from keras_mikd.models.cifar_resnet import resnet110 as resnet110
-from keras_mikd.models.digits_cnn import digits_cnn as digits_cnn
-from keras_mikd.models.mlp import mlp as mlp
-from keras_mikd.models.mobilenet import mobilenet_v2 as mobilenet_v2
-from keras_mikd.models.mobilenet import mobilenet_v2_half as mobilenet_v2_half
-from keras_mikd.models.resnet import resnet as resnet
-from keras_mikd.models.resnet import resnet18 as resnet18
-from keras_mikd.models.resnet import resnet34 as resnet34
-from keras_mikd.models.resnet import resnet50 as resnet50
-from keras_mikd.models.shufflenet import shufflenet_v1 as shufflenet_v1
-from keras_mikd.models.shufflenet import shufflenet_v2 as shufflenet_v2
-from keras_mikd.models.text_transformer import text_transformer as text_transformer
-from keras_mikd.models.vgg import vgg as vgg
-from keras_mikd.models.vgg import vgg8 as vgg8
-from keras_mikd.models.vgg import vgg9 as vgg9
-from keras_mikd.models.vgg import vgg11 as vgg11
-from keras_mikd.models.vgg import vgg13 as vgg13
-from keras_mikd.models.vgg import vgg16 as vgg16
-from keras_mikd.models.vgg import vgg19 as vgg19
-from keras_mikd.models.vision_transformer import vision_transformer as vision_transformer
-from keras_mikd.models.wide_resnet import wide_resnet as wide_resnet
-from keras_mikd.models.wide_resnet import wrn_16_1 as wrn_16_1
-from keras_mikd.models.wide_resnet import wrn_16_2 as wrn_16_2
-from keras_mikd.models.wide_resnet import wrn_40_1 as wrn_40_1
-from keras_mikd.models.wide_resnet import wrn_40_2 as wrn_40_2
+from keras_mikd.models.cifar_resnet import (
+    cifar_resnet,
+    resnet8,
+    resnet8x4,
+    resnet14,
+    resnet20,
+    resnet32,
+    resnet32x4,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from keras_mikd.models.digits_cnn import digits_cnn
+from keras_mikd.models.mlp import mlp
+from keras_mikd.models.mobilenet import mobilenet_v2, mobilenet_v2_half
+from keras_mikd.models.resnet import resnet, resnet18, resnet34, resnet50
+from keras_mikd.models.shufflenet import shufflenet_v1, shufflenet_v2
+from keras_mikd.models.text_transformer import text_transformer
+from keras_mikd.models.vgg import vgg, vgg8, vgg9, vgg11, vgg13, vgg16, vgg19
+from keras_mikd.models.vision_transformer import vision_transformer
+from keras_mikd.models.wide_resnet import wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
+
+__all__ = [
+    "cifar_resnet",
+    "resnet8",
+    "resnet8x4",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet32x4",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "digits_cnn",
+    "mlp",
+    "mobilenet_v2",
+    "mobilenet_v2_half",
+    "resnet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "text_transformer",
+    "vgg",
+    "vgg8",
+    "vgg9",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vision_transformer",
+    "wide_resnet",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_40_1",
+    "wrn_40_2",
+]
