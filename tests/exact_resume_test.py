@@ -141,9 +141,64 @@ def test_another_schedule_is_another_run(tmp_path):
     data = cases.data(8)
     _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=1)
     for other in ((1e-4, 12, 1.0), (1e-2, 24, 1.0), (1e-2, 12, 2.0)):
-        with pytest.raises(ValueError, match="Expected the run in .*schedules of .*Name another"):
+        with pytest.raises(
+            ValueError, match="which has .*(rate|weight|steps).*Name another"
+        ):
             _fit(tmp_path, data=data, model=model(*other), epochs=2)
     _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=2)
+
+
+def _head(**options):
+    places = {"teacher_layer": "pooled", "student_layer": "pooled"}
+    return lambda: [mikd.GaussianVIDHead(**places, name="own", **options)]
+
+
+def _critic(**options):
+    places = {"teacher_layer": "pooled", "student_layer": "pooled"}
+    return lambda: [mikd.JSDCritic(**places, name="own", **options)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ({"losses": _head()}, {"losses": _head(reduction="sum")}, "'own' reduction="),
+        (
+            {"losses": _critic()},
+            {"losses": _critic(bound=mikd.bounds.donsker_varadhan)},
+            "'own' bound=",
+        ),
+        ({}, {"task": None}, "loss=SparseCategoricalCrossentropy"),
+        ({}, {"losses": lambda: [*_head()(), mikd.SoftTargets(name="kd")]}, "'kd'=SoftTargets"),
+        ({}, {"optimizer": "adam"}, "optimizer 1=SGD"),
+        ({}, {"balance": "gradient"}, "balance=None"),
+    ],
+)
+def test_another_objective_is_another_run(first, second, named, tmp_path):
+    one_head = _head()
+
+    def model(losses=one_head, task=cases.cross_entropy, optimizer="sgd", **options):
+        keras.utils.set_random_seed(0)
+        networks = cases.teacher(), cases.student()
+        made = mikd.Distiller(*networks, losses(), xla_critics=False, **options)
+        made.compile(optimizer, task and task(), run_eagerly=True)
+        return made
+
+    data = cases.data(8)
+    _fit(tmp_path, data=data, model=model(**first), epochs=1)
+    with pytest.raises(ValueError, match=re.escape(named)):
+        _fit(tmp_path, data=data, model=model(**second), epochs=2)
+    _fit(tmp_path, data=data, model=model(**first), epochs=2)
+
+
+def test_a_schedule_may_weigh_the_task(tmp_path):
+    def model(end):
+        fades = keras.optimizers.schedules.PolynomialDecay(1.0, 6, end_learning_rate=end)
+        return _model(task_loss_weight=fades)
+
+    _fit(tmp_path, model=model(0.5), epochs=1)
+    with pytest.raises(ValueError, match="task_loss_weight end_learning_rate=0.5"):
+        _fit(tmp_path, model=model(0.1), epochs=2)
+    _fit(tmp_path, model=model(0.5), epochs=2)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -449,7 +504,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         _fit(tmp_path, batch_size=3)
     slower = _model()
     slower.compile(keras.optimizers.SGD(0.05), "mse")
-    with pytest.raises(ValueError, match=r"'learning_rate': 0.1.*Received:.*0.05"):
+    with pytest.raises(ValueError, match=r"optimizer 1 learning_rate=0.1.*Received:.*0.05"):
         _fit(tmp_path, model=slower)
     heavier = _model(task_loss_weight=2.0)
     with pytest.raises(ValueError, match="task_loss_weight=1.0. Received: task_loss_weight=2.0"):

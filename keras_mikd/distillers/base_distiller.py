@@ -206,6 +206,10 @@ class BaseDistiller(checks.Settled, CheckedFit):
         """Returns the weights of what `_shared` returns."""
         return [loss.weight for loss in self.distillation_losses]
 
+    def _shared_metrics(self):
+        """Returns the metrics that `_shared` updates, besides the read-outs of losses."""
+        return list(self._term_trackers.values())
+
     def _pair(self, term, features):
         """Returns the teacher's and the student's tensors for the loss of a term."""
         teacher = pick(features[term.teacher], term.loss.teacher_layer)
@@ -229,7 +233,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
     def _metrics_now(self):
         """Returns the metrics that a step of this kind updates."""
-        shared = [] if not self._task_alone else [*self._term_trackers.values()]
+        shared = self._shared_metrics() if self._task_alone else []
         if self._task_alone or not self.readout_turns.logged:
             shared += [metric for loss in self.distillation_losses for metric in loss.metrics]
         return [metric for metric in self.metrics if not any(metric is each for each in shared)]

@@ -6,14 +6,13 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from keras_mikd import keras_internals
 from keras_mikd.cache.batches import Batch, with_class_weight
 from keras_mikd.distillers import data_checks, loss_checks, network_checks, optimizers
 from keras_mikd.distillers.callbacks import with_own
 from keras_mikd.distillers.first_look import FirstLook
-from keras_mikd.distribution import exact_resume, student_checkpoint
+from keras_mikd.distribution import exact_resume, run_identity, student_checkpoint
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.distribution.worker_callbacks import listed
 
@@ -224,21 +223,23 @@ class CheckedFit(DistributedModel):
 
     def run_identity(self) -> dict[str, Any]:
         networks = self._networks
-        kept = {"task_loss_weight": float(ops.convert_to_numpy(self.task_loss_weight))}
-        if len(networks.fixed) > 1:
-            kept["combine"] = networks.combine
-        if self.gradient_balance is not None:
-            kept["balance_every"] = self.gradient_balance.every
+        kept = {
+            "loss": self.loss,
+            "task_loss_weight": self.task_loss_weight,
+            "combine": networks.combine if len(networks.fixed) > 1 else None,
+            "balance": self.balance,
+            "balance_every": self.balance_every if self.balance else None,
+        }
         for name in networks.fixed:
             kept[name if name == "teacher" else f"teacher {name}"] = networks.fingerprint(name)
-        for term in networks.terms:
-            kept[term.loss.name] = _numbers(term.loss.get_config())
-            kept[f"schedules of {term.loss.name}"] = _schedules(term.loss.get_config())
         for number, optimizer in enumerate(self.all_optimizers(), start=1):
-            kind = type(optimizer).__name__
-            kept[f"optimizer {number}"] = [kind, _numbers(optimizer.get_config())]
-            kept[f"schedules of optimizer {number}"] = _schedules(optimizer.get_config())
-        return {**super().run_identity(), **kept}
+            kept[f"optimizer {number}"] = optimizer
+        found = super().run_identity()
+        for name, value in kept.items():
+            found |= run_identity.settings(name, value)
+        for term in networks.terms:
+            found |= run_identity.settings(f"{term.loss.name!r}", term.loss)
+        return found
 
     def first_batch(self) -> str | None:
         """Returns a digest of the first batch of the data set of `fit`, once it was read."""
@@ -277,22 +278,3 @@ def not_finite(name):
         f"Expected finite losses. Received: NaN or infinity in `{name}`. The weights are those "
         "before this step: look at its examples, lower the learning rate or the weight of the term."
     )
-
-
-def _schedules(config):
-    """Returns `{argument: [class, arguments]}` of the schedules in a configuration."""
-    found = {n: v for n, v in config.items() if isinstance(v, dict) and "class_name" in v}
-    inner = {n: v["config"] for n, v in found.items() if isinstance(v.get("config"), dict)}
-    own = {n: [found[n]["class_name"], _all_numbers(c)] for n, c in inner.items()}
-    # An optimizer may be inside of another, as for loss scaling.
-    return own | {f"{n} {m}": s for n, c in inner.items() for m, s in _schedules(c).items()}
-
-
-def _all_numbers(config):
-    lists = {n: v for n, v in config.items() if isinstance(v, (list, tuple))}
-    return _numbers(config) | {n: list(v) for n, v in lists.items()}
-
-
-def _numbers(config):
-    """Returns what a file can hold of a configuration, without names, which may be automatic."""
-    return {name: v for name, v in config.items() if isinstance(v, (bool, int, float))}

@@ -12,6 +12,7 @@ from keras_mikd.distribution import data_order, replicas, run_state
 from keras_mikd.distribution.student_checkpoint import StudentCheckpoint
 
 _FILE = "state.npz"
+_SHOWN = 5
 
 
 class ExactResume(keras.callbacks.Callback):
@@ -293,12 +294,15 @@ def _assign(variables, values, path):
 
 
 def _check_same(saved, own, path):
-    differ = [name for name, value in saved.items() if own.get(name) != value]
+    differ = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
     if differ:
         raise ValueError(
-            f"Expected the run in {str(path)!r}, which has "
-            + ", ".join(f"{name}={saved[name]}" for name in differ)
-            + ". Received: "
-            + ", ".join(f"{name}={own.get(name)}" for name in differ)
-            + ". Name another folder, or remove this one to begin anew."
+            f"Expected the run in {str(path)!r}, which has {_shown(saved, differ)}. Received: "
+            f"{_shown(own, differ)}. Name another folder, or remove this one to begin anew."
         )
+
+
+def _shown(settings, names):
+    shown = [f"{name}={settings.get(name)}" for name in names[:_SHOWN]]
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*shown, *more])

@@ -81,6 +81,7 @@ class LogLikelihoodGuard(keras.callbacks.Callback):
         if name not in logs:
             raise ValueError(
                 f"Expected the logs to have {name!r}: pass `validation_data` to `fit` of an "
-                f"MCMITeacher, or other names. Received: logs={sorted(logs)}"
+                "MCMITeacher, without `validation_terms=False`, or other names. Received: "
+                f"logs={sorted(logs)}"
             )
         return logs[name]

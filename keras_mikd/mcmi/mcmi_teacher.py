@@ -211,8 +211,8 @@ class MCMITeacher(BaseDistiller):
         return super().test_on_batch(*args, **kwargs)
 
     def run_identity(self) -> dict[str, Any]:
-        names = ("weight", "centroids", "momentum", "separation_weight", "log_likelihood_budget")
-        return {**super().run_identity(), **{name: getattr(self, name) for name in names}}
+        config = {k: v for k, v in self.get_config().items() if k not in ("name", "teacher")}
+        return {**super().run_identity(), **config}
 
     def _own_callbacks(self, x, y, *, validation_split, **options):
         mcmi_checks.check_split(validation_split)
@@ -246,6 +246,9 @@ class MCMITeacher(BaseDistiller):
 
     def _shared_weights(self):
         return [self.weight]
+
+    def _shared_metrics(self):
+        return [*self._means.values(), self._cmi]
 
     def _effective_weight(self, log_likelihood):
         if self.log_likelihood_budget is None or self.weight <= 0:
