@@ -76,7 +76,9 @@ def ceiling(bound: Callable[..., tf.Tensor], negatives: float | tf.Tensor) -> fl
         bound: Function of scores.
         negatives: How many there are for each example.
     """
-    return _says(bound, "ceiling", lambda negatives: math.inf)(negatives)
+    found = _says(bound, "ceiling", lambda negatives: math.inf)(negatives)
+    shifted = isinstance(bound, functools.partial) and bound.keywords.get("shifted", False)
+    return found - _says(bound, "uninformed", 0.0) if shifted else found
 
 
 def mean_ceiling(

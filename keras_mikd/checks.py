@@ -69,9 +69,14 @@ def one_of(argument, value, choices):
     return value
 
 
-def temperature(value):
+def boolean(argument, value):
+    """Returns `value`, if it is `True` or `False`; a text is neither."""
+    return one_of(argument, value, (True, False))
+
+
+def temperature(argument, value):
     """Returns a temperature as a float: a number above 0 whose square stays within float32."""
-    return number("temperature", value, at_least=1e-12, at_most=1e12)
+    return number(argument, value, at_least=1e-12, at_most=1e12)
 
 
 def class_indices(labels, *, one_hot=False, dtype="int32", hint=""):

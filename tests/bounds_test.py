@@ -1,4 +1,5 @@
 import doctest
+import functools
 import itertools
 
 import numpy as np
@@ -252,6 +253,14 @@ def test_a_batch_of_one_has_a_harmless_value_and_no_gradient(name):
     value, (gradient,) = _value_and_gradients(bound, [[3.0]])
     np.testing.assert_allclose(value, [-2 * LOG_2 if name == "jsd" else 0.0], rtol=1e-6)
     np.testing.assert_array_equal(gradient, [[0.0]])
+
+
+def test_the_ceiling_of_a_shifted_bound_is_shifted():
+    """A critic that is sure of every pair reaches it."""
+    certain = np.full((4,), 30.0), np.full((4, 3), -30.0)
+    shifted = functools.partial(bounds.jsd, shifted=True)
+    for bound in (bounds.jsd, shifted):
+        assert float(bounds.ceiling(bound, 3)) == pytest.approx(float(bound(*certain)[0]), abs=1e-6)
 
 
 def test_without_negatives_shifted_jsd_is_zero():

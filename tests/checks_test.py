@@ -71,11 +71,11 @@ def test_one_of_some_choices():
 
 
 def test_a_temperature_has_a_square_in_float32():
-    assert checks.temperature(4) == 4.0
+    assert checks.temperature("temperature", 4) == 4.0
     with pytest.raises(
         ValueError, match="`temperature` to be a finite number of at least 1e-12 and of at most"
     ):
-        checks.temperature(0)
+        checks.temperature("temperature", 0)
 
 
 def test_a_list_of_numbers_will_do():

@@ -1,5 +1,6 @@
 """One call that compares methods, on networks of a few weights."""
 
+import inspect
 import json
 import re
 import statistics
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
+from keras_mikd.comparison.methods import METHODS
 from keras_mikd.comparison.report import Comparison, half_interval, summarized
 
 
@@ -182,6 +184,10 @@ def test_a_data_set_is_read_as_it_is():
         ({"methods": "kd"}, r"Expected `methods` to be a list, such as \['kd'\]"),
         ({"train": "pictures"}, r"Expected `train` as two arrays \(images, labels\)"),
         ({"test": (np.zeros((4, 8, 8, 2)),)}, "Expected `test` as two arrays"),
+        *(
+            ({part: tf.data.Dataset.from_tensors(np.zeros(2)).repeat()}, f"`{part}` to end")
+            for part in ("train", "test")
+        ),
         ({"methods": {"student": lambda t, s, w: []}}, "Expected at least one method, and none"),
         ({"methods": {"own": lambda t, s, w: []}, "weights": None}, "Expected weights to try"),
         ({"methods": ["kd", "vid"], "weights": {"kd": [1.0]}}, "Expected as many weights"),
@@ -225,6 +231,11 @@ def test_intervals_are_those_of_student_s_t():
         expected = quantile * statistics.stdev(values) / len(values) ** 0.5
         assert half_interval(values) == pytest.approx(expected, rel=1e-4)
     assert half_interval([1.0]) is None
+
+
+def test_the_docstring_names_every_method():
+    methods = inspect.getdoc(mikd.compare).split("methods: ")[1].split("or a dict")[0]
+    assert re.findall(r'`"(\w+)"`', methods) == list(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def _for_each(*groups, default=None):
     )
 
 
+@pytest.mark.parametrize("name", cases.LOSSES)
+def test_a_text_is_no_boolean(name):
+    loss = cases.LOSSES[name]()
+    for argument, parameter in inspect.signature(type(loss)).parameters.items():
+        if parameter.annotation is bool:
+            with pytest.raises(ValueError, match=f"{argument}='no'"):
+                type(loss).from_config({**loss.get_config(), argument: "no"})
+
+
 def _compiled(distiller, **kwargs):
     options = {"metrics": ["accuracy"], **kwargs}
     distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9), cases.cross_entropy(), **options)

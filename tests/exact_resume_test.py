@@ -141,9 +141,7 @@ def test_another_schedule_is_another_run(tmp_path):
     data = cases.data(8)
     _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=1)
     for other in ((1e-4, 12, 1.0), (1e-2, 24, 1.0), (1e-2, 12, 2.0)):
-        with pytest.raises(
-            ValueError, match="which has .*(rate|weight|steps).*Name another"
-        ):
+        with pytest.raises(ValueError, match="which has .*(rate|weight|steps).*Name another"):
             _fit(tmp_path, data=data, model=model(*other), epochs=2)
     _fit(tmp_path, data=data, model=model(1e-2, 12, 1.0), epochs=2)
 

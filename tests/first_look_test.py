@@ -174,6 +174,24 @@ def test_examples_without_a_class_have_no_part_in_losses_of_classes(loss):
     assert np.isfinite(_fit(distiller, x, y)["loss"][0])
 
 
+@pytest.mark.parametrize("given", ["list", "peers"])
+def test_a_class_is_left_out_however_the_loss_is_given(given):
+    x, y = cases.data(8)
+    ignoring = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=255)
+    if given == "peers":
+        distiller = mikd.MutualDistiller(
+            [cases.student(), cases.network((4, 6), seed=3)], [mikd.RLD()]
+        )
+        distiller.compile("sgd", ignoring, run_eagerly=True)
+    else:
+        distiller = _distiller(cases.teacher(), cases.student(), [mikd.DKD()], [ignoring])
+    nothing = distiller.evaluate(x, np.full_like(y, 255), verbose=0, return_dict=True)
+    for loss in distiller.distillation_losses:
+        assert nothing[loss.name] == 0.0
+    with pytest.raises(ValueError, match="Received: labels from .* to 99"):
+        distiller.fit(x, np.where(y == 0, 99, y), verbose=0)
+
+
 def test_examples_without_a_class_are_no_negatives_of_other_classes():
     x, y = cases.data()
     y[3] = -1

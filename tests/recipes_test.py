@@ -24,6 +24,19 @@ def test_soft_targets():
     assert (loss.weight, loss.temperature) == (0.5, 2.0)
 
 
+def test_places_inside_of_a_nested_model_have_names():
+    student = cases.student()
+    inner = keras.Model(student.inputs, student.get_layer("relu2").output)
+    inputs = keras.Input(inner.input_shape[1:])
+    outputs = keras.layers.GlobalAveragePooling2D()(inner(inputs))
+    network = keras.Model(inputs, keras.layers.Dense(4)(outputs))
+    inner_name = inner.name
+    pairs = [(f"{inner_name}/relu1", f"{inner_name}/relu1")]
+    (loss,) = recipes.vid(network, network, pairs=pairs)
+    assert loss.name == f"vid_{inner_name}_relu1"
+    assert mikd.SelfDistiller(network, [loss]).distillation_losses == (loss,)
+
+
 def test_a_second_head():
     (loss,) = recipes.lwf(cases.teacher(), cases.student(), weight=0.5)
     assert isinstance(loss, mikd.LwF)

@@ -99,7 +99,7 @@ def test_temperatures_may_be_schedules_and_labels_have_to_be_there():
 def test_bad_factors_are_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` to be a finite number of at least 0"):
         mikd.RLD(**{name: -1.0})
-    with pytest.raises(ValueError, match="`temperature` to be a finite number"):
+    with pytest.raises(ValueError, match="`confidence_temperature` to be a finite number"):
         mikd.RLD(confidence_temperature=0.0)
 
 

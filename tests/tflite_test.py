@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -386,12 +387,12 @@ def test_existing_file(identity, tmp_path, monkeypatch):
     assert path.read_bytes() == content
 
 
-def test_distiller_is_refused(tmp_path):
-    for attribute, message in (("student", "distiller.student"), ("peers", "distiller.peers")):
-        distiller = _logit_network(1)
-        setattr(distiller, attribute, [])
-        with pytest.raises(TypeError, match=f"Received: model=Sequential. Pass .*{message}"):
-            export_tflite(distiller, tmp_path / "a.tflite")
+@pytest.mark.parametrize(
+    ("kind", "network"), [("distiller", "student"), ("mutual", "peers"), ("mcmi", "teacher")]
+)
+def test_a_distiller_is_refused(kind, network, tmp_path):
+    with pytest.raises(ValueError, match=f"Received: the distiller .*`distiller.{network}"):
+        export_tflite(cases.distiller(kind), tmp_path / "a.tflite")
 
 
 def test_report_is_frozen(tmp_path):
@@ -431,7 +432,7 @@ def test_no_examples_are_refused(cnn, nothing):
 @pytest.mark.parametrize(
     ("error", "message", "kwargs"),
     [
-        (TypeError, "a keras.Model. .*keras.saving.load_model", {"model": "student.keras"}),
+        (ValueError, "a keras.Model. .*keras.saving.load_model", {"model": "student.keras"}),
         (
             ValueError,
             "Expected a built model",

@@ -50,8 +50,8 @@ def compare(
 
     Weights are chosen on the validation data, with as many trials for every method. The accuracies
     of the teacher and of the student alone come first. The teacher runs once over arrays, over
-    data sets in every step. Validation runs no teacher. A call that was killed goes on in its
-    `folder`, and one with more methods, weights or seeds adds to it.
+    data sets in every step. Validation runs no teacher. Every run sets Keras' global seed. A call
+    that was killed goes on in its `folder`, and one with more methods, weights or seeds adds to it.
 
     ```python
     result = keras_mikd.compare(teacher, make_student, (x, y), validation, test, folder="runs/own")
@@ -64,12 +64,14 @@ def compare(
         train: Arrays `(images, labels)`, or a `tf.data.Dataset` of batches, read as it is.
         validation: Data to choose weights on, likewise.
         test: Data that nothing is chosen on; without it, the report is about `validation`.
-        methods: Names of recipes, in short as in `comparison.methods.METHODS`: `"kd"`, `"at"`,
-            `"crd"`, ...; or a dict `{name: function (teacher, student, weight) -> list of losses}`,
-            with `None` for a known name. A function without losses changes the student itself, as
-            one that gives it trained weights does.
-        weights: Weights to try for every method, a list, or `{method: list}`; with `balance`, 0.3,
-            1 and 3 if `None`.
+        methods: Names of recipes: `"kd"`, `"lskd"`, `"dkd"`, `"rld"`, `"dist"`, `"wttm"`, `"hint"`,
+            `"vkd"`, `"at"`, `"ab"`, `"ft"`, `"review_kd"`, `"nst"`, `"sp"`, `"cc"`, `"rkd"`,
+            `"pkt"`, `"crd"`, `"queue"`, `"itrd"`, `"vid"`, `"mimkd"`, `"info_nce"`; or a dict
+            `{name: function (teacher, student, weight) -> list of losses}`, with `None` for a known
+            name. A function without losses changes the student itself, as one that gives it trained
+            weights does.
+        weights: Weights to try for every method, a list, or `{method: list}`; if `None`, three of
+            each method's own, a decade apart, and with `balance` 0.3, 1 and 3.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
         trial_seeds: Number of these seeds with which every weight is tried.
         epochs: Epochs of a run.
@@ -334,6 +336,11 @@ def _fingerprint(data):
 
 def _check_data(argument, data):
     if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                f"Expected `{argument}` to end. Received: an endless tf.data.Dataset. Say what an "
+                f"epoch is: {argument}.take(steps)."
+            )
         return
     pair = isinstance(data, (tuple, list)) and len(data) == 2
     if not pair or not all(isinstance(each, np.ndarray) for each in data):

@@ -198,7 +198,7 @@ class SeparableCritic(Critic):
 
     def __init__(self, *, width: int = 64, temperature: float = 0.1, **kwargs: Any) -> None:
         super().__init__(width=width, **kwargs)
-        self.temperature = checks.temperature(temperature)
+        self.temperature = checks.temperature("temperature", temperature)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

@@ -89,7 +89,7 @@ class Negatives:
             )
         self.number = None if number == ALL else number
         self.source = source
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
 
     def pool(self, student, labels=None, mask=None):
         """Returns the students to compare with, once for any number of teachers' features.

@@ -11,7 +11,7 @@ from keras_mikd import checks, keras_internals
 from keras_mikd.cache.batches import take_apart
 from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
-from keras_mikd.distillers import costs, loss_checks, network_checks, optimizers
+from keras_mikd.distillers import costs, loss_checks, network_checks, optimizers, task_losses
 from keras_mikd.distillers.checked_fit import TASK, CheckedFit, not_finite
 from keras_mikd.distillers.gradient_balance import (
     BalanceLogs,
@@ -187,7 +187,7 @@ class BaseDistiller(checks.Settled, CheckedFit):
 
         Those whose class the task loss leaves out have a loss of 0; any class stands in for theirs.
         """
-        ignored = getattr(self.loss, "ignore_class", None)
+        ignored = task_losses.ignored_class(self.loss)
         if ignored is None or not loss.reads_classes or keras.tree.is_nested(y) or y is None:
             return y, None
         if len(y.shape) > 2 or (len(y.shape) == 2 and y.shape[1] != 1):

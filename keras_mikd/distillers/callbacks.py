@@ -52,6 +52,21 @@ class TensorBoard(keras.callbacks.TensorBoard):
         return {_in_group(name, groups): value for name, value in (logs or {}).items()}
 
 
+class FiniteEpochs(keras.callbacks.Callback):
+    """Stops after an epoch in which a term was not finite, where a step cannot stop by itself."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        terms = [loss.name for loss in self.model.distillation_losses]
+        for name in (*terms, "task_loss", "loss"):
+            if not np.all(np.isfinite((logs or {}).get(name, 0.0))):
+                raise ValueError(
+                    f"Expected finite losses. Received: NaN or infinity in `{name}` in epoch "
+                    f"{epoch + 1}. XLA compiles no stop: such steps had no gradient, and training "
+                    "went on. Lower the learning rate or the weight of the term. "
+                    "compile(..., jit_compile=False) stops at the step itself."
+                )
+
+
 class ReadOutsCame(keras.callbacks.Callback):
     """Warns after the first epoch of `fit` of a read-out to which its loss added nothing."""
 
@@ -72,7 +87,7 @@ class ReadOutsCame(keras.callbacks.Callback):
 def with_own(given, own):
     """Returns callbacks of `fit` with those of a distiller first, and its progress bar last."""
     shown = any(isinstance(each, keras.callbacks.ProgbarLogger) for each in given)
-    return [*own, ReadOutsCame(), *given, *([] if shown else [TotalsLogger()])]
+    return [*own, FiniteEpochs(), ReadOutsCame(), *given, *([] if shown else [TotalsLogger()])]
 
 
 def log_groups(model):

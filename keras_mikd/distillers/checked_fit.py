@@ -102,7 +102,8 @@ class CheckedFit(DistributedModel):
         Raises:
             ValueError: If the data is empty, holds NaN or infinity, brings integer images to a
                 float model, or has labels out of range; a network puts out probabilities where
-                logits are expected; or a term of the loss is not finite, before that step's update.
+                logits are expected; or a term of the loss is not finite: before that step's update,
+                or after the epoch if XLA compiles the whole step.
         """
         self._check_trained()
         self._validates_terms = validation_terms

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_mikd.cache.batches import take_apart
 from keras_mikd.cache.teacher_cache import TeacherCache
+from keras_mikd.distillers import task_losses
 from keras_mikd.keras_internals import layers_of
 
 _AT_ONCE = 4096  # Rows of an array that are looked at together, so that no large copy is made.
@@ -53,7 +54,7 @@ def checked_data(argument, data, *, taps, loss, output, look):
     if classes is not None:
         _check_indices(of_labels, np.shape(y), output)
         values = np.asarray(y)
-        values = values[values != getattr(loss, "ignore_class", None)]
+        values = values[values != task_losses.ignored_class(loss)]
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
                 f"{_labels_message(of_labels, classes)} Received: labels from {values.min()} to "
@@ -103,7 +104,7 @@ def _checked_dataset(argument, dataset, taps, loss, output, look):
     classes = _num_classes(loss, output, batch.y)
     if classes is not None:
         _check_indices(argument, batch.y.shape, output)
-    ignored = getattr(loss, "ignore_class", None)
+    ignored = task_losses.ignored_class(loss)
     trains = argument == "x"
 
     @tf.autograph.experimental.do_not_convert
@@ -356,6 +357,8 @@ def _num_classes(loss, output, labels):
 
 
 def _is_sparse_cross_entropy(loss):
+    alone = keras.tree.flatten(loss)
+    loss = alone[0] if len(alone) == 1 else loss
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     sparse = keras.losses.SparseCategoricalCrossentropy

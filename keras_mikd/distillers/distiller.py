@@ -42,13 +42,15 @@ class Distiller(BaseDistiller):
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         balance: `"gradient"`: weights, of the task too, are ratios of the norms of the terms'
-            gradients on the student: with weights of 1, all pull alike. `None`: factors of losses.
-        balance_every: After how many steps these norms are measured; see `GradientBalance`.
-        readout_every: After how many steps of training the read-outs (`<loss>_..._nats`) are
-            updated, from the first of every epoch on; `None`: in validation alone.
-        xla_critics: Whether XLA compiles the arithmetic of the critics on its own, in a step that
-            is neither compiled as a whole nor run eagerly: `True`, `False`, or `"auto"`, which
-            means `True` on a machine with an accelerator.
+            gradients on the student: with weights of 1, all pull alike. `None`: weights multiply
+            the losses as they are.
+        balance_every: These norms are measured in every so many steps; see `GradientBalance`.
+        readout_every: Read-outs of training (`<loss>_..._nats`) are updated in every so many steps,
+            starting with the first of each epoch; `None`: in validation alone.
+        xla_critics: Whether XLA compiles the arithmetic of the critics on its own: `True`, `False`,
+            or `"auto"`, which means `True` on a machine with an accelerator. It matters where the
+            step is neither run eagerly nor compiled as a whole, which is Keras' default on one
+            accelerator.
         teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed
             teacher; of several teachers, a dict by their names.
         student_features: Likewise for the student.
@@ -114,7 +116,7 @@ class Distiller(BaseDistiller):
         self.teacher_features = teacher_features
         self.student_features = student_features
         self.combine = checks.one_of("combine", combine, combined_logits.COMBINATIONS)
-        self.save_teacher = checks.one_of("save_teacher", save_teacher, (True, False))
+        self.save_teacher = checks.boolean("save_teacher", save_teacher)
         networks = Networks(
             models,
             teachers.terms(losses, names),

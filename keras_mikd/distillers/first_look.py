@@ -229,7 +229,7 @@ class FirstLook:
 
     def _check_ignored(self, loss, y):
         """Refuses examples without a class where a loss draws negatives from other classes."""
-        ignored = getattr(self._loss, "ignore_class", None)
+        ignored = task_losses.ignored_class(self._loss)
         if ignored is None or y is None or not (loss.reads_classes and loss.compares_examples):
             return
         if np.any(np.asarray(y) == ignored):
@@ -263,7 +263,7 @@ class FirstLook:
                     stacklevel=2,
                 )
         networks = self._networks
-        ignored = getattr(self._loss, "ignore_class", None)
+        ignored = task_losses.ignored_class(self._loss)
         student = features.get("student", {}).get(OUTPUT)
         of_student = (
             None if student is None else output_rows.share_of_right(student, classes, ignored)

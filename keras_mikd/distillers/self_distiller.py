@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_mikd import checks
 from keras_mikd.distillers import loss_checks, network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.networks import Networks, Term
@@ -76,7 +77,7 @@ class SelfDistiller(BaseDistiller):
         super().__init__(**{"dtype": network_checks.policy([model]), **kwargs})
         self.student = model
         self.features = features
-        self.stop_gradient = stop_gradient
+        self.stop_gradient = checks.boolean("stop_gradient", stop_gradient)
         networks = Networks(
             {"student": model},
             [Term(loss, "student", "student", stop_gradient=stop_gradient) for loss in losses],

@@ -52,6 +52,12 @@ def expects_logits(loss):
     return None if said is None else bool(said)
 
 
+def ignored_class(loss):
+    """Returns the class that a task loss, or each of several, leaves out; `None` without one."""
+    found = {_ignored(each) for each in keras.tree.flatten(loss)}
+    return found.pop() if len(found) == 1 else None
+
+
 def remedy(loss, logits):
     """Returns what to do about a loss that expects `logits`, or probabilities, and meets others."""
     function = loss.func if isinstance(loss, functools.partial) else loss
@@ -61,6 +67,12 @@ def remedy(loss, logits):
             "the softmax first."
         )
     return f"Use from_logits={not logits} in it."
+
+
+def _ignored(loss):
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get("ignore_class")
+    return getattr(loss, "ignore_class", None)
 
 
 def _object(loss):

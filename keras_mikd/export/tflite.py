@@ -137,12 +137,12 @@ def export_tflite(
         A `TFLiteReport`.
 
     Raises:
-        TypeError: If `model` is a distiller or not a Keras model, or `check_on` of another type.
-        ValueError: If `model` is not built, cannot be copied in float32, or has a weight that is
-            not a number or that the file cannot hold; `path` has another suffix, `tolerance` is
-            negative or not finite, `check_on` or `calibrate_on` is empty, endless or not of what
-            the model takes, `quantize` is unknown, or it does not go together with the model,
-            `calibrate_on` or `integer_io`.
+        TypeError: If `check_on` is of another type.
+        ValueError: If `model` is a distiller or no Keras model, is not built, cannot be copied in
+            float32, or has a weight that is not a number or that the file cannot hold; `path` has
+            another suffix, `tolerance` is negative or not finite, `check_on` or `calibrate_on` is
+            empty, endless or not of what the model takes, `quantize` is unknown, or it does not go
+            together with the model, `calibrate_on` or `integer_io`.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`, or a model of
             `quantization_aware` has an operator left in float32. (An operator that LiteRT does not
@@ -204,20 +204,7 @@ def export_tflite(
 
 
 def _check_model(model):
-    for attribute, network in (
-        ("student", "distiller.student"),
-        ("peers", "one of distiller.peers"),
-    ):
-        if hasattr(model, attribute):
-            raise TypeError(
-                "Expected the network to deploy, not the distiller that trained it. "
-                f"Received: model={type(model).__name__}. Pass {network}."
-            )
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"Expected `model` to be a keras.Model. Received: model={model!r}. "
-            f"{checks.instead_of_model(model)}"
-        )
+    checks.any_model("model", model)
     if not model.built:
         raise ValueError(
             f"Expected a built model, with weights. Received: model={model.name!r}. Call it on a "

@@ -65,7 +65,7 @@ class BeYourOwnTeacher(DistillationLoss):
         if not self.student_layer:
             raise ValueError("Expected `student_layer` to name a stage. Received: student_layer=[]")
         self.alpha = checks.number("alpha", alpha, at_least=0, at_most=1)
-        self.temperature = schedules.checked_temperature(temperature)
+        self.temperature = schedules.checked_temperature("temperature", temperature)
         self.feature_weight = checks.number("feature_weight", feature_weight, at_least=0)
 
     def build(

@@ -60,7 +60,7 @@ class CorrelationCongruence(DistillationLoss):
         super().__init__(**kwargs)
         self.variant = checks.one_of("variant", variant, ("repdistiller", "paper"))
         self.width = checks.integer("width", width, at_least=1)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

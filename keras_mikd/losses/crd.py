@@ -87,7 +87,7 @@ class CRD(DistillationLoss):
         self.bank = checks.integer("bank", bank, at_least=2, optional=True)
         self.negatives = checks.integer("negatives", negatives, at_least=1)
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
 
     @property
     def reads_classes(self) -> bool:

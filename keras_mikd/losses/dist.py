@@ -64,8 +64,8 @@ class DIST(DistillationLoss):
         super().__init__(**kwargs)
         self.inter = checks.number("inter", inter, at_least=0)
         self.intra = checks.number("intra", intra, at_least=0)
-        self.temperature = schedules.checked_temperature(temperature)
-        self.gather = checks.one_of("gather", gather, (True, False))
+        self.temperature = schedules.checked_temperature("temperature", temperature)
+        self.gather = checks.boolean("gather", gather)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

@@ -59,7 +59,7 @@ class DKD(DistillationLoss):
         super().__init__(**kwargs)
         self.alpha = checks.number("alpha", alpha, at_least=0)
         self.beta = checks.number("beta", beta, at_least=0)
-        self.temperature = schedules.checked_temperature(temperature)
+        self.temperature = schedules.checked_temperature("temperature", temperature)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

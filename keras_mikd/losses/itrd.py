@@ -65,7 +65,7 @@ class ITRD(DistillationLoss):
         weights = {name: checks.number(name, value, at_least=0) for name, value in weights.items()}
         self.correlation_weight, self.mutual_weight = weights.values()
         self.alpha = checks.number("alpha", alpha, at_least=1)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

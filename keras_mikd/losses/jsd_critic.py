@@ -102,7 +102,7 @@ class JSDCritic(DistillationLoss):
         self.negatives = negatives
         self.negatives_from = negatives_from
         self.grid = checks.integer("grid", grid, at_least=1, optional=True)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
         self._pairs = Negatives(negatives, negatives_from, gather)
         self._compare = self._pairs.comparison(self.critic, bound)
 

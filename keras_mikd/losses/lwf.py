@@ -59,7 +59,7 @@ class LwF(DistillationLoss):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         if self._has_default_name:
             self.name = self.name.replace("lw_f", "lwf")
-        self.temperature = schedules.checked_temperature(temperature)
+        self.temperature = schedules.checked_temperature("temperature", temperature)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

@@ -104,7 +104,7 @@ class MUSE(DistillationLoss):
         self.width = width
         self.temperature = temperature
         self.grid = checks.integer("grid", grid, at_least=1, optional=True)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
         self._critic()  # Refuses a bad width or temperature here, not in `build`.
         self._pairs = Negatives(negatives, negatives_from, gather)
 

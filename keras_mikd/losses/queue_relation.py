@@ -103,4 +103,5 @@ def _logits(x, queue, temperature):
 
 
 def _temperature(argument, value):
+    # Scores stay far above that of an empty row.
     return checks.number(argument, value, at_least=1e-6, at_most=1e6)

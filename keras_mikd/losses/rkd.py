@@ -57,7 +57,7 @@ class RKD(DistillationLoss):
         super().__init__(**kwargs)
         self.distance_weight = checks.number("distance_weight", distance_weight, at_least=0)
         self.angle_weight = checks.number("angle_weight", angle_weight, at_least=0)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

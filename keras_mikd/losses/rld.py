@@ -62,9 +62,11 @@ class RLD(DistillationLoss):
         super().__init__(**kwargs)
         self.alpha = checks.number("alpha", alpha, at_least=0)
         self.beta = checks.number("beta", beta, at_least=0)
-        self.temperature = schedules.checked_temperature(temperature)
+        self.temperature = schedules.checked_temperature("temperature", temperature)
         if confidence_temperature is not None:
-            confidence_temperature = schedules.checked_temperature(confidence_temperature)
+            confidence_temperature = schedules.checked_temperature(
+                "confidence_temperature", confidence_temperature
+            )
         self.confidence_temperature = confidence_temperature
 
     def build(

@@ -39,10 +39,10 @@ def checked_weight(argument, weight):
     return weight if is_schedule(weight) else float(weight)
 
 
-def checked_temperature(temperature):
+def checked_temperature(argument, temperature):
     """Returns a temperature: a number above 0 as a float, or a schedule of such numbers."""
     for number in _numbers(temperature):
-        checks.temperature(number)
+        checks.temperature(argument, number)
     return temperature if is_schedule(temperature) else float(temperature)
 
 

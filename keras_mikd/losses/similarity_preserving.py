@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_mikd import checks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.shape_checks import check_known
 from keras_mikd.losses.similarities import directions, flattened, whole_batch
@@ -40,7 +41,7 @@ class SimilarityPreserving(DistillationLoss):
 
     def __init__(self, *, gather: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.gather = gather
+        self.gather = checks.boolean("gather", gather)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

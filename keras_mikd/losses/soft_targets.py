@@ -64,9 +64,9 @@ class SoftTargets(DistillationLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.temperature = schedules.checked_temperature(temperature)
+        self.temperature = schedules.checked_temperature("temperature", temperature)
         self.teacher_classes = class_map.checked_map(teacher_classes)
-        self.standardize = checks.one_of("standardize", standardize, (True, False))
+        self.standardize = checks.boolean("standardize", standardize)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

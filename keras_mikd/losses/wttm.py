@@ -45,7 +45,7 @@ class WTTM(DistillationLoss):
     def __init__(self, *, gamma: float = 0.2, weighted: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gamma = checks.number("gamma", gamma, above=0)
-        self.weighted = checks.one_of("weighted", weighted, (True, False))
+        self.weighted = checks.boolean("weighted", weighted)
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

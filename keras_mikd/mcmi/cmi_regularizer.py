@@ -56,7 +56,7 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         # In 16 bits, small probabilities of a centroid are 0, and the divergence is not a number.
         checks.one_of("dtype", self.compute_dtype, ("float32", "float64"))
         self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
-        self.temperature = checks.temperature(temperature)
+        self.temperature = checks.temperature("temperature", temperature)
         # Until they are set, the centroids are nan, and so is every divergence from them.
         self.log_centroids = self.add_weight(
             shape=(self.num_classes, self.num_classes),

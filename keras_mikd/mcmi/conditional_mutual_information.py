@@ -60,8 +60,8 @@ class ConditionalMutualInformation(keras.metrics.Metric):
         # In float16, a count of 2,048 stays where it is.
         checks.one_of("dtype", self.dtype, ("float32", "float64"))
         self.num_classes = checks.integer("num_classes", num_classes, at_least=2)
-        self.from_logits = from_logits
-        self.temperature = checks.temperature(temperature)
+        self.from_logits = checks.boolean("from_logits", from_logits)
+        self.temperature = checks.temperature("temperature", temperature)
         square = (self.num_classes, self.num_classes)
         self.counts = self._add_sum("counts", square[:1])
         self.probability_sums = self._add_sum("probability_sums", square)

@@ -1,7 +1,5 @@
 """Checks before a teacher is tuned."""
 
-import math
-
 import keras
 
 from keras_mikd import checks
@@ -99,14 +97,4 @@ def check_centroids(regularizer):
         raise ValueError(
             "Expected centroids, which `fit` and `fit_centroids` measure. Received: none yet. "
             "keras_mikd.measure_cmi(model, data) measures the CMI of a model without any."
-        )
-
-
-def check_history(logs):
-    """Raises a `ValueError` if the loss of an epoch is not finite."""
-    if not math.isfinite(logs.get("loss", 0.0)):
-        raise ValueError(
-            f"Expected a finite loss. Received: {logs}. The copy of the teacher is lost; the model "
-            "that was given is intact. Make a new MCMITeacher with a smaller `weight`, "
-            "`separation_weight` or learning rate."
         )

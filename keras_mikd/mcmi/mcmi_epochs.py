@@ -2,13 +2,12 @@
 
 import keras
 
-from keras_mikd.mcmi import mcmi_checks
 from keras_mikd.mcmi.batch_statistics import BatchStatistics, normalizations
 from keras_mikd.mcmi.cmi_report import new_meter
 
 
 class MCMIEpochs(keras.callbacks.Callback):
-    """Measures centroids and statistics when they are due and looks at every epoch's loss."""
+    """Measures centroids and statistics when they are due."""
 
     # Its passes move the order of data that reshuffles, so `ExactResume` repeats them.
     reads_data = True
@@ -65,5 +64,4 @@ class MCMIEpochs(keras.callbacks.Callback):
         regularizer.set_centroids(self._meter.report().centroids)
 
     def on_epoch_end(self, epoch, logs=None):
-        mcmi_checks.check_history(logs or {})
         self._measure_statistics()

@@ -101,9 +101,7 @@ class MCMITeacher(BaseDistiller):
         super().__init__(**{"dtype": network_checks.policy([teacher]), **kwargs})
         self.weight = checks.number("weight", weight)
         self.centroids = checks.one_of("centroids", centroids, ("frozen", "epoch", "running"))
-        self.centroids_training = checks.one_of(
-            "centroids_training", centroids_training, (True, False)
-        )
+        self.centroids_training = checks.boolean("centroids_training", centroids_training)
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
         self.separation_weight = checks.number("separation_weight", separation_weight, at_least=0)
         self.log_likelihood_budget = checks.number(

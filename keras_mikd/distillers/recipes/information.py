@@ -174,7 +174,7 @@ def stage_critics(
             critic=SeparableCritic(),
             negatives_from=negatives_from,
             weight=weight,
-            name=f"jsd_{place}",
+            name=named("jsd", place, place),
         )
         for place, _ in pair_stages(student, student)
     ]

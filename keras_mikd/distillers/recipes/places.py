@@ -66,4 +66,5 @@ def of_pooled(loss, name, **options):
 
 def named(name, place, own):
     """Returns a name that says which pair it is: `"vid_stage2"`, `"vid_stage3_to_stage4"`."""
-    return f"{name}_{own}" if place == own else f"{name}_{place}_to_{own}".replace("/", "_")
+    pair = own if place == own else f"{place}_to_{own}"
+    return f"{name}_{pair}".replace("/", "_")
