@@ -124,7 +124,7 @@ def critic_designs():
         designs += [(128, grid, True) for grid in (1, 2, 8, None)] + [(128, 4, False)]
         for width, grid, xla in designs:
             label = f"feature: {name}, width {width}, grid {grid}{'' if xla else ', no XLA'}"
-            design = {"critic": functools.partial(critic, width=width), "grid": grid}
+            design = {"make_critic": functools.partial(critic, width=width), "grid": grid}
             variants[label] = mimkd(xla, feature_weight=1.0, **design)
     return variants
 

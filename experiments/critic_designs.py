@@ -42,9 +42,9 @@ DESIGNS = {
     "features only: grid 4": {**FEATURES_ONLY, "grid": 4},
     "features only: 4 negatives": {**FEATURES_ONLY, "negatives": 4},
     "features only: all negatives": {**FEATURES_ONLY, "negatives": "all"},
-    "features only: concat 64": {**FEATURES_ONLY, "critic": concat(64)},
-    "features only: concat 128": {**FEATURES_ONLY, "critic": concat(128)},
-    "features only: concat 128 at grid 4": {**FEATURES_ONLY, "critic": concat(128), "grid": 4},
+    "features only: concat 64": {**FEATURES_ONLY, "make_critic": concat(64)},
+    "features only: concat 128": {**FEATURES_ONLY, "make_critic": concat(128)},
+    "features only: concat 128 at grid 4": {**FEATURES_ONLY, "make_critic": concat(128), "grid": 4},
 }
 
 

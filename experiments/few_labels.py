@@ -185,7 +185,7 @@ def compare(teacher, data, methods, folder, *, make_student=None, **options):
         "trial_seeds": FLAGS.trial_seeds,
         "epochs": FLAGS.epochs,
         "batch_size": FLAGS.batch_size,
-        "optimizer": optimizer(FLAGS.learning_rate),
+        "make_optimizer": optimizer(FLAGS.learning_rate),
         "balance": None if FLAGS.balance == "none" else FLAGS.balance,
         "augment": data.augment if FLAGS.views > 1 else None,
         "views": FLAGS.views,

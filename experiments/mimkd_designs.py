@@ -19,7 +19,7 @@ _DESIGNS = {
     "mimkd_maps": _FEATURES,
     "mimkd_8": {"negatives": 8},
     "mimkd_all": {"negatives": "all"},
-    "mimkd_concat": {"critic": functools.partial(mikd.ConcatCritic, width=512)},
+    "mimkd_concat": {"make_critic": functools.partial(mikd.ConcatCritic, width=512)},
     "mimkd_nwj": {"bound": mikd.bounds.nwj, "negatives": "all"},
     "mimkd_nce": _INFO_NCE,
     "mimkd_nce_maps": {**_INFO_NCE, **_FEATURES},

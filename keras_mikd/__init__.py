@@ -12,8 +12,10 @@ from keras_mikd import bounds as bounds
 from keras_mikd import datasets as datasets
 from keras_mikd import figures as figures
 from keras_mikd import models as models
-from keras_mikd.cache.batches import with_index as with_index
+from keras_mikd.batches import with_index as with_index
 from keras_mikd.cache.teacher_cache import TeacherCache as TeacherCache
+from keras_mikd.checkpoints.exact_resume import ExactResume as ExactResume
+from keras_mikd.checkpoints.student_checkpoint import StudentCheckpoint as StudentCheckpoint
 from keras_mikd.comparison.compare import compare as compare
 from keras_mikd.comparison.report import Comparison as Comparison
 from keras_mikd.critics.critic import ConcatCritic as ConcatCritic
@@ -32,8 +34,6 @@ from keras_mikd.distillers.muse_distiller import MUSEDistiller as MUSEDistiller
 from keras_mikd.distillers.mutual_distiller import MutualDistiller as MutualDistiller
 from keras_mikd.distillers.self_distiller import SelfDistiller as SelfDistiller
 from keras_mikd.distillers.vid_distiller import VIDDistiller as VIDDistiller
-from keras_mikd.distribution.exact_resume import ExactResume as ExactResume
-from keras_mikd.distribution.student_checkpoint import StudentCheckpoint as StudentCheckpoint
 from keras_mikd.export.latency import Latency as Latency
 from keras_mikd.export.latency import measure_latency as measure_latency
 from keras_mikd.export.quantization_aware import is_quantization_aware as is_quantization_aware

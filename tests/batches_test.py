@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.cache.batches import Batch, take_apart, with_class_weight, with_index
+from keras_mikd.batches import Batch, take_apart, with_class_weight, with_index
 
 X, Y, WEIGHT = np.zeros((2, 3)), np.array([1, 0]), np.array([0.5, 2.0], "float32")
 FEATURES = {"fingerprint": {"output": np.ones((2, 4))}}

@@ -83,7 +83,7 @@ def test_a_method_without_losses_changes_the_student_alone(tmp_path):
         return []
 
     methods = {"warm": warm, "untouched": lambda t, s, weight: []}
-    options = {"methods": methods, "weights": [1.0], "seeds": 1, "optimizer": _still}
+    options = {"methods": methods, "weights": [1.0], "seeds": 1, "make_optimizer": _still}
     result = _compare(folder=tmp_path / "runs", **options)
     warmed = keras.saving.load_model(tmp_path / "runs" / "warm-weight1-seed0.keras")
     for old, new in zip(trained.get_weights(), warmed.get_weights(), strict=True):

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
-from keras_mikd.losses import paraphraser
+from keras_mikd.losses.parts import paraphraser
 
 SHAPES = (3, 4, 4, 6), (3, 4, 4, 5)
 

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mikd.cache import fingerprints
+from keras_mikd.checkpoints import fingerprints
 
 
 def _joined(partner, seed=0):

@@ -10,7 +10,7 @@ from random_features import random_features
 
 import keras_mikd as mikd
 from keras_mikd.critics.negatives import drawn_rows
-from keras_mikd.losses.memory_bank import index_scope
+from keras_mikd.losses.parts.memory_bank import index_scope
 
 BANK, NEGATIVES = 12, 20
 

@@ -14,7 +14,7 @@ LEVELS = ("global_weight", "local_weight", "feature_weight")
 
 def _mimkd(teacher=None, student=None, **kwargs):
     teacher, student = teacher or cases.teacher(), student or cases.student()
-    return mikd.MIMKDDistiller(teacher, student, **{"critic": _critic, **kwargs})
+    return mikd.MIMKDDistiller(teacher, student, **{"make_critic": _critic, **kwargs})
 
 
 def _critic():
@@ -53,7 +53,7 @@ def test_three_levels_by_default():
 
 def test_critics_negatives_and_grid_of_the_callers_choice():
     options = {"negatives": 3, "grid": 2, "gather": False, "bound": mikd.bounds.info_nce}
-    distiller = _mimkd(critic=lambda: mikd.ConcatCritic(width=6), **options)
+    distiller = _mimkd(make_critic=lambda: mikd.ConcatCritic(width=6), **options)
     for loss in distiller.distillation_losses:
         assert (type(loss.critic), loss.critic.width) == (mikd.ConcatCritic, 6)
         assert (loss.negatives, loss.grid, loss.gather) == (3, 2, False)
@@ -61,8 +61,10 @@ def test_critics_negatives_and_grid_of_the_callers_choice():
 
 
 def test_one_critic_for_all_levels_is_refused():
-    with pytest.raises(ValueError, match="`critic` to be a function.*Received: critic=<Concat"):
-        _mimkd(critic=mikd.ConcatCritic())
+    with pytest.raises(
+        ValueError, match="`make_critic` to be a function.*Received: make_critic=<Concat"
+    ):
+        _mimkd(make_critic=mikd.ConcatCritic())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_a_keras_cv_backbone(role):
 
 
 @pytest.mark.parametrize(
-    "unused", [{"local_weight": 0.0}, {"critic": mikd.ConcatCritic}, {"grid": None}]
+    "unused", [{"local_weight": 0.0}, {"make_critic": mikd.ConcatCritic}, {"grid": None}]
 )
 def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unused):
     with pytest.raises(ValueError, match=f"Received: distillation_losses and {[*unused][0]}"):
@@ -239,7 +241,9 @@ def test_arguments_that_losses_of_the_callers_own_leave_unused_are_refused(unuse
 @keras.saving.register_keras_serializable("mimkd_distiller_test")
 class _Coarse(mikd.MIMKDDistiller):
     def __init__(self, teacher, student, distillation_losses=None, **kwargs):
-        super().__init__(teacher, student, distillation_losses, grid=4, critic=_critic, **kwargs)
+        super().__init__(
+            teacher, student, distillation_losses, grid=4, make_critic=_critic, **kwargs
+        )
 
 
 def test_a_subclass_with_arguments_of_its_own_is_saved_and_loaded(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.distribution import run_state
+from keras_mikd.checkpoints import run_state
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tests" / "cluster_worker.py"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import keras_mikd as mikd
-from keras_mikd.losses import schedules
+from keras_mikd.losses.parts import schedules
 
 _STEPS = keras.optimizers.schedules.PiecewiseConstantDecay([1], [4.0, 2.0])  # 4, 4, 2, 2, ...
 

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.parts.shape_checks import check_pair
 
 
 def test_two_vectors_and_two_maps_pass():

@@ -7,7 +7,7 @@ import keras
 import pytest
 
 import keras_mikd as mikd
-from keras_mikd.distillers import task_losses
+from keras_mikd.distillers.checks import task_losses
 
 losses = keras.losses
 

@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_mikd.distribution.student_checkpoint import StudentCheckpoint
+from keras_mikd.checkpoints.student_checkpoint import StudentCheckpoint
 from keras_mikd.distribution.worker_callbacks import without_writers
 
 

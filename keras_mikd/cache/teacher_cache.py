@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mikd import checks
-from keras_mikd.cache import fingerprints
-from keras_mikd.cache.batches import Batch
+from keras_mikd.batches import Batch
 from keras_mikd.cache.columns import Columns
 from keras_mikd.cache.views import MIXES, Views
+from keras_mikd.checkpoints import fingerprints
 from keras_mikd.features.feature_taps import OUTPUT, FeatureTaps
 from keras_mikd.features.inputs import TeacherInputs
 

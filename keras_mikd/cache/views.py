@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd.cache import fingerprints
+from keras_mikd.checkpoints import fingerprints
 
 MIXES = ("mixup", "cutmix")
 _PROBES = 16

@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.atomic_files import write_whole
-from keras_mikd.cache import fingerprints
 from keras_mikd.cache.teacher_cache import TeacherCache
+from keras_mikd.checkpoints import fingerprints
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
-from keras_mikd.distillers import loss_checks
+from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller
 
@@ -37,7 +37,7 @@ def compare(
     trial_seeds: int = 1,
     epochs: int = 50,
     batch_size: int = 64,
-    optimizer: Callable[[int], keras.optimizers.Optimizer] | None = None,
+    make_optimizer: Callable[[int], keras.optimizers.Optimizer] | None = None,
     loss: keras.losses.Loss | None = None,
     balance: str | None = None,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
@@ -76,7 +76,7 @@ def compare(
         trial_seeds: Number of these seeds with which every weight is tried.
         epochs: Epochs of a run.
         batch_size: Images in a batch of arrays; an incomplete last one is dropped.
-        optimizer: Function `(steps) -> optimizer`; Adam from 1e-2 to 0 as a cosine if `None`.
+        make_optimizer: Function `(steps) -> optimizer`; Adam from 1e-2 to 0 as a cosine if `None`.
         loss: Task loss; sparse categorical cross-entropy from logits if `None`.
         balance: As in `Distiller`.
         augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.
@@ -108,7 +108,8 @@ def compare(
     places = _places(chosen, teacher, make_student)
     data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
     runner = _Runner(
-        teacher, make_student, data, validation, test, epochs, optimizer or _adam, loss, balance
+        *(teacher, make_student, data, validation, test, epochs),
+        *(make_optimizer or _adam, loss, balance),
     )
     keras.utils.set_random_seed(0)
     settings = {
@@ -120,7 +121,7 @@ def compare(
         **{"epochs": epochs, "batch_size": batch_size, "views": views, "balance": balance},
         "loss": [type(loss).__name__, fingerprints.of_bytes(repr(loss.get_config()).encode())],
         "augment": fingerprints.of_function(augment),
-        "optimizer": fingerprints.of_function(optimizer),
+        "optimizer": fingerprints.of_function(make_optimizer),
     }
     cells = Cells(folder, settings)
     split = "validation" if test is None else "test"

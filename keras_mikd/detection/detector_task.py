@@ -7,13 +7,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.cache.batches import take_apart
+from keras_mikd.batches import take_apart
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import as_logs
 from keras_mikd.features.feature_taps import as_called
 from keras_mikd.features.layer_graph import sized
 from keras_mikd.keras_internals import loss_metrics, scaled_penalty
-from keras_mikd.losses import schedules
+from keras_mikd.losses.parts import schedules
 
 _KERAS_ARGUMENTS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 

@@ -8,11 +8,12 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, keras_internals
-from keras_mikd.cache.batches import take_apart
+from keras_mikd.batches import take_apart
 from keras_mikd.critics.critic import xla_scope
 from keras_mikd.critics.negatives import draw_scope
-from keras_mikd.distillers import costs, loss_checks, network_checks, optimizers, task_losses
+from keras_mikd.distillers import costs, optimizers
 from keras_mikd.distillers.checked_fit import TASK, CheckedFit, not_finite
+from keras_mikd.distillers.checks import loss_checks, network_checks, task_losses
 from keras_mikd.distillers.gradient_balance import (
     BalanceLogs,
     GradientBalance,
@@ -23,10 +24,10 @@ from keras_mikd.distillers.readout_turns import ReadoutTurns, TakeReadoutTurns
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at, pick
 from keras_mikd.features.places import OUTPUT, is_output
-from keras_mikd.losses import schedules
-from keras_mikd.losses.memory_bank import index_scope
-from keras_mikd.losses.readouts import readout_scope
-from keras_mikd.losses.schedules import step_scope
+from keras_mikd.losses.parts import schedules
+from keras_mikd.losses.parts.memory_bank import index_scope
+from keras_mikd.losses.parts.readouts import readout_scope
+from keras_mikd.losses.parts.schedules import step_scope
 
 
 class BaseDistiller(checks.Settled, CheckedFit):

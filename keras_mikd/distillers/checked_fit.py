@@ -8,11 +8,12 @@ import keras
 import tensorflow as tf
 
 from keras_mikd import keras_internals
-from keras_mikd.cache.batches import Batch, with_class_weight
-from keras_mikd.distillers import data_checks, loss_checks, network_checks, optimizers
+from keras_mikd.batches import Batch, with_class_weight
+from keras_mikd.checkpoints import exact_resume, run_identity, student_checkpoint
+from keras_mikd.distillers import optimizers
 from keras_mikd.distillers.callbacks import with_own
-from keras_mikd.distillers.first_look import FirstLook
-from keras_mikd.distribution import exact_resume, run_identity, student_checkpoint
+from keras_mikd.distillers.checks import data_checks, loss_checks, network_checks
+from keras_mikd.distillers.checks.first_look import FirstLook
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.distribution.worker_callbacks import listed
 

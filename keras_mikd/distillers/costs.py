@@ -1,4 +1,4 @@
-"""Tells at construction of critics that cost more than the student."""
+"""Warns at construction about critics that cost more than the student."""
 
 import math
 import warnings
@@ -24,7 +24,11 @@ def warn_of_large_critics(loss, model):
     work = loss.multiplications or 0
     slower = own_work is not None and work > max(own_work, _LITTLE_WORK)
     if weights > max(own_weights, _FEW_WEIGHTS) or slower:
-        share = f"; its pairs cost {work / own_work:.1f} of its forward pass" if slower else ""
+        share = (
+            f"; scoring its pairs costs {work / own_work:.1f} of its forward passes"
+            if slower
+            else ""
+        )
         warnings.warn(
             f"The critics of {loss.name!r} have {weights:,} weights, {model.name!r} has "
             f"{own_weights:,}{share}. Use `critic=keras_mikd.SeparableCritic()` and `grid=8` or "

@@ -10,9 +10,10 @@ import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
-from keras_mikd.cache import fingerprints
-from keras_mikd.distillers import combined_logits, loss_checks, network_checks, teachers
+from keras_mikd.checkpoints import fingerprints
+from keras_mikd.distillers import combined_logits, teachers
 from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.checks import loss_checks, network_checks
 from keras_mikd.distillers.networks import Networks
 from keras_mikd.features.inputs import TeacherInputs
 from keras_mikd.losses.distillation_loss import DistillationLoss

@@ -9,7 +9,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import bounds
 from keras_mikd.critics.critic import Critic, SeparableCritic
-from keras_mikd.distillers import loss_checks, recipes, teachers
+from keras_mikd.distillers import recipes, teachers
+from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
@@ -38,7 +39,7 @@ class MIMKDDistiller(Distiller):
         bound: Bound that the critics maximise, see `JSDCritic`. On photographs with few labels,
             `bounds.info_nce` with `negatives="all"` gained more than the paper's
             (docs/results/cifar10.md).
-        critic: Function of no arguments that makes the score network of a level.
+        make_critic: Function of no arguments that makes the score network of a level.
         negatives: See `JSDCritic`.
         grid: See `JSDCritic`.
         gather: See `JSDCritic`.
@@ -46,8 +47,7 @@ class MIMKDDistiller(Distiller):
 
     Raises:
         ValueError: As `Distiller`, or if no stages are found, there are several teachers without
-            losses, `critic` is a layer, or arguments of
-            the critics come with losses.
+            losses, `make_critic` is a layer, or arguments of the critics come with losses.
     """
 
     def __init__(
@@ -62,23 +62,23 @@ class MIMKDDistiller(Distiller):
         feature_weight: float | LearningRateSchedule = 3.0,
         soft_targets: DistillationLoss | None = None,
         bound: Callable[..., tf.Tensor] = bounds.jsd,
-        critic: Callable[[], Critic] = SeparableCritic,
+        make_critic: Callable[[], Critic] = SeparableCritic,
         negatives: int | str = 1,
         grid: int | None = 8,
         gather: bool = True,
         **kwargs: Any,
     ) -> None:
-        if isinstance(critic, keras.layers.Layer):
+        if isinstance(make_critic, keras.layers.Layer):
             raise ValueError(
-                "Expected `critic` to be a function that makes a critic, since every level needs "
-                f"its own, such as keras_mikd.ConcatCritic. Received: critic={critic!r}"
+                "Expected `make_critic` to be a function that makes a critic, since every level "
+                f"needs its own, such as keras_mikd.ConcatCritic. Received: make_critic={make_critic!r}"
             )
         own = {
             "global_weight": global_weight,
             "local_weight": local_weight,
             "feature_weight": feature_weight,
             "bound": bound,
-            "critic": critic,
+            "make_critic": make_critic,
             "negatives": negatives,
             "grid": grid,
             "gather": gather,

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_mikd.distillers import loss_checks, recipes
+from keras_mikd.distillers import recipes
+from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.self_distiller import SelfDistiller
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
@@ -23,8 +24,9 @@ class MUSEDistiller(SelfDistiller):
 
     Args:
         model: Keras model with stages or blocks, see `stages`.
-        distillation_losses: Losses to use instead of the one assembled here, whose arguments, the
-            next four, then keep their defaults. A subclassed model needs them.
+        distillation_losses: Losses to use instead of the one assembled here. `muse_weight`,
+            `combine`, `negatives_from` and `gather` then keep their defaults. A subclassed model
+            needs them.
         muse_weight: Factor of the loss, a float or a schedule.
         combine: `"additive"` or `"multiplicative"`, see `MUSE`.
         negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.

@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_mikd.distillers import loss_checks, network_checks, optimizers
+from keras_mikd.distillers import optimizers
 from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.checks import loss_checks, network_checks
 from keras_mikd.distillers.networks import Networks, Term
 from keras_mikd.features.feature_taps import OUTPUT
 from keras_mikd.keras_internals import unshared

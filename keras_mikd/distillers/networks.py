@@ -6,9 +6,10 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_mikd.cache import fingerprints
-from keras_mikd.cache.batches import check_teachers
-from keras_mikd.distillers import combined_logits, loss_checks, network_checks
+from keras_mikd.batches import check_teachers
+from keras_mikd.checkpoints import fingerprints
+from keras_mikd.distillers import combined_logits
+from keras_mikd.distillers.checks import loss_checks, network_checks
 from keras_mikd.features.feature_taps import FeatureTaps, pick, pick_masks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 

@@ -8,8 +8,8 @@ import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
-from keras_mikd.distillers import loss_checks, network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller
+from keras_mikd.distillers.checks import loss_checks, network_checks
 from keras_mikd.distillers.networks import Networks, Term
 from keras_mikd.losses.distillation_loss import DistillationLoss
 

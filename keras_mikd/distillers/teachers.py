@@ -3,7 +3,7 @@
 import keras
 
 from keras_mikd import checks
-from keras_mikd.cache import fingerprints
+from keras_mikd.checkpoints import fingerprints
 from keras_mikd.distillers.networks import ALL, Term
 
 ONE = "teacher"

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_mikd.distillers import loss_checks, recipes, teachers
+from keras_mikd.distillers import recipes, teachers
+from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
@@ -35,8 +36,7 @@ class VIDDistiller(Distiller):
 
     Raises:
         ValueError: As `Distiller`, or if no stages are found, there are several teachers without
-            losses, or arguments of the heads come with
-            losses.
+            losses, or arguments of the heads come with losses.
     """
 
     def __init__(

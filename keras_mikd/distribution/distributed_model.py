@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.distribution import replicas, weight_files
+from keras_mikd import weight_files
+from keras_mikd.distribution import replicas
 from keras_mikd.distribution.worker_callbacks import listed, without_writers
 from keras_mikd.keras_internals import ModelBuiltFromSpecs, global_seed
 

@@ -2,28 +2,26 @@
 
 import keras
 
-from keras_mikd.distribution.student_checkpoint import StudentCheckpoint
 from keras_mikd.keras_internals import Restore
 
 _WRITERS = (
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
     keras.callbacks.TensorBoard,
-    StudentCheckpoint,
 )
 
 
 def without_writers(callbacks):
     """Returns the callbacks of `fit`, as a list, for a worker that is not the chief.
 
-    `CSVLogger`, `ModelCheckpoint`, `StudentCheckpoint` and `TensorBoard` only write, and are left
-    out. A `BackupAndRestore` becomes one that restores the chief's backup and writes none. All
-    others, the caller's own too, run on every worker.
+    `CSVLogger`, `ModelCheckpoint`, `TensorBoard` and what has an attribute `only_writes = True`
+    are left out. A `BackupAndRestore` becomes one that restores the chief's backup and writes none.
+    All others, the caller's own too, run on every worker.
     """
     return [
         Restore(each.backup_dir) if isinstance(each, keras.callbacks.BackupAndRestore) else each
         for each in listed(callbacks)
-        if not isinstance(each, _WRITERS)
+        if not (isinstance(each, _WRITERS) or getattr(each, "only_writes", False))
     ]
 
 

@@ -74,8 +74,8 @@ def quantization_aware(
     Distil the copy for some epochs more, at a small rate and with the same losses, and write it
     with `export_tflite(copy, path, quantize="int8")`. Weights are rounded to int8 with a scale for
     every output channel (a dense layer has one), activations with ranges that are trained too. The
-    file has these scales and no float operator. Batch normalization goes on as it was. The file has
-    it in the kernel before it; behind a sum, it has a depthwise 1x1 convolution.
+    file has these scales and no float operator. Batch normalization trains as before. In the file
+    it is folded into the preceding kernel; after a sum it becomes a depthwise 1x1 convolution.
 
     Layers keep their names, those of nested models with a dot, `"backbone.conv1"`; so `stages`
     finds in the copy what it finds in the student. The student itself is not changed.

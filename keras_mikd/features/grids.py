@@ -72,7 +72,7 @@ class _Side(NamedTuple):
     """`(rows, columns)` of a map, `(tokens,)` of a sequence, `None` of a vector."""
 
 
-class Comparison:
+class Alignment:
     """Where two features are compared: vectors, maps or sequences of tokens, from their shapes.
 
     Two maps are averaged to the smaller grid, of at most `limit` rows and columns. Two sequences of

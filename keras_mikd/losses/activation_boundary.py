@@ -8,9 +8,9 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
-from keras_mikd.losses.connectors import batch_norm, repdistiller_convolutions, run
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.parts.connectors import batch_norm, repdistiller_convolutions, run
+from keras_mikd.losses.parts.shape_checks import check_pair
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

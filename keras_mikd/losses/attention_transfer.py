@@ -8,9 +8,9 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks, masks
-from keras_mikd.features.grids import Comparison
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.parts.shape_checks import check_pair
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -45,7 +45,7 @@ class AttentionTransfer(DistillationLoss):
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
     ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(3, 4))
-        self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
+        self.compared = Alignment(teacher_shape, student_shape, image_size=self.image_size)
         self.grid = self.compared.student.grid
         if self.compared.places == 1:
             raise ValueError(

@@ -10,10 +10,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.features.feature_taps import output_at
-from keras_mikd.losses import schedules
-from keras_mikd.losses.connectors import batch_norm, maps_like_ours, run
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.soft_targets import softened_divergence
+from keras_mikd.losses.parts import schedules
+from keras_mikd.losses.parts.connectors import batch_norm, maps_like_ours, run
+from keras_mikd.losses.parts.divergence import softened_divergence
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

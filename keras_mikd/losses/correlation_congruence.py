@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_known
-from keras_mikd.losses.similarities import (
+from keras_mikd.losses.parts.shape_checks import check_known
+from keras_mikd.losses.parts.similarities import (
     directions,
     embedding,
     flattened,

@@ -10,9 +10,9 @@ from keras import ops
 from keras_mikd import checks
 from keras_mikd.critics.negatives import BATCH, OTHER_CLASSES, drawn_rows
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.memory_bank import MemoryBank
-from keras_mikd.losses.shape_checks import check_known
-from keras_mikd.losses.similarities import (
+from keras_mikd.losses.parts.memory_bank import MemoryBank
+from keras_mikd.losses.parts.shape_checks import check_known
+from keras_mikd.losses.parts.similarities import (
     directions,
     embedding,
     flattened,
@@ -33,13 +33,13 @@ class CRD(DistillationLoss):
         h = e / (e + m Z),   e = exp(<t, s> / temperature),
 
     where `t` and `s` are trained linear maps of the features at length 1 and `m` is the number of
-    negatives. In one direction these are students of other examples, in the other teachers. `Z` is
-    the mean of `e` over the first batch of training, as in the authors' code, and stays. The
-    negatives are the other examples of the batch, or with `bank` drawn from a memory of how all
-    training examples were last embedded, which takes about `8 * bank * width` bytes on every
-    replica (they are printed) and needs `with_index`. There the other one of a pair comes from the
-    memory too, so each direction trains one side. The code draws other negatives for every example;
-    here the examples of a step share them. Validation leaves the memory as it is.
+    negatives: student embeddings of other examples in one direction, teacher embeddings in the
+    other. `Z` is the mean of `e` over the first batch of training, as in the authors' code, and
+    stays. The negatives are the other examples of the batch, or with `bank` drawn from a memory of
+    how all training examples were last embedded, which takes about `8 * bank * width` bytes on
+    every replica (they are printed) and needs `with_index`. There the other one of a pair comes
+    from the memory too, so each direction trains one side. The code draws other negatives for every
+    example; here the examples of a step share them. Validation leaves the memory as it is.
 
     Args:
         width: Number of units of the two maps, at least 1.

@@ -10,11 +10,11 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
-from keras_mikd.losses import schedules
-from keras_mikd.losses.centering import SHORTEST, deviations, gently, length
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_logits
-from keras_mikd.losses.similarities import whole_batch
+from keras_mikd.losses.parts import schedules
+from keras_mikd.losses.parts.centering import SHORTEST, deviations, gently, length
+from keras_mikd.losses.parts.shape_checks import check_logits
+from keras_mikd.losses.parts.similarities import whole_batch
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

@@ -12,7 +12,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_mikd import checks
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.keras_internals import layers_of
-from keras_mikd.losses import readouts, schedules
+from keras_mikd.losses.parts import readouts, schedules
 
 
 class DistillationLoss(checks.Settled, keras.layers.Layer):

@@ -8,11 +8,11 @@ import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
-from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.one_class import divergence_of_one, is_class, without
-from keras_mikd.losses.shape_checks import check_logits
-from keras_mikd.losses.soft_targets import softened_divergence
+from keras_mikd.losses.parts import schedules
+from keras_mikd.losses.parts.divergence import softened_divergence
+from keras_mikd.losses.parts.one_class import divergence_of_one, is_class, without
+from keras_mikd.losses.parts.shape_checks import check_logits
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -22,9 +22,9 @@ class DKD(DistillationLoss):
         loss = T^2 * (alpha * KL(b_teacher || b_student) + beta * KL(q_teacher || q_student)).
 
     `b` is the probability of the label's class and of all others together, `q` the probabilities of
-    the others among themselves, both of logits divided by `T`. With `beta` the teacher's
-    probability of the others and `alpha` 1 it would be `SoftTargets`. KL is in nats. Of two classes
-    there is one other, so that `q` says nothing and the second part is 0.
+    the others among themselves, both of logits divided by `T`. With `alpha=1` and `beta` equal to
+    the teacher's total probability of the other classes, this equals `SoftTargets`. KL is in nats.
+    Of two classes there is one other, so that `q` says nothing and the second part is 0.
 
     The authors' code removes the label's class by -1000 on its logit, here it is left out. Their
     weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.

@@ -10,11 +10,11 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.features.grids import common_grid, pool_to
-from keras_mikd.losses.centering import gently, length
-from keras_mikd.losses.connectors import batch_norm, maps_like_ours, run
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.paraphraser import fitted
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.parts.centering import gently, length
+from keras_mikd.losses.parts.connectors import batch_norm, maps_like_ours, run
+from keras_mikd.losses.parts.paraphraser import fitted
+from keras_mikd.losses.parts.shape_checks import check_pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.features.grids import Comparison
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 
@@ -56,7 +56,7 @@ class FSP(DistillationLoss):
     ) -> None:
         _check_shapes(teacher_shape, student_shape)
         self.compared = [
-            [Comparison(*pair) for pair in itertools.pairwise(shapes)]
+            [Alignment(*pair) for pair in itertools.pairwise(shapes)]
             for shapes in (teacher_shape, student_shape)
         ]
 

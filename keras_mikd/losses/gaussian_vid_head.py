@@ -12,10 +12,10 @@ from keras import ops
 
 from keras_mikd import checks, masks
 from keras_mikd.bounds import barber_agakov
-from keras_mikd.features.grids import Comparison
-from keras_mikd.losses.connectors import batch_norm, run, unfolding_convolutions
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.parts.connectors import batch_norm, run, unfolding_convolutions
+from keras_mikd.losses.parts.shape_checks import check_pair
 from keras_mikd.metrics.gaussian_information import GaussianInformation
 
 
@@ -140,7 +140,7 @@ class GaussianVIDHead(DistillationLoss):
         check_pair(teacher_shape, student_shape, unfolds=True)
         vectors = len(teacher_shape) == 2
         variant = _VARIANTS[self.variant]
-        self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
+        self.compared = Alignment(teacher_shape, student_shape, image_size=self.image_size)
         self.grid = self.compared.student.grid
         self.epsilon = variant.vector_epsilon if vectors else variant.epsilon
         self.alpha = self.add_weight(

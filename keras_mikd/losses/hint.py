@@ -9,12 +9,12 @@ from keras import ops
 
 from keras_mikd import checks, masks
 from keras_mikd.distribution import replicas
-from keras_mikd.features.grids import Comparison
-from keras_mikd.losses.centering import deviations, length
-from keras_mikd.losses.connectors import batch_norm, repdistiller_convolutions, run
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.orthogonal_projection import OrthogonalProjection
-from keras_mikd.losses.shape_checks import check_pair
+from keras_mikd.losses.parts.centering import deviations, length
+from keras_mikd.losses.parts.connectors import batch_norm, repdistiller_convolutions, run
+from keras_mikd.losses.parts.orthogonal_projection import OrthogonalProjection
+from keras_mikd.losses.parts.shape_checks import check_pair
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -80,7 +80,7 @@ class Hint(DistillationLoss):
         if self.kind == "repdistiller":
             self.regressor = self._repdistiller(tuple(teacher_shape), tuple(student_shape))
         else:
-            self.compared = Comparison(teacher_shape, student_shape, image_size=self.image_size)
+            self.compared = Alignment(teacher_shape, student_shape, image_size=self.image_size)
             self.grid = self.compared.student.grid
             # Over the last axis: on a feature map this is a 1x1 convolution.
             linear = OrthogonalProjection if self.kind == "orthogonal" else keras.layers.Dense

@@ -8,10 +8,10 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
-from keras_mikd.losses.centering import length
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
-from keras_mikd.losses.similarities import directions, size, whole_batch
+from keras_mikd.losses.parts.centering import length
+from keras_mikd.losses.parts.shape_checks import check_pair
+from keras_mikd.losses.parts.similarities import directions, size, whole_batch
 
 _SMALLEST = 1e-12  # Of a trace and of a sum whose logarithm is taken.
 _ROUNDING = 1e-6  # Relative to the channel: float32 cannot tell less from a constant.

@@ -12,7 +12,7 @@ from keras_mikd import bounds, checks, masks
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.critics.negatives import Negatives
 from keras_mikd.distribution import replicas
-from keras_mikd.features.grids import Comparison
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.metrics.mutual_information import BoundInformation, MutualInformation
 
@@ -122,7 +122,7 @@ class JSDCritic(DistillationLoss):
                     f"Received: teacher_shape={tuple(teacher_shape)} at {self.teacher_layer!r}, "
                     f"student_shape={tuple(student_shape)} at {self.student_layer!r}"
                 )
-        self.compared = Comparison(
+        self.compared = Alignment(
             teacher_shape, student_shape, limit=self.grid, image_size=self.image_size
         )
         read_out = BoundInformation if bounds.reads_itself(self.bound) else MutualInformation

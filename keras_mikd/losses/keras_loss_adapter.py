@@ -1,4 +1,4 @@
-"""Lets the distillation losses of Keras stand among those of this library."""
+"""Adapts the distillation losses of Keras for a distiller."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ from keras_mikd.losses.distillation_loss import DistillationLoss
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class KerasLossAdapter(DistillationLoss):
-    """Lets a `keras.distillation.DistillationLoss` stand among the losses of a distiller.
+    """Adapts a `keras.distillation.DistillationLoss` for the list of a distiller.
 
     Keras' losses give one number for a batch, and every example gets that number. The mean is
     right, but `sample_weight` **cannot weigh the examples inside it**: it only scales the term by

@@ -8,10 +8,10 @@ import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import masks
-from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import compared_logits
-from keras_mikd.losses.soft_targets import softened_divergence
+from keras_mikd.losses.parts import schedules
+from keras_mikd.losses.parts.divergence import softened_divergence
+from keras_mikd.losses.parts.shape_checks import compared_logits
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

@@ -13,7 +13,7 @@ from keras_mikd import bounds, checks, masks
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.critics.negatives import Negatives
 from keras_mikd.distribution import replicas
-from keras_mikd.features.grids import Comparison
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
 
 _COMBINATIONS = ("additive", "multiplicative")
@@ -136,7 +136,7 @@ class MUSE(DistillationLoss):
                     f"shape={tuple(shape)}"
                 )
         self._compared = [
-            Comparison(target, shape, limit=self.grid, image_size=self.image_size)
+            Alignment(target, shape, limit=self.grid, image_size=self.image_size)
             for shape in _each(student_shape)
         ]
         self.critics = [self._built_critic(target, shape) for shape in _each(student_shape)]
@@ -144,7 +144,7 @@ class MUSE(DistillationLoss):
         self._mutual = [self._pairs.comparison(critic, bound) for critic in self.critics]
         own = [_Reflexive(critic) for critic in self.critics]
         if source:
-            self._input = Comparison(source[0], source[0], limit=self.grid or 8)
+            self._input = Alignment(source[0], source[0], limit=self.grid or 8)
             gist = (None, self._input.places * source[0][-1])
             self.input_critics = [self._built_critic(gist, s) for s in _each(student_shape)]
             own = self.input_critics

@@ -7,10 +7,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mikd.features.grids import Comparison
+from keras_mikd.features.grids import Alignment
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
-from keras_mikd.losses.similarities import directions
+from keras_mikd.losses.parts.shape_checks import check_pair
+from keras_mikd.losses.parts.similarities import directions
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -43,7 +43,7 @@ class NST(DistillationLoss):
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
     ) -> None:
         check_pair(teacher_shape, student_shape, ranks=(4,))
-        self.compared = Comparison(teacher_shape, student_shape)
+        self.compared = Alignment(teacher_shape, student_shape)
         if self.compared.places == 1:
             raise ValueError(
                 "Expected feature maps of more than one position: normalized, a single one is "

@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_pair
-from keras_mikd.losses.similarities import directions, whole_batch
+from keras_mikd.losses.parts.shape_checks import check_pair
+from keras_mikd.losses.parts.similarities import directions, whole_batch
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

@@ -11,8 +11,8 @@ from keras import ops
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
 from keras_mikd.features.grids import pool_to
-from keras_mikd.losses.connectors import batch_norm, maps_like_ours
 from keras_mikd.losses.distillation_loss import DistillationLoss
+from keras_mikd.losses.parts.connectors import batch_norm, maps_like_ours
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

@@ -8,10 +8,10 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
-from keras_mikd.losses.centering import gently
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import check_known
-from keras_mikd.losses.similarities import directions, flattened, is_itself, size, whole_batch
+from keras_mikd.losses.parts.centering import gently
+from keras_mikd.losses.parts.shape_checks import check_known
+from keras_mikd.losses.parts.similarities import directions, flattened, is_itself, size, whole_batch
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

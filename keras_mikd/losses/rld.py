@@ -9,11 +9,11 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks
-from keras_mikd.losses import schedules
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.one_class import divergence_of_one, is_class, without
-from keras_mikd.losses.shape_checks import check_logits
-from keras_mikd.losses.soft_targets import softened_divergence
+from keras_mikd.losses.parts import schedules
+from keras_mikd.losses.parts.divergence import softened_divergence
+from keras_mikd.losses.parts.one_class import divergence_of_one, is_class, without
+from keras_mikd.losses.parts.shape_checks import check_logits
 
 
 @keras.saving.register_keras_serializable("keras_mikd")

@@ -10,10 +10,11 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_mikd import checks, masks
-from keras_mikd.losses import class_map, schedules
-from keras_mikd.losses.centering import deviations, gently, length, number_left
 from keras_mikd.losses.distillation_loss import DistillationLoss
-from keras_mikd.losses.shape_checks import compared_logits
+from keras_mikd.losses.parts import class_map, schedules
+from keras_mikd.losses.parts.centering import deviations, gently, length, number_left
+from keras_mikd.losses.parts.divergence import softened_divergence
+from keras_mikd.losses.parts.shape_checks import compared_logits
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
@@ -122,31 +123,3 @@ def _z_scores(logits):
     deviation = gently(deviation, length(deviation, axis=-1) / of_sample)
     scores = deviation / (1e-7 + length(deviation, axis=-1) / of_sample)
     return ops.where(masked, -float("inf"), scores)
-
-
-def softened_divergence(teacher, student, temperature, log_sizes=None):
-    """Returns `KL(softmax(teacher / temperature) || softmax(student / temperature))` in nats.
-
-    Of logits `(batch, ..., classes)`, as float32 of shape `(batch, ...)`. A class that the teacher
-    masks by `-inf` counts for nothing. `log_sizes` are of classes that stand for several: both
-    networks have them on their logits, after the temperature, and do not differ by them.
-    """
-    teacher, student = teacher / temperature, student / temperature
-    log_sizes = 0.0 if log_sizes is None else log_sizes
-    log_p = ops.log_softmax(teacher + log_sizes, axis=-1)
-    log_q = ops.log_softmax(student + log_sizes, axis=-1)
-    p = ops.exp(log_p)
-    direct = ops.sum(p * ops.where(p > 0.0, log_p - log_q, 0.0), axis=-1)
-    # Where the networks are close, log p and log q differ by less than either is rounded to. There
-    # KL = log E[exp(-u)] = log(1 + E[exp(-u) - 1 + u]), with u = teacher - student less its mean
-    # under p. A class that both mask has no gap; one that only one masks is not close.
-    masked = ops.logical_and(teacher == -float("inf"), student == -float("inf"))
-    u = ops.where(masked, 0.0, ops.clip(teacher - student, -1e3, 1e3))
-    u = u - ops.sum(p * u, axis=-1, keepdims=True)
-    close = ops.max(ops.abs(u), axis=-1) < _CLOSE
-    u = ops.where(close[..., None], u, 0.0)
-    beyond_linear = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 24 - u / 120)))
-    return ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
-
-
-_CLOSE = 0.25  # Up to here the series of exp(-u) - 1 + u is right to 2e-5.

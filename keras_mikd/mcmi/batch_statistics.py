@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mikd.cache.batches import take_apart
+from keras_mikd.batches import take_apart
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel, as_logs
 from keras_mikd.keras_internals import layers_of

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mikd import checks
-from keras_mikd.cache.batches import take_apart
+from keras_mikd.batches import take_apart
 from keras_mikd.distribution import replicas
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.features.probabilities import holds_probabilities

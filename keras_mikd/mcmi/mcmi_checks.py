@@ -3,7 +3,7 @@
 import keras
 
 from keras_mikd import checks
-from keras_mikd.distillers import network_checks
+from keras_mikd.distillers.checks import network_checks
 from keras_mikd.features.feature_taps import FeatureTaps
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.features.probabilities import holds_probabilities

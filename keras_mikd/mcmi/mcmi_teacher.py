@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
-from keras_mikd.distillers import network_checks
 from keras_mikd.distillers.base_distiller import BaseDistiller, weighted_mean
+from keras_mikd.distillers.checks import network_checks
 from keras_mikd.distillers.networks import Networks
 from keras_mikd.distribution import replicas
 from keras_mikd.features.places import OUTPUT

@@ -58,7 +58,7 @@ def mimkd(
     local_weight: float | LearningRateSchedule = 3.0,
     feature_weight: float | LearningRateSchedule = 3.0,
     bound: Callable[..., tf.Tensor] = bounds.jsd,
-    critic: Callable[[], Critic] = SeparableCritic,
+    make_critic: Callable[[], Critic] = SeparableCritic,
     negatives: int | str = 1,
     grid: int | None = 8,
     gather: bool = True,
@@ -73,7 +73,7 @@ def mimkd(
             map, likewise.
         feature_weight: Factor of `"jsd_<place>"`, every pair of stages, likewise.
         bound: Bound that the critics maximise, see `JSDCritic`; the paper's if not given.
-        critic: Function of no arguments that makes the score network of a level.
+        make_critic: Function of no arguments that makes the score network of a level.
         negatives: Negatives for every positive, see `JSDCritic`.
         grid: Most rows and columns on which maps are compared, see `JSDCritic`.
         gather: Whether negatives come from the batch of all replicas, see `JSDCritic`.
@@ -90,7 +90,7 @@ def mimkd(
             student_layer=student_place,
             weight=weight,
             bound=bound,
-            critic=critic(),
+            critic=make_critic(),
             negatives=negatives,
             grid=grid,
             gather=gather,

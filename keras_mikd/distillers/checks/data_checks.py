@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd.cache.batches import take_apart
+from keras_mikd.batches import take_apart
 from keras_mikd.cache.teacher_cache import TeacherCache
-from keras_mikd.distillers import task_losses
+from keras_mikd.distillers.checks import task_losses
 from keras_mikd.keras_internals import layers_of
 
 _AT_ONCE = 4096  # Rows of an array that are looked at together, so that no large copy is made.

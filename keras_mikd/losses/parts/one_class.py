@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from keras_mikd.losses.centering import number_left
-from keras_mikd.losses.soft_targets import softened_divergence
+from keras_mikd.losses.parts.centering import number_left
+from keras_mikd.losses.parts.divergence import softened_divergence
 
 
 def is_class(classes, logits):

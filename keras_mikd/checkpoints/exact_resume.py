@@ -8,8 +8,9 @@ import keras
 import numpy as np
 
 from keras_mikd import checks, keras_internals
-from keras_mikd.distribution import data_order, replicas, run_state
-from keras_mikd.distribution.student_checkpoint import StudentCheckpoint
+from keras_mikd.checkpoints import data_order, run_state
+from keras_mikd.checkpoints.student_checkpoint import StudentCheckpoint
+from keras_mikd.distribution import replicas
 
 _FILE = "state.npz"
 _SHOWN = 5

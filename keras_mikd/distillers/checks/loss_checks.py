@@ -7,7 +7,7 @@ import warnings
 
 import keras
 
-from keras_mikd.distillers.mask_checks import check_masks
+from keras_mikd.distillers.checks.mask_checks import check_masks
 from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.keras_internals import layers_of
 from keras_mikd.losses.distillation_loss import DistillationLoss

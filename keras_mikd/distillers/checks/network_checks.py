@@ -6,8 +6,8 @@ import warnings
 import keras
 
 from keras_mikd import checks
-from keras_mikd.distillers import task_losses
-from keras_mikd.distillers.data_checks import accepts_integers
+from keras_mikd.distillers.checks import task_losses
+from keras_mikd.distillers.checks.data_checks import accepts_integers
 from keras_mikd.features.feature_taps import output_at
 from keras_mikd.features.inputs import compatible, shapes
 from keras_mikd.features.layer_graph import (

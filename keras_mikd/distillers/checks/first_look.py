@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd.cache import fingerprints
-from keras_mikd.cache.batches import Batch, take_apart
-from keras_mikd.distillers import loss_checks, output_rows, task_losses
+from keras_mikd.batches import Batch, take_apart
+from keras_mikd.checkpoints import fingerprints
+from keras_mikd.distillers.checks import loss_checks, output_rows, task_losses
 from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import as_called, output_at, pick
 from keras_mikd.features.layer_graph import ends, has_graph
 from keras_mikd.features.places import OUTPUT
-from keras_mikd.losses import class_map
+from keras_mikd.losses.parts import class_map
 
 _BATCH = 32  # Keras' default.
 _NEAR_CHANCE = 0.2  # Share of the way from chance to perfection.

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.distribution import replicas
-from keras_mikd.losses.similarities import directions
+from keras_mikd.losses.parts.similarities import directions
 
 _INDEX = contextvars.ContextVar("index_of_the_examples", default=None)
 

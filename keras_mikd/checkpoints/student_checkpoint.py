@@ -54,6 +54,8 @@ class StudentCheckpoint(keras.callbacks.Callback):
         FileExistsError: Before the first step, if there is such a file and `overwrite` is false.
     """
 
+    only_writes = True  # So that workers beside the chief leave it out.
+
     def __init__(
         self,
         path: str | os.PathLike,

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_mikd.distribution import replicas
-from keras_mikd.losses.centering import gently, length
+from keras_mikd.losses.parts.centering import gently, length
 
 
 def flattened(feature):

@@ -1,6 +1,6 @@
 """Checks of shapes for the losses that compare one tensor with one tensor."""
 
-from keras_mikd.features.grids import Comparison
+from keras_mikd.features.grids import Alignment
 
 _KINDS = {
     2: "vectors (batch, channels)",
@@ -44,7 +44,7 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4), unfolds=False):
 
 
 def compared_logits(teacher_shape, student_shape):
-    """Returns the `Comparison` of logits at positions, `(batch, ..., classes)`.
+    """Returns the `Alignment` of logits at positions, `(batch, ..., classes)`.
 
     Maps are averaged to the smaller grid; others have the same positions, or none. The student's
     tensor may be a feature of which logits are made.
@@ -62,7 +62,7 @@ def compared_logits(teacher_shape, student_shape):
             f"Expected logits at the same positions. {received}. Resample the finer of the two in "
             "its network, by a layer before the output."
         )
-    return Comparison(teacher_shape, student_shape, as_they_are=same)
+    return Alignment(teacher_shape, student_shape, as_they_are=same)
 
 
 def check_logits(teacher_shape, student_shape):

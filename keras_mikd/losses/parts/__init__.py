@@ -1,0 +1,1 @@
+"""What several losses share: schedules, grids of classes, projections, similarities, memories."""
