@@ -71,7 +71,8 @@ class MIMKDDistiller(Distiller):
         if isinstance(make_critic, keras.layers.Layer):
             raise ValueError(
                 "Expected `make_critic` to be a function that makes a critic, since every level "
-                f"needs its own, such as keras_mikd.ConcatCritic. Received: make_critic={make_critic!r}"
+                "needs its own, such as keras_mikd.ConcatCritic. Received: "
+                f"make_critic={make_critic!r}"
             )
         own = {
             "global_weight": global_weight,

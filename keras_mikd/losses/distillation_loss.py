@@ -225,9 +225,13 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        for name in config.keys() & {"weight", "temperature", "confidence_temperature"}:
-            config = {**config, name: schedules.deserialized(config[name])}
-        return cls(**config)
+        """Returns a loss of a configuration, with its schedules, critics and the like."""
+        return cls(**{name: _object(value) for name, value in config.items()})
+
+
+def _object(value):
+    serialized = isinstance(value, dict) and {"class_name", "config"} <= value.keys()
+    return keras.saving.deserialize_keras_object(value) if serialized else value
 
 
 def _places(argument, places):

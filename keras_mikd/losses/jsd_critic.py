@@ -1,7 +1,7 @@
 """The Jensen-Shannon critic of MIMKD, and the same critic with any other bound."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -181,10 +181,3 @@ class JSDCritic(DistillationLoss):
             "grid": self.grid,
             "gather": self.gather,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        deserialize = keras.saving.deserialize_keras_object
-        for key in ("bound", "critic"):
-            config = {**config, key: deserialize(config[key])}
-        return super().from_config(config)

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -119,11 +119,6 @@ class KerasLossAdapter(DistillationLoss):
     def get_config(self) -> dict[str, Any]:
         keras_loss = keras.saving.serialize_keras_object(self.keras_loss)
         return {**super().get_config(), "keras_loss": keras_loss}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        keras_loss = keras.saving.deserialize_keras_object(config["keras_loss"])
-        return super().from_config({**config, "keras_loss": keras_loss})
 
 
 _KERAS_CLASSES = (keras.distillation.LogitsDistillation, keras.distillation.FeatureDistillation)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -250,11 +250,6 @@ class MUSE(DistillationLoss):
             "grid": self.grid,
             "gather": self.gather,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        bound = keras.saving.deserialize_keras_object(config["bound"])
-        return super().from_config({**config, "bound": bound})
 
 
 class _Reflexive(Critic):

@@ -8,10 +8,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import checks
+from keras_mikd.metrics.sums import Sums
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
-class ConditionalMutualInformation(keras.metrics.Metric):
+class ConditionalMutualInformation(Sums):
     """Conditional mutual information `I(X; Yhat | Y)` of a classifier, in nats, exact in one pass.
 
     With `P_x = softmax(logits / temperature)` and the centroid `Q^y`, the mean of `P_x` over the
@@ -161,10 +162,6 @@ class ConditionalMutualInformation(keras.metrics.Metric):
 
     def _per_example(self, sums):
         return ops.divide_no_nan(sums, self.counts[:, None])
-
-    def _add_sum(self, name, shape):
-        # Without a dtype Keras would make it float32, whatever the metric's dtype.
-        return self.add_variable(shape, initializer="zeros", dtype=self.dtype, name=name)
 
 
 def _cross_entropy_sums(p, log_p):

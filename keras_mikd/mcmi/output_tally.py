@@ -1,24 +1,24 @@
 """Accuracy per class, and the number of examples that cannot be measured."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_mikd import checks
+from keras_mikd.metrics.sums import Sums
 
 
-class OutputTally(keras.metrics.Metric):
+class OutputTally(Sums):
     """Counts the examples that are right, and those that cannot be measured."""
 
     def __init__(self, num_classes, from_logits):
         super().__init__(name="accuracy", dtype="float64")
         self.num_classes = num_classes
         self.from_logits = from_logits
-        self.correct = self._add_count("correct", (num_classes,))
-        self.examples = self._add_count("examples")
-        self.unknown = self._add_count("unknown")
-        self.not_finite = self._add_count("not_finite")
-        self.no_distribution = self._add_count("no_distribution")
+        self.correct = self._add_sum("correct", (num_classes,))
+        self.examples = self._add_sum("examples")
+        self.unknown = self._add_sum("unknown")
+        self.not_finite = self._add_sum("not_finite")
+        self.no_distribution = self._add_sum("no_distribution")
 
     def update_state(self, y_true, y_pred):
         labels, outputs = checks.class_indices(y_true), ops.cast(y_pred, self.dtype)
@@ -73,9 +73,6 @@ class OutputTally(keras.metrics.Metric):
                 f"all {examples} examples: probabilities. Pass from_logits=False to measure_cmi, "
                 "or build the model without its softmax."
             )
-
-    def _add_count(self, name, shape=()):
-        return self.add_variable(shape, initializer="zeros", dtype=self.dtype, name=name)
 
     def _number(self, marked):
         return ops.sum(ops.cast(marked, self.dtype))

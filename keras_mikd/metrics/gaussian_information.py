@@ -9,10 +9,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import masks
+from keras_mikd.metrics.sums import Sums
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
-class GaussianInformation(keras.metrics.Metric):
+class GaussianInformation(Sums):
     """Estimate of the information that the student has about the teacher, in nats per channel.
 
     With `q(t | s)` the head's Gaussian and `g` the best Gaussian that ignores the student (mean and
@@ -73,15 +74,13 @@ class GaussianInformation(keras.metrics.Metric):
             return ops.sum(masks.total(masks.only_real(x, mask)), axis=0)
 
         positions = ops.prod(ops.shape(target)[:-1]) if mask is None else ops.count_nonzero(mask)
-        count = self._sum_dtype(positions)
+        count = self._cast(positions)
         # A replica may have no examples in the last batch: it adds 0, not 0 / 0.
         at_least_one = ops.cast(ops.maximum(count, 1), target.dtype)
         batch_mean = summed(target) / at_least_one
         spread = summed(ops.square(target - batch_mean))
         error = summed(ops.square(target - mean))
-        batch_mean, spread, error, variance = map(
-            self._sum_dtype, (batch_mean, spread, error, variance)
-        )
+        batch_mean, spread, error, variance = map(self._cast, (batch_mean, spread, error, variance))
         log_likelihood = -0.5 * (error / variance + count * ops.log(2.0 * math.pi * variance))
         self.count.assign_add(count)
         self.sum.assign_add(count * batch_mean)
@@ -100,10 +99,3 @@ class GaussianInformation(keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_channels": self.num_channels}
-
-    def _add_sum(self, name, shape):
-        # Without a dtype Keras would make it float32, whatever the metric's dtype.
-        return self.add_variable(shape, initializer="zeros", dtype=self.dtype, name=name)
-
-    def _sum_dtype(self, x):
-        return ops.cast(x, self.dtype)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mikd import masks
+from keras_mikd.metrics.sums import Sums
 
 # A sum of exponentials is kept as one float64 for every stretch of so many nats, relative to its
 # middle: nothing overflows, and the sums of replicas add up. A running maximum would not.
@@ -16,7 +17,7 @@ _LARGEST_SCORE = 100_000.0
 _MIDDLES = np.arange(-_LARGEST_SCORE, _LARGEST_SCORE + 1.0, _STRETCH)
 
 
-class ReadOut(keras.metrics.Metric):
+class ReadOut(Sums):
     """Base class of estimates in nats that know how far they can be trusted.
 
     Args:
@@ -51,13 +52,6 @@ class ReadOut(keras.metrics.Metric):
         if shapes == [tuple(variable.shape) for variable in self.variables]:
             super().load_own_variables(store)
 
-    def _add_sums(self, name, shape):
-        # Without a dtype Keras would make it float32, whatever the metric's dtype.
-        return self.add_variable(shape, "zeros", dtype=self.dtype, name=name)
-
-    def _cast(self, x):
-        return ops.cast(x, self.dtype)
-
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class MutualInformation(ReadOut):
@@ -90,9 +84,9 @@ class MutualInformation(ReadOut):
     def __init__(self, name: str = "mi_nats", dtype: str = "float64") -> None:
         super().__init__(name=name, dtype=dtype)
         # Examples, product pairs, joint scores and their squares.
-        self.sums = self._add_sums("sums", (4,))
+        self.sums = self._add_sum("sums", (4,))
         # Exponentials of an example's product scores; their squares; they times its joint score.
-        self.exponentials = self._add_sums("exponentials", (3, len(_MIDDLES)))
+        self.exponentials = self._add_sum("exponentials", (3, len(_MIDDLES)))
 
     def update_state(
         self,
@@ -182,7 +176,7 @@ class BoundInformation(ReadOut):
 
     def __init__(self, name="mi_nats", dtype="float64"):
         super().__init__(name=name, dtype=dtype)
-        self.sums = self._add_sums("sums", (4,))  # Examples, ceilings, values, their squares.
+        self.sums = self._add_sum("sums", (4,))  # Examples, ceilings, values, their squares.
 
     def update_state(self, values, ceiling):
         """Adds the bound of every example, shape `(batch,)`, and the most that it can be.

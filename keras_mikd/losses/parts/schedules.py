@@ -59,11 +59,6 @@ def serialized(value):
     return keras.saving.serialize_keras_object(value) if is_schedule(value) else value
 
 
-def deserialized(value):
-    """Returns what `serialized` was made from."""
-    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
-
-
 def is_schedule(value):
     """Whether a number is given by a schedule."""
     return isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
