@@ -31,6 +31,15 @@ def strategy_made_under(model):
     return model._distribute_strategy
 
 
+def constant_arguments(node):
+    """Returns what a call in a model's graph was made with, beside tensors and `None`.
+
+    `Node.arguments`. Without it: fingerprints of models know no constants of operations.
+    """
+    given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    return [x for x in given if x is not None and not isinstance(x, keras.KerasTensor)]
+
+
 def operation_of(tensor):
     """Returns the layer or operation that a symbolic tensor came out of.
 

@@ -307,3 +307,11 @@ def test_the_table_and_the_figure_show_what_the_rows_say():
     )
     assert "no intervals" in str(with_one)
     with_one.figure()
+
+
+def test_a_weight_that_diverges_is_a_result_and_no_end(tmp_path, capsys):
+    weights = [1.0, 1e30]
+    _compare(weights=weights, seeds=1, epochs=3, folder=tmp_path / "runs", verbose=True)
+    assert "kd-weight1e+30-seed0: " in capsys.readouterr().out
+    stopped = json.loads((tmp_path / "runs" / "kd-weight1e+30-seed0.json").read_text())
+    assert "NaN or infinity" in stopped["stopped"]

@@ -802,3 +802,41 @@ def test_a_compile_without_a_loss_forgets_the_one_of_before():
         ends.append(distiller.student.get_weights())
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_losses_and_metrics_of_several_outputs_go_by_their_names():
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input(cases.IMAGE_SHAPE)
+        x = keras.layers.Flatten()(inputs)
+        return keras.Model(inputs, [keras.layers.Dense(4, name=n)(x) for n in ("kind", "side")])
+
+    place = {"teacher_layer": "output/0", "student_layer": "output/0"}
+    distiller = mikd.Distiller(network(0), network(1), [mikd.SoftTargets(**place, name="kd")])
+    losses = {"kind": cases.cross_entropy(), "side": cases.cross_entropy()}
+    distiller.compile("sgd", losses, metrics={"side": ["accuracy"]}, run_eagerly=True)
+    x, y = cases.data()
+    logs = distiller.evaluate(x, {"kind": y, "side": y}, verbose=0, return_dict=True)
+    alone = network(1)
+    alone.compile("sgd", losses, metrics={"side": ["accuracy"]}, run_eagerly=True)
+    expected = alone.evaluate(x, {"kind": y, "side": y}, verbose=0, return_dict=True)
+    assert logs["side_accuracy"] == expected["side_accuracy"]
+    assert logs["task_loss"] == pytest.approx(expected["loss"])
+
+
+def test_a_metric_with_the_name_of_a_term_is_refused():
+    distiller = cases.distiller_with(mikd.SoftTargets(name="kld"))
+    for metric in ("kld", keras.metrics.Mean(name="task_loss")):
+        with pytest.raises(ValueError, match="metrics with names of their own"):
+            distiller.compile("sgd", cases.cross_entropy(), metrics=["accuracy", metric])
+
+
+def test_arguments_of_fit_may_be_given_as_keras_takes_them():
+    distiller = cases.distiller_with(mikd.SoftTargets(name="kd"))
+    distiller.compile(keras.optimizers.SGD(0.0), cases.cross_entropy(), run_eagerly=True)
+    x, y = cases.data()
+    nothing = np.zeros(len(x))
+    arguments = (x, y, 16, 3, 0, None, 0.0, [x, y], False, None, nothing, 1)
+    history = distiller.fit(*arguments)
+    assert history.epoch == [1, 2] and history.history["loss"] == [0.0, 0.0]
+    assert history.history["val_task_loss"][0] > 0.0

@@ -80,5 +80,57 @@ def test_bytes_that_differ_have_other_names():
     assert fingerprints.of_bytes(x) != fingerprints.of_bytes(x + 1)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda x: x / 255.0, lambda x: x / 25.0),
+        (lambda x: keras.ops.reshape(x, (-1, 3, 8)), lambda x: keras.ops.reshape(x, (-1, 2, 12))),
+        (lambda x: x * np.ones(6, "float32"), lambda x: x * np.zeros(6, "float32")),
+        (lambda x: x + 1.0, lambda x: x - 1.0),
+    ],
+)
+def test_constants_of_operations_count(first, second):
+    def name(change):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4, 6))
+        pooled = keras.layers.GlobalAveragePooling1D()(change(inputs))
+        return fingerprints.of_model(keras.Model(inputs, pooled))
+
+    assert name(first) == name(first)
+    assert name(first) != name(second)
+
+
+def test_arguments_of_wrapping_layers_count():
+    def name(merge_mode):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((3, 2))
+        both = keras.layers.Bidirectional(keras.layers.SimpleRNN(2), merge_mode=merge_mode)
+        return fingerprints.of_model(keras.Model(inputs, both(inputs)))
+
+    assert name("sum") == name("sum") != name("ave")
+
+
+def test_the_structure_is_known_whatever_the_weights_are():
+    def name(activation, seed):
+        keras.utils.set_random_seed(seed)
+        layers = [keras.Input((2,)), keras.layers.Dense(2, activation), keras.layers.Dropout(0.1)]
+        return fingerprints.of_structure(keras.Sequential(layers))
+
+    assert name("relu", 0) == name("relu", 1) != name("tanh", 0)
+
+
+RATE = 1.0
+
+
+def test_global_numbers_count(monkeypatch):
+    def scaled(x):
+        return RATE * x
+
+    first = fingerprints.of_function(scaled)
+    assert fingerprints.of_function(scaled) == first
+    monkeypatch.setitem(globals(), "RATE", 2.0)
+    assert fingerprints.of_function(scaled) != first
+
+
 if __name__ == "__main__":
     pytest.main([__file__])

@@ -271,3 +271,25 @@ def test_a_step_of_which_a_term_overflows_counts_for_none():
     )
     np.testing.assert_array_equal(balance.counts, [0.0, 0.0, 0.0])
     np.testing.assert_array_equal(balance.shares, [0.0, 0.0, 0.0])
+
+
+def test_a_term_that_is_switched_on_waits_until_it_was_measured():
+    def weights(begins):
+        switched = keras.optimizers.schedules.PiecewiseConstantDecay([begins], [0.0, 1.0])
+        head = {"teacher_layer": "stage2", "student_layer": "stage2", "initial_variance": 1e-4}
+        losses = [mikd.GaussianVIDHead(**head, name="vid", weight=switched)]
+        options = {"balance": "gradient", "balance_every": 4, "xla_critics": False}
+        student = cases.student()
+        distiller = _compiled(mikd.Distiller(cases.teacher(), student, losses, **options))
+        found = []
+        for _ in range(6):
+            _fit(distiller)
+            found.append(student.get_layer("conv1").kernel.numpy())
+        return found
+
+    never, later = weights(100), weights(1)
+    # Steps 2, 3 and 4 have its weight and no measurement; step 5 measures, and balances.
+    for step in range(4):
+        np.testing.assert_allclose(later[step], never[step], rtol=0, atol=1e-6)
+    moves = [np.linalg.norm(found[4] - found[3]) for found in (never, later)]
+    assert 1e-2 < moves[1] / moves[0] < 3.0 and not np.allclose(later[4], never[4], atol=1e-6)

@@ -640,3 +640,47 @@ def test_a_layer_that_cannot_be_copied_is_told():
         pytest.raises(ValueError, match="rebuild, to copy. Received: 'own'.*register_keras"),
     ):
         mikd.MCMITeacher(model)
+
+
+def _text_teacher():
+    inputs = keras.Input((1,), dtype="string")
+    words = keras.layers.TextVectorization(vocabulary=["a", "b", "c"], output_sequence_length=4)
+    x = keras.layers.Embedding(6, 4)(words(inputs))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+
+def test_the_copy_has_statistics_and_vocabularies():
+    """`set_weights` leaves them out."""
+    x, _ = cases.data()
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(3.0 * x + 10.0)
+    outputs = keras.layers.Dense(4)(keras.layers.Flatten()(normalization(inputs)))
+    for teacher, given in (
+        (keras.Model(inputs, outputs), x),
+        (_text_teacher(), tf.constant([["a c"], ["b"]])),
+    ):
+        copy = mikd.MCMITeacher(teacher).teacher
+        np.testing.assert_array_equal(copy(given), teacher(given))
+
+
+@keras.saving.register_keras_serializable("mcmi_teacher_test")
+class _Scaled(keras.layers.Layer):
+    """Forgets its factor when it is made anew."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return self.factor * x
+
+    def get_config(self):
+        return super().get_config()
+
+
+def test_a_copy_that_computes_something_else_is_refused():
+    inputs = keras.Input((4,))
+    teacher = keras.Model(inputs, keras.layers.Dense(3)(_Scaled(5.0)(inputs)))
+    with pytest.raises(ValueError, match="to copy.*the copy puts out something else"):
+        mikd.MCMITeacher(teacher)

@@ -453,3 +453,35 @@ def test_a_trained_network_leaves_as_the_plain_one(kind, tmp_path):
     if kind == "peer":
         with pytest.raises(TypeError, match="Pass one of distiller.peers"):
             mikd.export_tflite(distiller, tmp_path / "distiller.tflite")
+
+
+class _Times(mikd.DistillationLoss):
+    """Has an argument that its configuration lacks."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, teacher, student, labels=None, training=None):
+        return self.factor * keras.ops.mean(keras.ops.square(teacher - student), axis=-1)
+
+
+class _Above(keras.metrics.Mean):
+    def __init__(self, threshold=0.0, name="above", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+
+def test_what_its_configuration_does_not_rebuild_is_not_copied():
+    with pytest.raises(ValueError, match="every pair of peers gets a copy.*lacks factor"):
+        _dml(None, _Times(factor=2.0))
+    distiller = _dml()
+    with pytest.raises(ValueError, match="every peer gets its own.*'above'.*lacks threshold"):
+        distiller.compile("sgd", cases.cross_entropy(), metrics=[_Above(2.0)])
+    own = {"peer1": [_Above(2.0)], "peer2": [_Above(2.0)]}
+    distiller.compile("sgd", cases.cross_entropy(), metrics=own)
+
+
+def test_a_file_that_would_lose_an_argument_of_a_loss_is_told(tmp_path):
+    distiller = cases.distiller_with(_Times(factor=2.0))
+    with pytest.warns(UserWarning, match="get_config of _Times lacks factor"):
+        distiller.save(tmp_path / "distiller.keras")

@@ -1,5 +1,7 @@
 """A copy of `quantization_aware` computes what its int8 file computes, and can be trained."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -373,3 +375,34 @@ def test_a_float_operator_is_refused(aware, tmp_path):
     ):
         mikd.export_tflite(longer, tmp_path / "a.tflite", quantize="int8")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [layers.ReLU(), layers.LeakyReLU(negative_slope=0.1), layers.ReLU(negative_slope=0.3)],
+    ids=["relu", "leaky_relu", "relu with a slope"],
+)
+@pytest.mark.parametrize("inside", ["kernel", "layer"])
+def test_an_activation_may_be_a_layer(activation, inside, tmp_path):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, activation=activation if inside == "kernel" else None)(image)
+    x = x if inside == "kernel" else layers.Activation(activation)(x)
+    student = keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    aware = mikd.quantization_aware(student, calibrate_on=IMAGES)
+    expected = student(IMAGES).numpy()
+    np.testing.assert_allclose(aware(IMAGES), expected, atol=0.05 * np.ptp(expected))
+    report = mikd.export_tflite(aware, tmp_path / "a.tflite", quantize="int8", check_on=IMAGES)
+    assert report.max_difference < 0.05 * np.ptp(expected)
+
+
+def test_what_has_no_name_or_leaves_a_float_operator_is_refused():
+    slope = functools.partial(keras.activations.leaky_relu, negative_slope=0.1)
+    for options, message in (
+        ({"activation": slope}, "Expected activations that are known.*'conv'"),
+        ({"dilation_rate": 2}, "without dilation.*'conv'"),
+    ):
+        image = keras.Input((8, 8, 3))
+        student = keras.Model(image, layers.Conv2D(4, 3, name="conv", **options)(image))
+        with pytest.raises(ValueError, match=message):
+            mikd.quantization_aware(student, calibrate_on=IMAGES)

@@ -507,3 +507,17 @@ def test_all_views_come_up_and_no_example_twice():
     (rows,) = cache._views.orders(0, 0).batch(cases.data()[0].shape[0])
     assert sorted(rows.numpy() % 16) == list(range(16))
     assert set(rows.numpy() // 16) == {0, 1}
+
+
+def test_a_teacher_that_was_trained_since_is_refused():
+    teacher = cases.teacher()
+    cache = _cache(teacher=teacher)
+    teacher.set_weights([w + 1.0 for w in teacher.get_weights()])
+    with pytest.raises(ValueError, match="Expected the teacher that the cache was made with"):
+        cache.build(verbose=0)
+
+
+def test_an_augmentation_that_ignores_its_seed_is_refused():
+    cache = _cache(augment=lambda image, seed: tf.image.random_brightness(image, 0.5))
+    with pytest.raises(ValueError, match="`augment` to draw from its seed alone"):
+        cache.build(verbose=0)

@@ -606,3 +606,15 @@ def test_what_is_left_in_float_is_said(tmp_path):
         keras.Model(inputs, outputs), tmp_path / "a.tflite", quantize="int8", calibrate_on=x
     )
     assert report.float_operators and ", in float32 still " in str(report)
+
+
+def test_the_float32_copy_has_the_statistics_of_normalization(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    x = 3.0 * _images(32) + 10.0
+    normalization = keras.layers.Normalization(dtype="float32")
+    normalization.adapt(x)
+    head = [keras.layers.Flatten(), keras.layers.Dense(4, dtype="float32")]
+    model = keras.Sequential([keras.Input(x.shape[1:]), normalization, *head])
+    report = export_tflite(model, tmp_path / "a.tflite", check_on=x)
+    assert report.ok
+    np.testing.assert_allclose(_run(tmp_path / "a.tflite", x), model(x), rtol=2e-2, atol=2e-2)

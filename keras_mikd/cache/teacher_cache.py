@@ -132,7 +132,8 @@ class TeacherCache:
                 f"{_readable(self.nbytes)}. Keep fewer places or views, float16, top_k logits, or "
                 "raise `max_bytes`."
             )
-        self.fingerprint = fingerprints.of_teacher(teacher, convert and convert.steps)
+        self._steps = convert and convert.steps
+        self.fingerprint = fingerprints.of_teacher(teacher, self._steps)
         fingerprint = None if directory is None else self._identity(features)
         self._kept = Columns(
             self._columns, self._views.rows, directory=directory, fingerprint=fingerprint
@@ -146,10 +147,18 @@ class TeacherCache:
 
         Raises:
             ValueError: If the teacher has weights that are NaN or puts out nan or infinity (logits
-                may be -inf), or a number that float16 does not hold.
+                may be -inf), or a number that float16 does not hold; if it was trained since the
+                cache was made; or if `augment` does not follow from its seed.
             OSError: If the folder's disk has no room for all of the cache.
         """
         checks.without_nan("teacher", self._taps.model)
+        found = fingerprints.of_teacher(self._taps.model, self._steps)
+        if found != self.fingerprint:
+            raise ValueError(
+                "Expected the teacher that the cache was made with. Received: the same model with "
+                "other weights. Make the cache once the teacher is trained."
+            )
+        self._views.check_repeats()
         self._kept.open()
         rows, size = self._views.rows, self.batch_size
         if verbose:

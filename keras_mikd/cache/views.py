@@ -38,10 +38,26 @@ class Views:
             label = tf.TensorSpec((self.num_classes,), tf.float32)
         return tf.map_fn(self._row, rows, fn_output_signature=(image, label))
 
+    def check_repeats(self):
+        """Refuses an augmentation that makes a row anew, and other, every time."""
+        if self.augment is None:
+            return
+        (first, _), (second, _) = self._probed(), self._probed()
+        if not np.array_equal(first, second):
+            raise ValueError(
+                "Expected `augment` to draw from its seed alone, as tf.image.stateless_random_crop "
+                "does, so that the student sees what the teacher saw. Received: other images from "
+                "the same seeds."
+            )
+
+    def _probed(self):
+        """Returns the images and labels of some rows."""
+        probes = np.linspace(0, self.rows - 1, min(_PROBES, self.rows)).astype("int64")
+        return [part.numpy() for part in self(tf.constant(probes))]
+
     def identity(self):
         """Returns everything that a row depends on, to tell other views from these."""
-        probes = np.linspace(0, self.rows - 1, min(_PROBES, self.rows)).astype("int64")
-        shown = [part.numpy() for part in self(tf.constant(probes))]
+        shown = self._probed()
         return {
             "data": fingerprints.of_bytes(self.images.numpy(), self.labels.numpy()),
             # An augmentation is known by its code and by its results for some of the images.

@@ -8,6 +8,7 @@ import types
 import keras
 
 from keras_mikd import keras_internals
+from keras_mikd.checkpoints import run_identity
 from keras_mikd.features.layer_graph import LayerGraph, has_graph
 
 _SIMPLE = (bool, bytes, float, int, str, type(None))
@@ -31,18 +32,38 @@ def of_model(model):
         graph = LayerGraph(model)
         wiring = [call.parents for call in graph.calls], graph.outputs
         digest.update(json.dumps(wiring).encode())
+        if operations := [found for call in graph.calls if (found := _operation(call))]:
+            digest.update(json.dumps(operations, default=str).encode())
     itself = not isinstance(model, keras.Model)
     for layer in keras_internals.layers_of(model, include_self=itself):
         # Automatic names differ from one process to the next.
         inner = list(keras_internals.layers_of(layer, include_self=False))
         config = {} if inner else keras_internals.unshared(layer.get_config())
         config.pop("name", None)
+        if inner and not isinstance(layer, keras.Model):
+            config = run_identity.settings("", layer)
         kind = type(layer).__name__
         digest.update(json.dumps([kind, config], sort_keys=True, default=_kind).encode())
     for weight in model.weights:
         value = keras.ops.convert_to_numpy(weight)
         digest.update(repr((value.shape, str(value.dtype))).encode())
         digest.update(value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def of_structure(model):
+    """Returns a name of the layers of a model and their wiring, whatever its weights are."""
+    digest = hashlib.sha256()
+    if has_graph(model):
+        graph = LayerGraph(model)
+        calls = [
+            [call.parents, type(call.layer).__name__, _operation(call)] for call in graph.calls
+        ]
+        digest.update(json.dumps([calls, graph.outputs], default=str).encode())
+    for layer in keras_internals.layers_of(model, include_self=False):
+        if not isinstance(layer, keras.Model):
+            found = run_identity.settings("", layer)
+            digest.update(json.dumps(found, sort_keys=True, default=_kind).encode())
     return digest.hexdigest()[:16]
 
 
@@ -57,8 +78,8 @@ def of_teacher(model, steps=None):
 def of_function(function):
     """Returns a name of a function, or of `None`, by its code, defaults and what it encloses.
 
-    Constants and functions count by their content, anything else by its type alone. A global name
-    counts as a name, whatever it stands for.
+    Constants and functions count by their content, anything else by its type alone. So do global
+    numbers and texts. Another global name counts as a name, whatever it stands for.
     """
     return of_bytes(json.dumps(_described(function)).encode())
 
@@ -84,7 +105,24 @@ def _described(value, around=()):
     elif isinstance(value, types.FunctionType):
         enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, enclosed]
+        known = {n: value.__globals__.get(n) for n in value.__code__.co_names}
+        if numbers := {n: v for n, v in known.items() if v is not None and isinstance(v, _SIMPLE)}:
+            parts.append(numbers)
     return [_kind(value), *(_described(each, around) for each in parts or ())]
+
+
+def _operation(call):
+    """Returns the constants of a call: of `x / 255.0` the number, of a reshape the shape."""
+    config = {}
+    if not isinstance(call.layer, keras.layers.Layer):
+        try:
+            config = run_identity.settings("", call.layer)
+        except (NotImplementedError, TypeError, ValueError):
+            config = {"": type(call.layer).__name__}
+    arguments = [
+        of_bytes(x.tobytes()) if hasattr(x, "tobytes") else repr(x) for x in call.arguments
+    ]
+    return [config, arguments] if config or arguments else []
 
 
 def _kind(value):

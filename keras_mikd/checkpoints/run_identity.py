@@ -4,8 +4,9 @@ import functools
 
 import numpy as np
 
-# Names are numbered anew in every process; the rest is how Keras finds a class.
-_LEFT_OUT = ("name", "module", "registered_name", "build_config", "shared_object_id")
+# Names are numbered anew in every process, and so are seeds that nobody gives, whose state a run
+# keeps; the rest is how Keras finds a class.
+_LEFT_OUT = ("name", "seed", "module", "registered_name", "build_config", "shared_object_id")
 
 
 def settings(name, value):

@@ -74,6 +74,8 @@ class Progress:
         if not self.show:
             return
         said = f"[{self.done}/{self.total}] {name_of(key)}: {run['validation']:.2f} on validation"
+        if "stopped" in run:
+            said += " (stopped: its loss was not finite)"
         if not is_new:
             said += ", from its file"
         if self.seconds and self.done < self.total:

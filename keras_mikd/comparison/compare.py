@@ -19,6 +19,7 @@ from keras_mikd.checkpoints import fingerprints
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
+from keras_mikd.distillers.checked_fit import NOT_FINITE
 from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller
@@ -57,6 +58,8 @@ def compare(
     result = keras_mikd.compare(teacher, make_student, (x, y), validation, test, folder="runs/own")
     print(result)
     ```
+
+    A run whose loss is not finite stops there, and its student counts as it is.
 
     Args:
         teacher: Trained Keras model.
@@ -268,15 +271,18 @@ class _Runner:
         model.compile(self.optimizer(steps), self.loss, metrics=["accuracy"])
         time_of_steps = _StepTime()
         start = time.perf_counter()
-        model.fit(
-            batches,
-            epochs=self.epochs,
-            shuffle=False,
-            verbose=0,
-            callbacks=[time_of_steps],
-        )
+        options = {"epochs": self.epochs, "shuffle": False, "verbose": 0}
+        stopped = None
+        try:
+            model.fit(batches, callbacks=[time_of_steps], **options)
+        except ValueError as error:
+            # A weight that is too large is a result of the trial, and no reason to end all others.
+            if not str(error).startswith(NOT_FINITE):
+                raise
+            stopped = str(error)
         seconds = time.perf_counter() - start
         run = {
+            **({} if stopped is None else {"stopped": stopped}),
             **self.accuracies(student),
             "seconds": seconds,
             "milliseconds": time_of_steps.median(),

@@ -263,6 +263,14 @@ class BaseDistiller(checks.Settled, CheckedFit):
             total = total + ops.cast(penalty, "float32")
         return total
 
+    @property
+    def output_names(self) -> list[str]:
+        """Names by which losses and metrics may be given, as with the network alone."""
+        networks = self._networks
+        if len(networks.trained) > 1:  # Those of peers go by the name of a peer.
+            raise AttributeError("output_names")
+        return networks.models[networks.trained[0]].output_names
+
     def _predictions(self, features):
         """Returns what the compiled loss and metrics compare with the labels."""
         return features["student"][OUTPUT]

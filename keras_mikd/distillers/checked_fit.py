@@ -9,7 +9,12 @@ import tensorflow as tf
 
 from keras_mikd import keras_internals
 from keras_mikd.batches import Batch, with_class_weight
-from keras_mikd.checkpoints import exact_resume, run_identity, student_checkpoint
+from keras_mikd.checkpoints import (
+    exact_resume,
+    fingerprints,
+    run_identity,
+    student_checkpoint,
+)
 from keras_mikd.distillers import optimizers
 from keras_mikd.distillers.callbacks import with_own
 from keras_mikd.distillers.checks import data_checks, loss_checks, network_checks
@@ -18,6 +23,7 @@ from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.distribution.worker_callbacks import listed
 
 TASK = "task_loss"  # With the regularizers.
+NOT_FINITE = "Expected finite losses."
 
 
 class CheckedFit(DistributedModel):
@@ -62,6 +68,7 @@ class CheckedFit(DistributedModel):
             network_checks.check_task_loss(model, task_loss, output)
             for name in ("metrics", "weighted_metrics"):
                 network_checks.warn_of_metrics(model, kwargs.get(name), output)
+                self._check_names_of(kwargs.get(name))
         keras_internals.forget_loss(self)
         super().compile(optimizer, loss, *args, **kwargs)
         self.critic_optimizer = (
@@ -85,7 +92,10 @@ class CheckedFit(DistributedModel):
         validation_data: Any = None,
         shuffle: bool = True,
         class_weight: dict[int, float] | None = None,
-        *,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        *args: Any,
         validation_terms: bool = True,
         **kwargs: Any,
     ) -> keras.callbacks.History:
@@ -110,16 +120,17 @@ class CheckedFit(DistributedModel):
         self._validates_terms = validation_terms
         look = self._first_look(x, verbose=verbose, shuffle=shuffle, batch_size=batch_size)
         # First, since a look at it disturbs no training.
+        if isinstance(validation_data, list):
+            validation_data = tuple(validation_data)
         if validation_data is not None:
             validation_data = self._checked_data("validation_data", validation_data, look)
-        sample_weight = kwargs.pop("sample_weight", None)
         x, y, sample_weight = self._checked_data("x", (x, y, sample_weight), look)
         data_checks.check_class_weight(class_weight, x, y, self._labelled(self.loss)[0][2])
         if class_weight and isinstance(getattr(x, "element_spec", None), Batch):
             x, class_weight = with_class_weight(x, class_weight), None
         options = {
             "batch_size": batch_size,
-            "steps": kwargs.get("steps_per_epoch"),
+            "steps": steps_per_epoch,
             "verbose": verbose,
             "validation_split": validation_split,
         }
@@ -147,6 +158,9 @@ class CheckedFit(DistributedModel):
                 shuffle,
                 class_weight,
                 sample_weight,
+                initial_epoch,
+                steps_per_epoch,
+                *args,
                 **kwargs,
             )
         self._has_looked = True  # Once after `compile`.
@@ -195,6 +209,18 @@ class CheckedFit(DistributedModel):
             weights = [self.task_loss_weight if learns else 0.0]
             loss_checks.warn_of_nothing([*weights, *self._shared_weights()])
 
+    def _check_names_of(self, metrics):
+        """Refuses metrics that the logs could not tell from what the losses log."""
+        readouts = [metric.name for loss in self.distillation_losses for metric in loss.metrics]
+        taken = {"loss", TASK, *(loss.name for loss in self.distillation_losses), *readouts}
+        for metric in keras.tree.flatten(metrics):
+            name = metric if isinstance(metric, str) else getattr(metric, "name", None)
+            if name in taken:
+                raise ValueError(
+                    f"Expected metrics with names of their own. Received: {name!r}, under which a "
+                    "distiller logs its loss, its task or what stands between the networks."
+                )
+
     def _has_task(self):
         """Whether there is a loss besides those that the networks share."""
         return self.loss is not None
@@ -234,6 +260,8 @@ class CheckedFit(DistributedModel):
         }
         for name in networks.fixed:
             kept[name if name == "teacher" else f"teacher {name}"] = networks.fingerprint(name)
+        for name in networks.trained:
+            kept[f"layers of {name}"] = fingerprints.of_structure(networks.models[name])
         for number, optimizer in enumerate(self.all_optimizers(), start=1):
             kept[f"optimizer {number}"] = optimizer
         found = super().run_identity()
@@ -277,6 +305,7 @@ class CheckedFit(DistributedModel):
 def not_finite(name):
     """Returns what is said of a term that is not finite."""
     return (
-        f"Expected finite losses. Received: NaN or infinity in `{name}`. The weights are those "
-        "before this step: look at its examples, lower the learning rate or the weight of the term."
+        f"{NOT_FINITE} Received: NaN or infinity in `{name}`. The trained weights are those before "
+        "this step, only batch statistics have counted it: look at its examples, lower the "
+        "learning rate or the weight of the term."
     )

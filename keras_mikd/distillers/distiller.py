@@ -266,7 +266,7 @@ class Distiller(BaseDistiller):
             "balance_every": self.balance_every,
             "readout_every": self.readout_every,
             "student": serialize(self.student),
-            "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
+            "distillation_losses": loss_checks.serialized_losses(self.distillation_losses),
             "teacher_features": _serialized(self.teacher_features),
             "student_features": _serialized(self.student_features),
             "teacher_inputs": _serialized(self.teacher_inputs),

@@ -25,7 +25,8 @@ class GradientBalance(keras.layers.Layer):
 
     of unweighted terms, on the weights of the networks, over the steps that were measured so far.
     A mean over all of them settles, so that a term that has been learned does not grow without
-    end. A term without weight or gradient is left out, and keeps the factor 1.
+    end. A term without a gradient is left out, and keeps the factor 1. One whose weight was 0 so
+    far waits for the next measuring step.
 
     A measuring step goes back through the networks once for every term. Keras compiles it beside
     the plain step, and the host chooses, because collectives cannot stand in a `tf.cond`.
@@ -65,7 +66,12 @@ class GradientBalance(keras.layers.Layer):
         known = norms > 0.0
         first = norms[ops.argmax(known)]
         ratio = first / ops.where(known, norms, 1.0)
-        return ops.where(known, ops.clip(ratio, 1.0 / _LARGEST, _LARGEST), 1.0)
+        factors = ops.where(known, ops.clip(ratio, 1.0 / _LARGEST, _LARGEST), 1.0)
+        if self.measures:
+            return factors
+        # A weight that a schedule has just switched on would pull by the scale of its loss.
+        waits = (self.counts == 0.0) & ops.any(self.counts > 0.0)
+        return ops.where(waits, 0.0, factors)
 
     def gradients(self, tape, parts, weights, groups, *, scale, of):
         """Measures the terms, and returns the gradients of their sum with the factors of now.

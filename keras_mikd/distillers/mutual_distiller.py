@@ -72,7 +72,7 @@ class MutualDistiller(BaseDistiller):
         **kwargs: Any,
     ) -> None:
         losses = loss_checks.checked_losses(distillation_losses)
-        loss_checks.check_without_weights(losses)
+        loss_checks.check_copyable(losses)
         models = network_checks.checked_peers(peers)
         features = [None] * len(models) if features is None else list(features)
         if len(features) != len(models):
@@ -250,8 +250,8 @@ def _terms(losses, names):
         for loss in losses:
             config = unshared(loss.get_config())
             config["name"] = f"{loss.name}_{teacher}_to_{student}"
-            copy = type(loss).from_config(config)
-            terms.append(Term(copy, teacher, student, factor=1.0 / (len(names) - 1)))
+            own = type(loss).from_config(config)
+            terms.append(Term(own, teacher, student, factor=1.0 / (len(names) - 1)))
     return terms
 
 
@@ -265,5 +265,12 @@ def _copies(argument, metrics, number):
 
 
 def _copy(metric):
-    is_metric = isinstance(metric, keras.metrics.Metric)
-    return type(metric).from_config(metric.get_config()) if is_metric else metric
+    if not isinstance(metric, keras.metrics.Metric):
+        return metric
+    if left_out := loss_checks.left_out_of_config(metric):
+        raise ValueError(
+            "Expected metrics that their configuration rebuilds, since every peer gets its own. "
+            f"Received: {metric.name!r}, whose get_config lacks {', '.join(left_out)}. Return them "
+            'there, or give every peer its own: metrics={"peer1": [...], "peer2": [...]}.'
+        )
+    return type(metric).from_config(metric.get_config())

@@ -109,7 +109,7 @@ class SelfDistiller(BaseDistiller):
             "balance_every": self.balance_every,
             "readout_every": self.readout_every,
             "model": serialize(self.student),
-            "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
+            "distillation_losses": loss_checks.serialized_losses(self.distillation_losses),
             "stop_gradient": self.stop_gradient,
             "features": loss_checks.serialized_features(self.features),
         }

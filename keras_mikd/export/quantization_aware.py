@@ -231,13 +231,16 @@ class _Rewriting:
             normalization = self._normalized.get(position)
             value = _with_kernel(name, layer, normalization, feeds[0])
             if activation not in _FUSED:
-                return _activated(f"{name}_{activation}", activation, _quantized(name, value))
+                own = _activating(layer)
+                named = f"{name}_{activation}"
+                options = () if own is layer else (own,)
+                return _activated(named, activation, _quantized(name, value), *options)
             if normalization is not None and not isinstance(layer, layers.Dense):
                 return value
         elif activation not in _FUSED:
-            return _activated(name, activation, feeds[0], layer)
+            return _activated(name, activation, feeds[0], _activating(layer))
         else:
-            value = _again(layer, name)(feeds[0] if len(feeds) == 1 else feeds)
+            value = _again(_activating(layer), name)(feeds[0] if len(feeds) == 1 else feeds)
             if isinstance(layer, layers.AveragePooling2D):
                 return self._quantizer_behind(*call.parents)(value)
             if isinstance(layer, (*_IDLE, *_SAME_SCALE)) or _is_linear(layer):
@@ -285,6 +288,13 @@ def _check_layer(call):
             f"{type(layer).__module__}.{type(layer).__name__}. Of sums and products, write the "
             "layer, as keras.layers.Add()([a, b]) for a + b."
         )
+    dilation = getattr(layer, "dilation_rate", 1)
+    if np.any(np.asarray(dilation) > 1):
+        raise ValueError(
+            "Expected convolutions without dilation: LiteRT cuts them up, and leaves a part in "
+            f"float32. Received: {call.path!r} with dilation_rate={dilation}. "
+            'export_tflite(quantize="int8") takes them.'
+        )
     if _activation(layer) not in _KNOWN_ACTIVATIONS:
         raise ValueError(
             f"Expected activations that are known in int8: {', '.join(_KNOWN_ACTIVATIONS)}. "
@@ -322,7 +332,16 @@ def _activation(layer):
         return "leaky_relu"
     if isinstance(layer, layers.Softmax):
         return "softmax"
-    return getattr(getattr(layer, "activation", None), "__name__", "linear")
+    own = getattr(layer, "activation", None)
+    if isinstance(own, _ACTIVATION_LAYERS):
+        return _activation(own)
+    return "linear" if own is None else getattr(own, "__name__", repr(own))
+
+
+def _activating(layer):
+    """Returns the layer that activates: the one given as `activation=`, or the layer itself."""
+    own = getattr(layer, "activation", None)
+    return own if isinstance(own, layers.Layer) else layer
 
 
 def _is_linear(layer):

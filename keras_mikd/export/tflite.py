@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_mikd import checks, keras_internals
 from keras_mikd.atomic_files import require_free, write_whole
+from keras_mikd.checkpoints import model_state
 from keras_mikd.export.agreement import (
     Agreement,
     checked_batches,
@@ -268,7 +269,7 @@ def _in_float32(model):
             clone_function=lambda layer: type(layer).from_config(_float32(layer.get_config())),
             recursive=True,
         )
-        copy.set_weights(model.get_weights())
+        model_state.give(copy, model)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             "Expected a model that can be copied in float32. Received: "

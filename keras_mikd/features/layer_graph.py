@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_mikd.features.encoder_layers import opened
-from keras_mikd.keras_internals import has_keras_call, layers_of, nodes_behind, operation_of
+from keras_mikd.keras_internals import (
+    constant_arguments,
+    has_keras_call,
+    layers_of,
+    nodes_behind,
+    operation_of,
+)
 
 _ASSUMED_SIZE = 256
 
@@ -21,6 +27,8 @@ class Call(NamedTuple):
     layer: Any
     shapes: tuple
     parents: tuple
+    arguments: tuple = ()
+    """What it was called with beside tensors, such as the number in `x / 255.0`."""
 
 
 class LayerGraph:
@@ -69,9 +77,9 @@ class LayerGraph:
         every = sum(behind[position] for position in self.outputs)
         return [i for i, (a, b) in enumerate(zip(ahead, behind, strict=True)) if a * b == every]
 
-    def _add(self, layer, path, shapes, parents):
+    def _add(self, layer, path, shapes, parents, arguments=()):
         position = len(self.calls)
-        self.calls.append(Call(path, layer, tuple(shapes), tuple(parents)))
+        self.calls.append(Call(path, layer, tuple(shapes), tuple(parents), tuple(arguments)))
         self.names.setdefault(path, []).extend([position] * len(shapes))
         for output in _output_paths(path, shapes):
             self.names.setdefault(output, []).append(position)
@@ -99,7 +107,8 @@ class LayerGraph:
                     made = self._name_outputs(path, node.outputs, made)
             else:
                 own = [shapes[id(t)] for t in node.outputs]
-                made = [self._add(layer, path, own, parents)] * len(own)
+                arguments = constant_arguments(node)
+                made = [self._add(layer, path, own, parents, arguments)] * len(own)
             if name != layer.name:
                 repeated[path] = prefix + layer.name
             source.update(zip(map(id, node.outputs), made, strict=True))

@@ -2,8 +2,9 @@
 
 import keras
 
+from keras_mikd.checkpoints import model_state
+from keras_mikd.checkpoints.model_state import without_inputs
 from keras_mikd.features.layer_graph import ends, has_graph
-from keras_mikd.keras_internals import layers_of
 
 
 def copied(model):
@@ -14,7 +15,9 @@ def copied(model):
     """
     try:
         copy = _cloned(model) if has_graph(model) else _from_config(model)
-        copy.set_weights(model.get_weights())
+        model_state.give(copy, model)
+        if model_state.computes_the_same(copy, model) is False:
+            raise ValueError("the copy puts out something else")
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             "Expected a model that get_config and from_config rebuild, to copy. Received: "
@@ -29,14 +32,9 @@ def _cloned(model):
     plain = keras.Model(*ends(model), name=model.name)
     copy = keras.models.clone_model(plain)
     copy.trainable = True  # Sets every layer's flag; the next lines restore them.
-    for layer, original in zip(_without_inputs(copy), _without_inputs(plain), strict=True):
+    for layer, original in zip(without_inputs(copy), without_inputs(plain), strict=True):
         layer.trainable = original.trainable  # Outer layers first: they set those inside.
     return copy
-
-
-def _without_inputs(model):
-    # A nested model that shares its input with the outer one gets its own in the copy.
-    return [x for x in layers_of(model) if not isinstance(x, keras.layers.InputLayer)]
 
 
 def _from_config(model):

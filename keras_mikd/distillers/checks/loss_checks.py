@@ -103,9 +103,35 @@ def serialized_features(features):
     return keras.saving.serialize_keras_object(features)
 
 
-def check_without_weights(losses):
-    """Checks that losses can be copied: they have no weights, which a copy would lack."""
+def left_out_of_config(made):
+    """Returns the arguments of an object's class that its `get_config` does not have."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(type(made).__init__).parameters.values()
+    names = [p.name for p in parameters if p.kind not in kinds][1:]
+    return sorted(set(names) - set(made.get_config()))
+
+
+def serialized_losses(losses):
+    """Returns losses as a file holds them; warns of arguments that it would lose."""
     for loss in losses:
+        if left_out := left_out_of_config(loss):
+            warnings.warn(
+                f"The get_config of {type(loss).__name__} lacks {', '.join(left_out)}. "
+                f"{loss.name!r} will load with the defaults of these.",
+                stacklevel=3,
+            )
+    return [keras.saving.serialize_keras_object(loss) for loss in losses]
+
+
+def check_copyable(losses):
+    """Checks that losses can be copied: with all arguments, and without weights."""
+    for loss in losses:
+        if left_out := left_out_of_config(loss):
+            raise ValueError(
+                "Expected losses that their configuration rebuilds, since every pair of peers gets "
+                f"a copy. Received: {loss.name!r}, whose get_config lacks {', '.join(left_out)}. "
+                "Return them beside super().get_config()."
+            )
         if loss.built:
             raise ValueError(
                 "Expected losses without weights, since every pair of peers gets a copy. "

@@ -43,7 +43,7 @@ def _check_separate(first, model, second, other_model):
     if model is other_model:
         raise ValueError(
             f"Expected {first} and {second} to be different models. Received: the same object "
-            "twice. To copy a model, use keras.models.clone_model and set_weights."
+            "twice. To copy a model, save it and load the file."
         )
     shared = {id(v) for v in model.variables} & {id(v) for v in other_model.variables}
     if shared:
