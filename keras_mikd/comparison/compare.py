@@ -86,7 +86,8 @@ def compare(
         views: Views of every image with `augment`.
         max_cache_bytes: Largest memory for the teacher's tensors; if they need more, the teacher
             runs in every step.
-        folder: Where runs, students and the report are kept, or `None`.
+        folder: Where runs, students and the report are kept, or `None`. Of a `tf.data.Dataset` it
+            knows the number and the shapes of the batches only: give other data another folder.
         verbose: Whether to print every run, the time left, and the report.
 
     Returns:
