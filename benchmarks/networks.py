@@ -29,6 +29,9 @@ flags.DEFINE_string("reference", "resnet8", "Network whose latency in float32 is
 flags.DEFINE_integer("num_classes", 100, "Number of classes.", 2)
 flags.DEFINE_integer("size", 32, "Height and width of an image.", 8)
 flags.DEFINE_integer("rounds", 3, "How many times every file is timed.", 1)
+flags.DEFINE_string(
+    "folder", None, "Where files are kept; those that are there are not made again."
+)
 reports.define_output()
 
 
@@ -48,11 +51,12 @@ def export(name, folder):
     keras.utils.set_random_seed(0)
     network = getattr(mikd.models, name)(FLAGS.num_classes, (FLAGS.size, FLAGS.size, 3))
     images = np.random.default_rng(0).normal(size=(16, FLAGS.size, FLAGS.size, 3))
-    options = {"quantize": "int8", "calibrate_on": images.astype("float32")}
-    files = {
-        "float32": mikd.export_tflite(network, folder / f"{name}.tflite").path,
-        "int8": mikd.export_tflite(network, folder / f"{name}_int8.tflite", **options).path,
-    }
+    calibrated = {"quantize": "int8", "calibrate_on": images.astype("float32")}
+    files = {}
+    for precision, options in (("float32", {}), ("int8", calibrated)):
+        files[precision] = folder / f"{name}-{FLAGS.num_classes}-{FLAGS.size}-{precision}.tflite"
+        if not files[precision].exists():
+            mikd.export_tflite(network, files[precision], **options)
     return sum(int(np.prod(weight.shape)) for weight in network.trainable_weights), files
 
 
@@ -109,8 +113,8 @@ def main(argv):
     names = FLAGS.networks or classifiers()
     if unknown := {*names, FLAGS.reference} - set(classifiers()):
         raise SystemExit(f"Expected some of {classifiers()}. Received: {sorted(unknown)}")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(names, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = measure(names, Path(FLAGS.folder or temporary))
     print_table(rows)
     settings = {"num_classes": FLAGS.num_classes, "size": FLAGS.size, "reference": FLAGS.reference}
     reports.write({**settings, "rows": rows})

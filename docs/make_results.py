@@ -2,8 +2,8 @@
 
     python docs/make_results.py
 
-Every page of `docs/results/` and `docs/methods/`, and README.md, may have blocks that this script
-fills, up to the next `<!-- end -->`:
+Every page of `docs/results/`, `docs/methods/` and `docs/howto/`, and README.md, may have blocks
+that this script fills, up to the next `<!-- end -->`:
 
 - `<!-- table: cifar10/50 -->`: the comparison that experiments/compare.py wrote to
   `docs/results/cifar10/50/comparison.json`. Its chart is `docs/results/cifar10-50.svg`.
@@ -33,7 +33,8 @@ import results_tables
 
 DOCS = Path(__file__).parent
 RESULTS = sorted((DOCS / "results").glob("*.md"))
-PAGES = (DOCS.parent / "README.md", *RESULTS, *sorted((DOCS / "methods").glob("*.md")))
+OTHERS = sorted([*(DOCS / "methods").glob("*.md"), *(DOCS / "howto").glob("*.md")])
+PAGES = (DOCS.parent / "README.md", *RESULTS, *OTHERS)
 BLOCK = re.compile(
     r"(<!-- (table|sizes|beside|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
 )

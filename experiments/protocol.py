@@ -8,8 +8,6 @@ import dataclasses
 import hashlib
 import math
 import os
-import statistics
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from absl import flags
 
 import keras_mikd as mikd
 from keras_mikd import recipes
+from keras_mikd.comparison.step_time import StepTime
 
 # The flags that are defined below belong to the script that asks for them, and show in its help.
 flags.disclaim_key_flags()
@@ -364,27 +363,6 @@ def with_teacher(protocol, method, teacher, student, weight):
     }[method]()
     task_weight = protocol.kd_task_weight if method.startswith("kd") else 1.0
     return mikd.Distiller(teacher, student, losses, task_loss_weight=task_weight)
-
-
-class StepTime(keras.callbacks.Callback):
-    """Median milliseconds of a training step, the first epoch left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.times = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.measured = epoch > 0
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.measured:
-            self.times.append(1000 * (time.perf_counter() - self.start))
-
-    def median(self):
-        return statistics.median(self.times) if self.times else float("nan")
 
 
 def fit(model, data, protocol, folder, validations=20):

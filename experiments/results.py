@@ -11,13 +11,13 @@ import collections
 import dataclasses
 import functools
 import json
-import re
 import shutil
 import statistics
 from pathlib import Path
 
 import keras_mikd as mikd
 import protocol
+from keras_mikd.comparison.cells import name_of
 
 
 class Results:
@@ -76,8 +76,7 @@ class Results:
 
 def run_name(key):
     """Returns the name of a run's folder, such as `kd-weight3-seed0`."""
-    parts = (v if isinstance(v, str) else f"{k}{v:g}" for k, v in key.items())
-    return re.sub(r"[^\w.+-]+", "_", "-".join(filter(None, parts)))
+    return name_of({name: value for name, value in key.items() if value != ""})
 
 
 def sweep(results, rows, seeds, train, shown="validation"):

@@ -6,6 +6,7 @@ import inspect
 import json
 import pathlib
 import pydoc
+import re
 import subprocess
 import sys
 
@@ -65,7 +66,7 @@ def test_hyper_parameters_of_losses_and_critics_are_keyword_only():
 def test_the_docstring_of_a_class_explains_its_arguments(cls):
     """ruff (D417) looks at functions only."""
     for parameter in _parameters(cls) if "__init__" in vars(cls) else []:
-        assert f"{parameter.name}: " in inspect.getdoc(cls)
+        assert re.search(rf"^    \*{{0,2}}{parameter.name}: ", inspect.getdoc(cls), re.M)
 
 
 def test_versions_agree():

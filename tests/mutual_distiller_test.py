@@ -451,7 +451,7 @@ def test_a_trained_network_leaves_as_the_plain_one(kind, tmp_path):
     np.testing.assert_allclose(saved.serve(x), network(x), rtol=1e-4, atol=1e-5)
     assert mikd.export_tflite(network, tmp_path / "student.tflite", check_on=x).ok
     if kind == "peer":
-        with pytest.raises(TypeError, match="Pass one of distiller.peers"):
+        with pytest.raises(ValueError, match=r"Pass its network: `distiller.peers\[0\]`"):
             mikd.export_tflite(distiller, tmp_path / "distiller.tflite")
 
 

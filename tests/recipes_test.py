@@ -1,5 +1,7 @@
 """Which losses a recipe makes, between which places; the assembled distillers have their own."""
 
+import inspect
+
 import cases
 import keras
 import pytest
@@ -261,3 +263,18 @@ def test_relations_take_the_arguments_of_their_losses():
     assert flow.teacher_layer == [f"stage{i}_output" for i in (1, 2, 3)]
     (last,) = recipes.similarity_preserving(wide, plain, raw=True)
     assert last.teacher_layer == "stage3_output"
+
+
+@pytest.mark.parametrize(
+    ("cls", "recipe"),
+    [
+        (mikd.VIDDistiller, recipes.vid),
+        (mikd.MIMKDDistiller, recipes.mimkd),
+        (mikd.MUSEDistiller, recipes.muse),
+    ],
+)
+def test_an_assembled_distiller_has_the_defaults_of_its_recipe(cls, recipe):
+    own, others = (inspect.signature(each).parameters for each in (cls.__init__, recipe))
+    shared = {name for name in own if name in others and own[name].default is not own[name].empty}
+    assert len(shared) >= 3
+    assert {n: own[n].default for n in shared} == {n: others[n].default for n in shared}

@@ -19,6 +19,7 @@ from keras_mikd.checkpoints import fingerprints
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
+from keras_mikd.comparison.step_time import StepTime
 from keras_mikd.distillers.checked_fit import NOT_FINITE
 from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
@@ -270,7 +271,7 @@ class _Runner:
         batches = self.data.batches(seed, with_teacher=bool(losses))
         steps = self.epochs * len(batches)
         model.compile(self.optimizer(steps), self.loss, metrics=["accuracy"])
-        time_of_steps = _StepTime()
+        time_of_steps = StepTime()
         start = time.perf_counter()
         options = {"epochs": self.epochs, "shuffle": False, "verbose": 0}
         stopped = None
@@ -304,23 +305,6 @@ class _Runner:
                 values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
                 found[split] = 100 * values["accuracy"]
         return found
-
-
-class _StepTime(keras.callbacks.Callback):
-    """Milliseconds of a step, the median over all but the first, which is compiled."""
-
-    def __init__(self):
-        super().__init__()
-        self.times = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.times.append(1000 * (time.perf_counter() - self._start))
-
-    def median(self):
-        return statistics.median(self.times[1:] or self.times)
 
 
 def _of_teacher(cells, runner):

@@ -138,6 +138,8 @@ def load_images(
         batch_size, seed, augment, labels_per_class, train_fraction, drop_remainder, unlabelled
     )
     checks.integer("image_size", image_size, at_least=1, optional=True)
+    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
+    checks.number("test_fraction", test_fraction, above=0, below=1)
     builder, has_splits = _builder(name, folder, data_dir, download, train_split)
     if not has_splits and test_split == "test":
         test_split = None
@@ -175,8 +177,6 @@ def load_images(
 
 def _held_out(names, validation_fraction, test_fraction):
     """Returns the fraction of the training images for each split that has none of its own."""
-    checks.number("validation_fraction", validation_fraction, at_least=0, below=1)
-    checks.number("test_fraction", test_fraction, above=0, below=1)
     held_out = {"validation": validation_fraction, "test": test_fraction}
     held_out = {role: each for role, each in held_out.items() if names[role] is None and each}
     if sum(held_out.values()) >= 1:

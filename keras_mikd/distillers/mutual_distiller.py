@@ -71,6 +71,11 @@ class MutualDistiller(BaseDistiller):
         features: Sequence[Callable | None] | None = None,
         **kwargs: Any,
     ) -> None:
+        if "balance" in kwargs:
+            raise ValueError(
+                "Expected no `balance`, which measures gradients on one student. Received: "
+                f"balance={kwargs['balance']!r} for several peers. Choose weights instead."
+            )
         losses = loss_checks.checked_losses(distillation_losses)
         loss_checks.check_copyable(losses)
         models = network_checks.checked_peers(peers)
