@@ -267,14 +267,17 @@ def test_relations_take_the_arguments_of_their_losses():
 
 @pytest.mark.parametrize(
     ("cls", "recipe"),
-    [
-        (mikd.VIDDistiller, recipes.vid),
-        (mikd.MIMKDDistiller, recipes.mimkd),
-        (mikd.MUSEDistiller, recipes.muse),
-    ],
+    [(mikd.VIDDistiller, recipes.vid), (mikd.MIMKDDistiller, recipes.mimkd)],
 )
 def test_an_assembled_distiller_has_the_defaults_of_its_recipe(cls, recipe):
     own, others = (inspect.signature(each).parameters for each in (cls.__init__, recipe))
     shared = {name for name in own if name in others and own[name].default is not own[name].empty}
     assert len(shared) >= 3
     assert {n: own[n].default for n in shared} == {n: others[n].default for n in shared}
+
+
+def test_muse_has_the_defaults_of_its_recipe():
+    student = cases.student()
+    (own,) = mikd.MUSEDistiller(student).distillation_losses
+    (made,) = recipes.muse(student, student)
+    assert own.get_config() == made.get_config()
