@@ -57,7 +57,7 @@ def variants(teacher, images, labels, folder):
     logits = cache().build(verbose=0)
     seconds = time.perf_counter() - start
     places = [place for place, _ in mikd.pair_stages(teacher, student())]
-    stages = cache(places=places, directory=folder, dtype="float16").build(verbose=0)
+    stages = cache(places=places, folder=folder, dtype="float16").build(verbose=0)
     plain = logits.batches(FLAGS.batch_size, with_teacher=False)
 
     def kd():

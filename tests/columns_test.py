@@ -14,7 +14,7 @@ ROWS = 8
 
 
 def _columns(folder, *, rows=ROWS, **parts):
-    return Columns(KINDS, rows, directory=folder, fingerprint={"teacher": "a", **parts})
+    return Columns(KINDS, rows, folder=folder, fingerprint={"teacher": "a", **parts})
 
 
 def _values(first, last):
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path, on_disk):
 
 
 def test_a_file_takes_its_space_when_it_is_made(tmp_path):
-    Columns({"a": ((1000,), "float32")}, 100, directory=tmp_path, fingerprint={}).open()
+    Columns({"a": ((1000,), "float32")}, 100, folder=tmp_path, fingerprint={}).open()
     assert (tmp_path / "column0.npy").stat().st_blocks * 512 >= 400_000
 
 

@@ -347,7 +347,7 @@ def _cache(teacher, teacher_inputs, **kwargs):
 def test_a_cache_makes_the_same_inputs(tmp_path, deterministic_ops):
     teacher, student = network((24, 24, 2)), network((8, 8, 2), width=3, seed=2)
     start = student.get_weights()
-    cache = _cache(teacher, L.Resizing(24, 24), directory=tmp_path / "cache", batch_size=8)
+    cache = _cache(teacher, L.Resizing(24, 24), folder=tmp_path / "cache", batch_size=8)
     cache.build(verbose=0)
     ends = []
     for with_teacher in (True, False):
@@ -359,10 +359,10 @@ def test_a_cache_makes_the_same_inputs(tmp_path, deterministic_ops):
     for a, b in zip(*ends, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     # A later process has another object with the same arguments.
-    _cache(teacher, [L.Resizing(24, 24)], directory=tmp_path / "cache", batch_size=8)
+    _cache(teacher, [L.Resizing(24, 24)], folder=tmp_path / "cache", batch_size=8)
     with pytest.raises(ValueError, match="teacher"):
         other = L.Resizing(24, 24, interpolation="nearest")
-        _cache(teacher, other, directory=tmp_path / "cache", batch_size=8)
+        _cache(teacher, other, folder=tmp_path / "cache", batch_size=8)
 
 
 def _half(x):

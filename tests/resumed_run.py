@@ -53,7 +53,7 @@ def cache(folder, teacher, number=48, size=BATCH):
         *data(number),
         augment=flipped,
         views=2,
-        directory=pathlib.Path(folder) / "cache",
+        folder=pathlib.Path(folder) / "cache",
         batch_size=size,
     )
 

@@ -52,9 +52,9 @@ def _batches(cache, **kwargs):
     "options",
     [
         {},
-        pytest.param({"augment": _flip, "views": 3, "directory": "cache"}, marks=pytest.mark.slow),
+        pytest.param({"augment": _flip, "views": 3, "folder": "cache"}, marks=pytest.mark.slow),
         {"mix": "mixup", "views": 2},
-        {"mix": "cutmix", "augment": _flip, "views": 2, "directory": "cache"},
+        {"mix": "cutmix", "augment": _flip, "views": 2, "folder": "cache"},
     ],
     ids=["plain", "augmented", "mixup", "cutmix"],
 )
@@ -232,18 +232,18 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         _killed_after(patch, batches=2)
         with pytest.raises(_Killed):
-            _cache(32, directory=tmp_path / "cache").build(verbose=0)
+            _cache(32, folder=tmp_path / "cache").build(verbose=0)
     manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
     assert manifest["done"] == 16
     with pytest.raises(ValueError, match="16 of 32 rows"):
-        _cache(32, directory=tmp_path / "cache").batches(8)
+        _cache(32, folder=tmp_path / "cache").batches(8)
     seen = []
     monkeypatch.setattr(
         Columns,
         "advance",
         lambda self, done, old=Columns.advance: seen.append(done) or old(self, done),
     )
-    resumed = _cache(32, directory=tmp_path / "cache").build(verbose=0)
+    resumed = _cache(32, folder=tmp_path / "cache").build(verbose=0)
     assert seen == [24, 32]
     whole = _cache(32).build(verbose=0)
     for a, b in zip(_batches(resumed, shuffle=False), _batches(whole, shuffle=False), strict=True):
@@ -251,9 +251,9 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_a_built_folder_is_read_and_not_built_again(tmp_path, monkeypatch):
-    _cache(directory=tmp_path / "cache").build(verbose=0)
+    _cache(folder=tmp_path / "cache").build(verbose=0)
     monkeypatch.setattr(mikd.TeacherCache, "_forward", None)
-    again = _cache(directory=tmp_path / "cache")
+    again = _cache(folder=tmp_path / "cache")
     assert len(_batches(again)) == 2
 
 
@@ -273,10 +273,10 @@ def test_a_built_folder_is_read_and_not_built_again(tmp_path, monkeypatch):
     ],
 )
 def test_a_folder_of_something_else_is_refused_and_kept(tmp_path, part, options):
-    _cache(directory=tmp_path / "cache").build(verbose=0)
+    _cache(folder=tmp_path / "cache").build(verbose=0)
     before = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     with pytest.raises(ValueError, match=f"Received: one with other .*{part}.*remove this one"):
-        _cache(**{**options, "directory": tmp_path / "cache"})
+        _cache(**{**options, "folder": tmp_path / "cache"})
     assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
 
 
@@ -392,13 +392,13 @@ def _scaled_teacher(scale):
     return teacher
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"directory": "cache"}])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"folder": "cache"}])
 def test_what_float16_does_not_hold_is_refused(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teacher = _scaled_teacher(1e7)
     with pytest.raises(ValueError, match=r"up to 65504. Received: .*'output.*dtype=\"float32\""):
         _cache(teacher=teacher, dtype="float16", **options).build(verbose=0)
-    options["directory"] = None
+    options["folder"] = None
     assert np.isfinite(
         _cache(teacher=teacher, **options).build(verbose=0)._kept.arrays["stage1"]
     ).all()
@@ -457,13 +457,13 @@ def test_a_mix_takes_labels_of_every_integer_type(dtype):
 
 
 def test_a_byte_that_changed_is_told_when_the_folder_is_opened(tmp_path):
-    _cache(directory=tmp_path).build(verbose=0)
+    _cache(folder=tmp_path).build(verbose=0)
     path = tmp_path / "column0.npy"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 64
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"whole TeacherCache in '{tmp_path}'.*column0.npy has an"):
-        _cache(directory=tmp_path)
+        _cache(folder=tmp_path)
 
 
 @pytest.mark.parametrize("augment", [None, _flip])

@@ -429,7 +429,7 @@ def test_a_cache_keeps_masks_and_a_file_goes_on(tmp_path):
     ids, labels = _texts()
     plain, cached = _distiller(), _distiller()
     cache = mikd.TeacherCache(
-        cached.teacher, ids, labels, places=["block1", "gap"], directory=tmp_path / "cache"
+        cached.teacher, ids, labels, places=["block1", "gap"], folder=tmp_path / "cache"
     ).build(verbose=0)
     batches = cache.batches(6, shuffle=False)
     plain.fit(ids, labels, batch_size=6, epochs=2, shuffle=False, verbose=0)

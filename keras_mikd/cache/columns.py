@@ -22,7 +22,7 @@ class Columns:
     Args:
         columns: `{name: (shape of a row, dtype)}`.
         rows: Number of rows.
-        directory: Folder, or `None` for memory.
+        folder: Folder, or `None` for memory.
         fingerprint: What the rows depend on, `{part: value}` as JSON holds it.
 
     Raises:
@@ -30,16 +30,16 @@ class Columns:
             the names that these need.
     """
 
-    def __init__(self, columns, rows, *, directory=None, fingerprint=None):
+    def __init__(self, columns, rows, *, folder=None, fingerprint=None):
         self.arrays, self.done, self.rows = None, 0, rows
-        self.directory = None if directory is None else pathlib.Path(directory)
+        self.folder = None if folder is None else pathlib.Path(folder)
         self._columns, self._fingerprint = columns, fingerprint
         self._sums = dict.fromkeys(columns, 0)
-        if self.directory is None:
+        if self.folder is None:
             return
         names = [f"column{number}.npy" for number in range(len(columns))]
-        self._files = dict(zip(columns, (self.directory / name for name in names), strict=True))
-        if os.path.lexists(self.directory / _MANIFEST):
+        self._files = dict(zip(columns, (self.folder / name for name in names), strict=True))
+        if os.path.lexists(self.folder / _MANIFEST):
             self._read_folder()
         else:
             self._check_free()
@@ -48,10 +48,10 @@ class Columns:
         """Makes the arrays, unless they are there; a folder gets all of its space at once."""
         if self.arrays is not None:
             return
-        if self.directory is None:
+        if self.folder is None:
             self.arrays = {n: np.empty((self.rows, *s), t) for n, (s, t) in self._columns.items()}
             return
-        if not os.path.lexists(self.directory / _MANIFEST):
+        if not os.path.lexists(self.folder / _MANIFEST):
             self._check_free()
         for path in self._files.values():
             _check_own(path)
@@ -59,7 +59,7 @@ class Columns:
             self._write_manifest()
             self.arrays = {name: self._made(name) for name in self._columns}
         except OSError as error:
-            for path in (*self._files.values(), self.directory / _MANIFEST):
+            for path in (*self._files.values(), self.folder / _MANIFEST):
                 path.unlink(missing_ok=True)
             raise self._no_room(error) from error
 
@@ -73,23 +73,23 @@ class Columns:
     def advance(self, done):
         """Says that the first `done` rows are whole."""
         self.done = done
-        if self.directory is not None:
+        if self.folder is not None:
             for array in self.arrays.values():
                 array.flush()
             self._write_manifest()
 
     def _write_manifest(self):
         manifest = {"fingerprint": self._fingerprint, "done": self.done, "checksums": self._sums}
-        write_whole(self.directory / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_whole(self.folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
     def _check_free(self):
         taken = [path for path in self._files.values() if os.path.lexists(path)]
-        if os.path.lexists(self.directory) and not self.directory.is_dir():
-            taken = [self.directory]
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            taken = [self.folder]
         if taken:
             raise ValueError(
-                "Expected `directory` to be a new folder, or that of a TeacherCache. Received: "
-                f"{str(taken[0])!r}, which no TeacherCache made. Name another `directory`."
+                "Expected `folder` to be a new folder, or that of a TeacherCache. Received: "
+                f"{str(taken[0])!r}, which no TeacherCache made. Name another `folder`."
             )
 
     def _made(self, name):
@@ -103,7 +103,7 @@ class Columns:
     def _read_folder(self):
         """Takes over what is in the folder, after a look at all of it."""
         try:
-            manifest = json.loads((self.directory / _MANIFEST).read_text())
+            manifest = json.loads((self.folder / _MANIFEST).read_text())
             found, done = manifest["fingerprint"], manifest["done"]
             sums = manifest.get("checksums")  # Earlier versions wrote none.
             differ = [part for part, value in self._fingerprint.items() if found.get(part) != value]
@@ -113,8 +113,8 @@ class Columns:
         if differ:
             raise ValueError(
                 f"Expected a cache of this teacher, data, views and columns in "
-                f"{str(self.directory)!r}. Received: one with other {', '.join(differ)}. Name "
-                "another `directory`, or remove this one. A data set that shuffles is another one "
+                f"{str(self.folder)!r}. Received: one with other {', '.join(differ)}. Name "
+                "another `folder`, or remove this one. A data set that shuffles is another one "
                 "each time: pass arrays, or one that does not."
             )
         if not whole:
@@ -151,14 +151,14 @@ class Columns:
     def _no_room(self, error):
         return OSError(
             error.errno,
-            f"Expected to take the space of the cache on the disk of {str(self.directory)!r}. "
-            f"Received: {error.strerror}. Free some space, or name another `directory`",
+            f"Expected to take the space of the cache on the disk of {str(self.folder)!r}. "
+            f"Received: {error.strerror}. Free some space, or name another `folder`",
         )
 
     def _damaged(self, file, what):
         return ValueError(
-            f"Expected a whole TeacherCache in {str(self.directory)!r}. Received: a damaged one, "
-            f"whose {file} {what}. Name another `directory`, or, if nothing else is in this one, "
+            f"Expected a whole TeacherCache in {str(self.folder)!r}. Received: a damaged one, "
+            f"whose {file} {what}. Name another `folder`, or, if nothing else is in this one, "
             "remove it and build the cache again."
         )
 
@@ -168,7 +168,7 @@ def _check_own(path):
     if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
         raise ValueError(
             f"Expected a file of the TeacherCache's own to write. Received: {str(path)!r}, a link "
-            "to a file that may be another's. Put a copy in its place, or name another `directory`."
+            "to a file that may be another's. Put a copy in its place, or name another `folder`."
         )
 
 

@@ -41,7 +41,7 @@ class TeacherCache:
     Args:
         teacher: Trained Keras model.
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
-            of batches `(images, labels)`, read once, here. For a `directory`, it must give the same
+            of batches `(images, labels)`, read once, here. For a `folder`, it must give the same
             in every run.
         labels: Integer labels, shape `(n,)`, or one for every position of a dense output,
             `(n, ...)`; none for a data set. With the latter, `augment` and `mix`, which leave
@@ -59,7 +59,7 @@ class TeacherCache:
         dtype: `"float32"` or `"float16"`, the precision of what is kept.
         top_k: Number of largest logits to keep of `"output"`, or `None` for all. The others are
             read back as equal, with their joint probability at temperature 1.
-        directory: Folder of the cache, or `None` for memory.
+        folder: Folder of the cache, or `None` for memory.
         max_bytes: Largest cache that may be built.
         batch_size: Examples that the teacher sees at once.
         features: Function `(model, x, training) -> {place: tensor}` for a subclassed teacher.
@@ -86,7 +86,7 @@ class TeacherCache:
         seed: int = 0,
         dtype: str = "float32",
         top_k: int | None = None,
-        directory: str | os.PathLike | None = None,
+        folder: str | os.PathLike | None = None,
         max_bytes: int = 2**30,
         batch_size: int = 64,
         features: Callable[[keras.Model, Any, bool], dict[str, Any]] | None = None,
@@ -134,9 +134,9 @@ class TeacherCache:
             )
         self._steps = convert and convert.steps
         self.fingerprint = fingerprints.of_teacher(teacher, self._steps)
-        fingerprint = None if directory is None else self._identity(features)
+        fingerprint = None if folder is None else self._identity(features)
         self._kept = Columns(
-            self._columns, self._views.rows, directory=directory, fingerprint=fingerprint
+            self._columns, self._views.rows, folder=folder, fingerprint=fingerprint
         )
 
     def build(self, verbose: bool | int = 1) -> Self:
@@ -162,7 +162,7 @@ class TeacherCache:
         self._kept.open()
         rows, size = self._views.rows, self.batch_size
         if verbose:
-            place = self._kept.directory or "memory"
+            place = self._kept.folder or "memory"
             print(f"TeacherCache: {rows} rows, {_readable(self.nbytes)} in {place}", flush=True)
         progress = keras.utils.Progbar(rows, verbose=int(bool(verbose)), unit_name="row")
         progress.update(self._done)
