@@ -115,14 +115,17 @@ def _operation(call):
     """Returns the constants of a call: of `x / 255.0` the number, of a reshape the shape."""
     config = {}
     if not isinstance(call.layer, keras.layers.Layer):
-        try:
-            config = run_identity.settings("", call.layer)
-        except (NotImplementedError, TypeError, ValueError):
-            config = {"": type(call.layer).__name__}
-    arguments = [
-        of_bytes(x.tobytes()) if hasattr(x, "tobytes") else repr(x) for x in call.arguments
-    ]
+        config = run_identity.settings("", call.layer)
+    arguments = [_constant(x) for x in call.arguments]
     return [config, arguments] if config or arguments else []
+
+
+def _constant(value):
+    if keras.ops.is_tensor(value) or hasattr(value, "tobytes"):
+        return of_bytes(keras.ops.convert_to_numpy(value).tobytes())
+    if isinstance(value, slice):
+        return [_constant(each) for each in (value.start, value.stop, value.step)]
+    return repr(value) if isinstance(value, _SIMPLE) else _kind(value)
 
 
 def _kind(value):

@@ -45,7 +45,7 @@ def _inside(name, values):
 def _config(value):
     try:
         return value.get_config()
-    except NotImplementedError:  # A class of the user's that is never saved.
+    except (NotImplementedError, TypeError, ValueError):  # A class of the user's, never saved.
         return {}
 
 
