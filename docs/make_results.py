@@ -13,6 +13,7 @@ that this script fills, up to the next `<!-- end -->`:
   side by side; with ` / student` behind it, the gains over the student alone.
 - `<!-- gain: cifar10/50 / vid / kd -->`: what one method of it gains over `kd` or `student`, in the
   middle of a line.
+- `<!-- weight: cifar10/50 / vid -->`: the weight that validation chose for it, likewise.
 - `<!-- measured: speed/step -->`: the table `step` of `docs/results/data/speed.json`, between the
   commands that measured it and their date (docs/results_tables.py).
 - `<!-- number: speed/cache / KD / epochs -->`: one cell of such a table, in the middle of a line.
@@ -36,7 +37,7 @@ RESULTS = sorted((DOCS / "results").glob("*.md"))
 OTHERS = sorted([*(DOCS / "methods").glob("*.md"), *(DOCS / "howto").glob("*.md")])
 PAGES = (DOCS.parent / "README.md", *RESULTS, *OTHERS)
 BLOCK = re.compile(
-    r"(<!-- (table|sizes|beside|gain|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
+    r"(<!-- (table|sizes|beside|gain|weight|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
 )
 
 INFORMATION = {
@@ -159,6 +160,13 @@ def gain(path):
     return _signed(row["gains"][other])
 
 
+def weight(path):
+    """Returns the weight that validation chose for `<comparison> / <method>`."""
+    name, method = path.split(" / ")
+    (row,) = [row for row in comparison(name)["rows"] if row["method"] == method]
+    return f"{row['weight']:g}"
+
+
 def filled(page):
     """Returns a page with its blocks as the data gives them."""
     makers = {
@@ -166,6 +174,7 @@ def filled(page):
         "sizes": lambda name: side_by_side("images of each class", sizes(name)),
         "beside": beside,
         "gain": gain,
+        "weight": weight,
         "measured": results_tables.measured,
         "number": results_tables.number,
     }
