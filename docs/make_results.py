@@ -37,7 +37,8 @@ RESULTS = sorted((DOCS / "results").glob("*.md"))
 OTHERS = sorted([*(DOCS / "methods").glob("*.md"), *(DOCS / "howto").glob("*.md")])
 PAGES = (DOCS.parent / "README.md", *RESULTS, *OTHERS)
 BLOCK = re.compile(
-    r"(<!-- (table|sizes|beside|gain|weight|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)", re.S
+    r"(<!-- (table|sizes|beside|gain|weight|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)",
+    re.S,
 )
 
 INFORMATION = {
