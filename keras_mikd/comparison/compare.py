@@ -20,7 +20,7 @@ from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
 from keras_mikd.comparison.step_time import StepTime
-from keras_mikd.distillers.checked_fit import NOT_FINITE
+from keras_mikd.distillers.callbacks import NOT_FINITE
 from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller

@@ -6,6 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
+NOT_FINITE = "Expected finite losses."
+"""Begins what is said of a term that is not finite."""
+
 
 class TotalsLogger(keras.callbacks.ProgbarLogger):
     """Keras' progress bar without the terms and read-outs of the losses, which all logs hold."""
@@ -60,9 +63,9 @@ class FiniteEpochs(keras.callbacks.Callback):
         for name in (*terms, "task_loss", "loss"):
             if not np.all(np.isfinite((logs or {}).get(name, 0.0))):
                 raise ValueError(
-                    f"Expected finite losses. Received: NaN or infinity in `{name}` in epoch "
-                    f"{epoch + 1}. XLA compiles no stop: such steps had no gradient, and training "
-                    "went on. Lower the learning rate or the weight of the term. "
+                    f"{NOT_FINITE} Received: NaN or infinity in `{name}` in epoch {epoch + 1}. "
+                    "XLA compiles no stop: such steps had no gradient, and training went on. "
+                    "Lower the learning rate or the weight of the term. "
                     "compile(..., jit_compile=False) stops at the step itself."
                 )
 

@@ -16,14 +16,13 @@ from keras_mikd.checkpoints import (
     student_checkpoint,
 )
 from keras_mikd.distillers import optimizers
-from keras_mikd.distillers.callbacks import with_own
+from keras_mikd.distillers.callbacks import NOT_FINITE, with_own
 from keras_mikd.distillers.checks import data_checks, loss_checks, network_checks
 from keras_mikd.distillers.checks.first_look import FirstLook
 from keras_mikd.distribution.distributed_model import DistributedModel
 from keras_mikd.distribution.worker_callbacks import listed
 
 TASK = "task_loss"  # With the regularizers.
-NOT_FINITE = "Expected finite losses."
 
 
 class CheckedFit(DistributedModel):

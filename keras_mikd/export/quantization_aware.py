@@ -291,7 +291,7 @@ def _check_layer(call):
     dilation = getattr(layer, "dilation_rate", 1)
     if np.any(np.asarray(dilation) > 1):
         raise ValueError(
-            "Expected convolutions without dilation: LiteRT cuts them up, and leaves a part in "
+            "Expected convolutions without dilation: the file of others keeps operators in "
             f"float32. Received: {call.path!r} with dilation_rate={dilation}. "
             'export_tflite(quantize="int8") takes them.'
         )
