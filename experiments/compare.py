@@ -10,7 +10,9 @@ may get more methods, weights, seeds and sizes later.
 
 Other experiments of VID's paper: all images, of which `--labels_per_class` have a label, by
 `--unlabelled`; from a CNN to a perceptron by `--student=mlp_1024 --methods=kd,vid_unfolded`, with
-the heads of perceptron_methods.py. On two cores, after examples/train_teacher.py of the digits:
+the heads of perceptron_methods.py. Without the teacher, alone or beside a peer, by
+`--methods=self_muse,dml,...` of no_teacher_methods.py. On two cores, after
+examples/train_teacher.py of the digits:
 
     python experiments/compare.py --teacher=... --dataset=digits --labels_per_class=10 \
         --student=resnet8 --batch_size=25 --views=1 --epochs=20 --unlabelled \
@@ -35,9 +37,10 @@ import keras_mikd as mikd
 import protocol
 from keras_mikd.comparison.methods import METHODS, Method
 from mimkd_designs import DESIGNS
+from no_teacher_methods import NO_TEACHER_METHODS
 from perceptron_methods import PERCEPTRON_METHODS
 
-KNOWN = METHODS | DESIGNS | PERCEPTRON_METHODS
+KNOWN = METHODS | DESIGNS | PERCEPTRON_METHODS | NO_TEACHER_METHODS
 
 FLAGS = flags.FLAGS
 few_labels.define_flags(

@@ -92,6 +92,50 @@ def test_a_method_without_losses_changes_the_student_alone(tmp_path):
     assert _row(result, "warm")["training_only_weights"] == 0
 
 
+def _of_the_teacher(teacher, student, weight):
+    losses = [mikd.SoftTargets(weight=weight)]
+    return mikd.Distiller(teacher, student, losses, task_loss_weight=0.1)
+
+
+def _among_peers(teacher, student, weight):
+    peers = [cases.network((2, 3), seed=7), student]
+    return mikd.MutualDistiller(peers, [mikd.SoftTargets(weight=weight, name="dml")])
+
+
+def _to_its_last_map(teacher, student, weight):
+    hint = mikd.Hint(teacher_layer="relu2", student_layer="relu1", weight=weight)
+    return mikd.SelfDistiller(student, [hint])
+
+
+def test_a_method_may_be_a_distiller_of_the_student(tmp_path):
+    methods = {"own": _of_the_teacher, "peers": _among_peers, "self": _to_its_last_map}
+    options = {"methods": methods, "weights": [1.0], "seeds": 1, "folder": tmp_path / "runs"}
+    result = _compare(**options)
+    # The same distiller, fitted by hand on the same batches.
+    keras.utils.set_random_seed(0)
+    student = _student()
+    distiller = _of_the_teacher(cases.teacher(), student, 1.0)
+    cache = mikd.TeacherCache(cases.teacher(), *cases.data(16), ["output"])
+    batches = cache.batches(16, seed=0, with_teacher=False)
+    rate = keras.optimizers.schedules.CosineDecay(1e-2, 1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    distiller.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    distiller.fit(batches, shuffle=False, verbose=0)
+    kept = keras.saving.load_model(tmp_path / "runs" / "own-weight1-seed0.keras")
+    for by_hand, own in zip(student.get_weights(), kept.get_weights(), strict=True):
+        np.testing.assert_allclose(by_hand, own, atol=1e-6)
+    peer = cases.network((2, 3)).count_params()
+    assert _row(result, "peers")["training_only_weights"] == peer
+    assert _row(result, "self")["training_only_weights"] > 0
+    assert _compare(**options).as_dict() == result.as_dict()
+
+
+def test_a_distiller_of_another_network_is_refused():
+    other = {"self": lambda t, s, weight: mikd.SelfDistiller(cases.network((2, 3)), [])}
+    with pytest.raises(ValueError, match="distiller of the student that the function"):
+        _compare(methods=other)
+
+
 def _still(steps):
     return keras.optimizers.SGD(0.0)
 

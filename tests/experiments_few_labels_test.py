@@ -65,6 +65,31 @@ def test_a_perceptron_is_paired_with_a_cnn_in_order():
         ]
 
 
+def test_methods_without_a_teacher_train_the_student_alone_or_beside_a_peer():
+    with script_runs.module("experiments", "no_teacher_methods") as methods:
+        found = methods.NO_TEACHER_METHODS
+    kinds = {}
+    for name, method in found.items():
+        student = cases.student()
+        distiller = method.losses(None, student, 0.7)
+        assert len(method.weights) == 3
+        peers = getattr(distiller, "peers", None)
+        kinds[name] = type(distiller)
+        assert (peers[0] if peers else distiller.student) is student
+        if peers:  # A network of the same kind that begins somewhere else.
+            assert peers[1].count_params() == student.count_params()
+            assert np.any(peers[1].get_weights()[0] != student.get_weights()[0])
+        weights = {type(loss): loss.weight for loss in distiller.distillation_losses}
+        assert weights.pop(mikd.SoftTargets, 0.7) == (1.0 if name == "dml_muse" else 0.7)
+        assert set(weights.values()) <= {0.7}
+    alone = ("byot", "self_jsd", "self_muse", "self_muse_additive")
+    peers = ("dml", "dml_muse")
+    assert kinds == {
+        **dict.fromkeys(alone, mikd.SelfDistiller),
+        **dict.fromkeys(peers, mikd.MutualDistiller),
+    }
+
+
 def test_a_student_of_the_source_keeps_its_own_classifier():
     with script_runs.module("experiments", "transfer") as transfer:
         learned, student = cases.student(classes=7), cases.student()
@@ -131,6 +156,9 @@ def test_unlabelled_images_and_perceptrons_in_the_comparison(tmp_path):
     with script_runs.module("experiments", "compare") as script:
         script_runs.call(script, *flags, "--methods=vid", "--with_kd=vid")
         assert list(_rows(tmp_path / "few", 2)) == ["student", "vid", "vid+kd"]
+        flags = _flags(tmp_path / "alone", *common, "--student=digits_cnn")
+        script_runs.call(script, *flags, "--methods=muse,self_muse,dml_muse")
+        assert list(_rows(tmp_path / "alone", 2)) == ["student", "muse", "self_muse", "dml_muse"]
         flags = _flags(tmp_path / "mlp", *common, "--student=mlp_8")
         script_runs.call(script, *flags, "--methods=hint_pooled,vid_unfolded")
     rows = _rows(tmp_path / "mlp", 2)

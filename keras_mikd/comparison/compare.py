@@ -20,6 +20,7 @@ from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
 from keras_mikd.comparison.step_time import StepTime
+from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.callbacks import NOT_FINITE
 from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
@@ -70,10 +71,12 @@ def compare(
         test: Data that nothing is chosen on; without it, the report is about `validation`.
         methods: Names of recipes: `"kd"`, `"lskd"`, `"dkd"`, `"rld"`, `"dist"`, `"wttm"`, `"hint"`,
             `"vkd"`, `"at"`, `"ab"`, `"ft"`, `"review_kd"`, `"nst"`, `"sp"`, `"cc"`, `"rkd"`,
-            `"pkt"`, `"crd"`, `"queue"`, `"itrd"`, `"vid"`, `"mimkd"`, `"info_nce"`; or a dict
-            `{name: function (teacher, student, weight) -> list of losses}`, with `None` for a known
-            name. A function without losses changes the student itself, as one that gives it trained
-            weights does.
+            `"pkt"`, `"crd"`, `"queue"`, `"itrd"`, `"vid"`, `"mimkd"`, `"info_nce"`, `"muse"`; or a
+            dict `{name: function (teacher, student, weight) -> list of losses}`, with `None` for a
+            known name. A function without losses changes the student itself, as one that gives it
+            trained weights does. A function may also return a distiller that trains the student,
+            such as a `SelfDistiller`, or a `MutualDistiller` with the student among its peers; a
+            teacher in it runs in every step.
         weights: Weights to try for every method, a list, or `{method: list}`; if `None`, three of
             each method's own, a decade apart, and with `balance` 0.3, 1 and 3.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
@@ -263,12 +266,10 @@ class _Runner:
         """Returns the student of a method (`None`: alone), a weight and a seed, and its numbers."""
         keras.utils.set_random_seed(seed)
         student = self.make_student()
-        losses = method.losses(self.teacher, student, weight) if method else []
-        if losses:
-            model = Distiller(self.teacher, student, losses, balance=self.balance)
-        else:
-            model = SelfDistiller(student, [])
-        batches = self.data.batches(seed, with_teacher=bool(losses))
+        made = method.losses(self.teacher, student, weight) if method else []
+        model = _distiller(made, self.teacher, student, balance=self.balance)
+        # A distiller of the user's own may read the teacher in another way than its tensors say.
+        batches = self.data.batches(seed, with_teacher=bool(made) and model is not made)
         steps = self.epochs * len(batches)
         model.compile(self.optimizer(steps), self.loss, metrics=["accuracy"])
         time_of_steps = StepTime()
@@ -305,6 +306,21 @@ class _Runner:
                 values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
                 found[split] = 100 * values["accuracy"]
         return found
+
+
+def _distiller(made, teacher, student, **options):
+    """Returns what trains the student, from the losses or the distiller of a method."""
+    if isinstance(made, BaseDistiller):
+        trained = getattr(made, "peers", None) or [made.student]
+        if not any(each is student for each in trained):
+            raise ValueError(
+                "Expected a distiller of the student that the function of a method is given, since "
+                f"that one is evaluated. Received: a {type(made).__name__} of another network."
+            )
+        return made
+    if made:
+        return Distiller(teacher, student, made, **options)
+    return SelfDistiller(student, [])
 
 
 def _of_teacher(cells, runner):
@@ -372,8 +388,7 @@ def _places(methods, teacher, make_student):
     read = []
     for method in methods.values():
         student = make_student()
-        losses = method.losses(teacher, student, method.weights[0])
-        if losses:
-            Distiller(teacher, student, losses)  # It refuses what does not fit.
-        read += [loss.teacher_layer for loss in losses]
+        made = method.losses(teacher, student, method.weights[0])
+        if _distiller(made, teacher, student) is not made:  # It refuses what does not fit.
+            read += [loss.teacher_layer for loss in made]
     return loss_checks.listed(read)

@@ -12,7 +12,7 @@ class Method(NamedTuple):
     """How the losses of a method are made, and the weights to choose among."""
 
     losses: object
-    """Function `(teacher, student, weight) -> list of losses`."""
+    """Function `(teacher, student, weight) -> list of losses`, or a distiller of the student."""
     weights: tuple
 
 
@@ -54,6 +54,7 @@ METHODS = {
     "vid": Method(_vid, (1.0, 10.0, 100.0)),
     "mimkd": Method(_mimkd, (0.1, 1.0, 10.0)),
     "info_nce": Method(_weighted(recipes.info_nce), (0.1, 1.0, 10.0)),
+    "muse": Method(_weighted(recipes.muse), (0.1, 1.0, 10.0)),
 }
 
 BALANCED = (0.3, 1.0, 3.0)
@@ -79,7 +80,7 @@ def checked_methods(methods, weights):
         if losses is None and name not in METHODS:
             raise ValueError(
                 f"Expected `methods` to be some of {list(METHODS)}, or a dict of functions "
-                f"(teacher, student, weight) -> list of losses. Received: {name!r}"
+                f"(teacher, student, weight) -> list of losses, or a distiller. Received: {name!r}"
             )
         own = weights.get(name) if isinstance(weights, dict) else weights
         own = METHODS[name].weights if own is None and name in METHODS else own
