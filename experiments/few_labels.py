@@ -140,6 +140,17 @@ def new_network(name, data):
     return getattr(mikd.models, name)(data.num_classes, data.image_shape)
 
 
+def augmented_batches(data):
+    """Returns the training images of some data in batches, augmented anew in every epoch."""
+    images = tf.data.Dataset.from_tensor_slices(data.train).shuffle(len(data.train[1]))
+    seeds = tf.data.Dataset.random(seed=0).batch(2)
+    return (
+        tf.data.Dataset.zip(images, seeds)
+        .map(lambda example, seed: (data.augment(example[0], seed), example[1]))
+        .batch(FLAGS.batch_size, drop_remainder=True)
+    )
+
+
 def trained(name, data, epochs, path, new_optimizer=None):
     """Returns a network that is trained on all images of some data, from its file if it is there.
 
@@ -149,13 +160,7 @@ def trained(name, data, epochs, path, new_optimizer=None):
         return keras.saving.load_model(path)
     keras.utils.set_random_seed(0)
     network = new_network(name, data)
-    images = tf.data.Dataset.from_tensor_slices(data.train).shuffle(len(data.train[1]))
-    seeds = tf.data.Dataset.random(seed=0).batch(2)
-    batches = (
-        tf.data.Dataset.zip(images, seeds)
-        .map(lambda example, seed: (data.augment(example[0], seed), example[1]))
-        .batch(FLAGS.batch_size, drop_remainder=True)
-    )
+    batches = augmented_batches(data)
     new_optimizer = new_optimizer or optimizer(FLAGS.learning_rate)
     network.compile(
         new_optimizer(epochs * len(batches)),

@@ -115,7 +115,7 @@ def main(_):
             methods(),
             folder / pair,
             make_student=functools.partial(few_labels.new_network, student, data),
-            optimizer=new_optimizer,
+            make_optimizer=new_optimizer,
         )
         tables[pair] = result.as_dict()
         (folder / "pairs.json").write_text(json.dumps(tables, indent=1))

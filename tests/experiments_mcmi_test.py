@@ -206,3 +206,43 @@ def test_information_is_that_of_the_softened_outputs(tuned):
 
 if __name__ == "__main__":
     pytest.main([__file__])
+
+
+def test_gains_of_students_are_taken_seed_by_seed():
+    with script_runs.module("experiments", "mcmi_students") as script:
+        rows = [
+            [{"method": "kd", "values": [70.0, 72.0]}],
+            [{"method": "student", "values": [0.0, 0.0]}, {"method": "kd", "values": [71.0, 75.0]}],
+        ]
+        mean, half = script.gain(rows, "kd")
+        assert mean == 2.0
+        assert half == pytest.approx(12.706, rel=1e-4)  # t of one degree of freedom, deviation √2.
+        assert script.gain([[{"method": "kd", "values": [70.0]}]] * 2, "kd") == (0.0, None)
+
+
+@pytest.mark.slow
+def test_students_of_tuned_teachers_have_one_table(tmp_path, capsys):
+    keras.utils.set_random_seed(0)
+    teacher = tmp_path / "teacher.keras"
+    mikd.models.digits_cnn(10, (8, 8, 1)).save(teacher)
+    flags = [f"--output_dir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
+    flags += [f"--teacher={teacher}", "--student=digits_cnn", "--labels_per_class=2", "--seeds=2"]
+    flags += ["--epochs=1", "--batch_size=10", "--views=2", "--tuning_images=5"]
+    flags += ["--tuning_epochs=1", "--mcmi_weights=1", "--methods=kd,at"]
+    with script_runs.module("experiments", "mcmi_students") as script:
+        script_runs.call(script, *flags)
+        first = capsys.readouterr().out
+        script_runs.call(script, *flags)
+        again = capsys.readouterr().out
+    assert again.count("from its file") == 3 * 10
+    assert first.split("students\n")[1] == again.split("students\n")[1]
+    found = json.loads((tmp_path / "run" / "teachers.json").read_text())
+    assert list(found) == ["as it was", "weight 0", "weight 1"]
+    # All students alone are the same, whoever would have taught them.
+    alone = {str(each["rows"][0]["values"]) for each in found.values()}
+    assert len(alone) == 1 and found["weight 1"]["rows"][0]["method"] == "student"
+    tuned = keras.saving.load_model(tmp_path / "run" / "teachers" / "weight1.keras")
+    digits = mikd.datasets.load_digits(data_dir=tmp_path / "data")
+    report = mikd.measure_cmi(tuned, digits.test, verbose=0)
+    assert found["weight 1"]["test"]["cmi"] == pytest.approx(report.cmi, rel=1e-4)
+    assert (tmp_path / "run" / "eigen_cam.png").exists()
