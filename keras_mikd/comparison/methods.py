@@ -1,5 +1,6 @@
 """The methods that `compare` knows by name, with the weights that it tries."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras_mikd.distillers import recipes
@@ -11,7 +12,7 @@ STUDENT = "student"
 class Method(NamedTuple):
     """How the losses of a method are made, and the weights to choose among."""
 
-    losses: object
+    losses: Callable
     """Function `(teacher, student, weight) -> list of losses`, or a distiller of the student."""
     weights: tuple
 
