@@ -50,6 +50,17 @@ def test_a_table_of_options_has_arguments_defaults_and_texts(public_names):
     assert text and text in " ".join(mikd.AttentionTransfer.__doc__.split())
 
 
+def test_the_first_page_links_every_tutorial_and_every_how_to():
+    page = (DOCS / "index.md").read_text()
+    written = {
+        f"{d}/{each.name}" for d in ("tutorials", "howto") for each in (DOCS / d).glob("*.md")
+    }
+    linked = set(re.findall(r"\]\(([\w/]+\.md)\)", page))
+    assert written <= linked, sorted(written - linked)
+    in_menu = set(re.findall(r"^((?:tutorials|howto)/\w+)$", page, re.MULTILINE))
+    assert {name.removesuffix(".md") for name in written} == in_menu
+
+
 def test_every_loss_has_its_options_on_a_page_of_methods():
     pages = "".join(page.read_text() for page in (DOCS / "methods").glob("*.md"))
     tables = set(re.findall(r"^```\{options\} (\w+)$", pages, re.MULTILINE))

@@ -14,7 +14,7 @@ def test_a_small_run_prints_and_writes_every_variant(tmp_path):
     flags = [*sizes, "--rounds=1", f"--output={output}"]
     printed = script_runs.succeed("benchmarks/teacher_cache.py", *flags)
     result = json.loads(output.read_text())["resnet8"]
-    assert result["rows"]["student alone"] == 1.0 and len(result["rows"]) == 6
+    assert result["rows"]["student alone"] == 1.0 and len(result["rows"]) == 8
     assert all(f"\n{name} " in printed for name in result["rows"])
     # 32 rows of 100 logits in float32; of three stages and the logits in float16.
     assert result["logit_bytes"] == 32 * 100 * 4
