@@ -13,7 +13,9 @@ import keras_mikd as mikd
 from keras_mikd import recipes
 from keras_mikd.comparison.methods import Method
 
-WEIGHTS = (0.3, 1.0, 3.0)
+# A decade apart where a loss may do harm.
+CRITIC_WEIGHTS = (0.03, 0.3, 3.0)
+PREDICTION_WEIGHTS = (0.3, 1.0, 3.0)
 
 
 def _alone(recipe, options, teacher, student, weight):
@@ -35,16 +37,17 @@ def _beside_a_peer(between_features, teacher, student, weight):
 # name -> recipe from a network to its own layers, its other arguments, weights to try.
 _ALONE = {
     "byot": (recipes.be_your_own_teacher, {}, (0.1, 0.3, 1.0)),
-    "self_jsd": (recipes.stage_critics, {}, WEIGHTS),
-    "self_muse": (recipes.muse, {"combine": "multiplicative"}, WEIGHTS),
-    "self_muse_additive": (recipes.muse, {"combine": "additive"}, WEIGHTS),
+    "self_jsd": (recipes.stage_critics, {}, CRITIC_WEIGHTS),
+    "self_muse": (recipes.muse, {"combine": "multiplicative"}, CRITIC_WEIGHTS),
+    "self_muse_additive": (recipes.muse, {"combine": "additive"}, CRITIC_WEIGHTS),
 }
-_PEERS = {"dml": False, "dml_muse": True}
+# name -> whether MUSE stands between features too, weights to try.
+_PEERS = {"dml": (False, PREDICTION_WEIGHTS), "dml_muse": (True, CRITIC_WEIGHTS)}
 
 NO_TEACHER_METHODS = {
     name: Method(functools.partial(_alone, recipe, options), weights)
     for name, (recipe, options, weights) in _ALONE.items()
 } | {
-    name: Method(functools.partial(_beside_a_peer, features), WEIGHTS)
-    for name, features in _PEERS.items()
+    name: Method(functools.partial(_beside_a_peer, between_features), weights)
+    for name, (between_features, weights) in _PEERS.items()
 }
