@@ -134,6 +134,8 @@ def test_a_distiller_of_another_network_is_refused():
     other = {"self": lambda t, s, weight: mikd.SelfDistiller(cases.network((2, 3)), [])}
     with pytest.raises(ValueError, match="distiller of the student that the function"):
         _compare(methods=other)
+    with pytest.raises(ValueError, match="no `balance` beside a method that makes its own"):
+        _compare(methods={"self": _to_its_last_map}, balance="gradient")
 
 
 def _still(steps):

@@ -85,7 +85,7 @@ def compare(
         batch_size: Images in a batch of arrays; an incomplete last one is dropped.
         make_optimizer: Function `(steps) -> optimizer`; Adam from 1e-2 to 0 as a cosine if `None`.
         loss: Task loss; sparse categorical cross-entropy from logits if `None`.
-        balance: As in `Distiller`.
+        balance: As in `Distiller`; refused beside a method that makes its own distiller.
         augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.
         views: Views of every image with `augment`.
         max_cache_bytes: Largest memory for the teacher's tensors; if they need more, the teacher
@@ -113,7 +113,7 @@ def compare(
     checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
     checks.integer("epochs", epochs, at_least=1)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    places = _places(chosen, teacher, make_student)
+    places = _places(chosen, teacher, make_student, balance)
     data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
     runner = _Runner(
         *(teacher, make_student, data, validation, test, epochs),
@@ -267,7 +267,7 @@ class _Runner:
         keras.utils.set_random_seed(seed)
         student = self.make_student()
         made = method.losses(self.teacher, student, weight) if method else []
-        model = _distiller(made, self.teacher, student, balance=self.balance)
+        model = _distiller(made, self.teacher, student, self.balance)
         # A distiller of the user's own may read the teacher in another way than its tensors say.
         batches = self.data.batches(seed, with_teacher=bool(made) and model is not made)
         steps = self.epochs * len(batches)
@@ -308,9 +308,14 @@ class _Runner:
         return found
 
 
-def _distiller(made, teacher, student, **options):
+def _distiller(made, teacher, student, balance):
     """Returns what trains the student, from the losses or the distiller of a method."""
     if isinstance(made, BaseDistiller):
+        if balance is not None:
+            raise ValueError(
+                "Expected no `balance` beside a method that makes its own distiller: it would not "
+                f"apply there. Received: balance={balance!r}. Balance the distiller itself."
+            )
         trained = getattr(made, "peers", None) or [made.student]
         if not any(each is student for each in trained):
             raise ValueError(
@@ -319,7 +324,7 @@ def _distiller(made, teacher, student, **options):
             )
         return made
     if made:
-        return Distiller(teacher, student, made, **options)
+        return Distiller(teacher, student, made, balance=balance)
     return SelfDistiller(student, [])
 
 
@@ -383,12 +388,12 @@ def _check_makes_student(make_student):
         ) from None
 
 
-def _places(methods, teacher, make_student):
+def _places(methods, teacher, make_student, balance):
     """Returns the places of the teacher that the methods read, which must all fit the networks."""
     read = []
     for method in methods.values():
         student = make_student()
         made = method.losses(teacher, student, method.weights[0])
-        if _distiller(made, teacher, student) is not made:  # It refuses what does not fit.
+        if _distiller(made, teacher, student, balance) is not made:  # It refuses what does not fit.
             read += [loss.teacher_layer for loss in made]
     return loss_checks.listed(read)
