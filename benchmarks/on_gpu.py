@@ -34,6 +34,7 @@ _MI = "experiments/estimate_mi.py --dimensions=5,20 --nats=0.5,2 --output_dir={f
 PIECES = {
     "steps": (f"{_STEP_TIME} --xla=on --batch_sizes=64,256 --rounds=9 {_METHODS}", {}),
     "tests": ("-m pytest -q -n 8 --dist loadfile --no-loadscope-reorder", {}),
+    "operations": ("benchmarks/operations.py --output={output}", {}),
     "torch": (f"{_STEP_TIME} --xla=on --against=torch --methods=KD --rounds=5", {}),
     "cache": (
         "benchmarks/teacher_cache.py --teachers=resnet32x4 --examples=8192 --batch_size=256 "

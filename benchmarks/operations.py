@@ -7,9 +7,9 @@ Parameters, tuples, constants and copies are left out. Nothing is timed.
     python benchmarks/operations.py
     python benchmarks/operations.py --methods=VID --teacher=resnet32x4 --student=resnet8x4
 
-XLA makes the program for the device at hand. A GPU's has other fusions than a CPU's, and merges
-small ones such as those of the optimizer. How many operations a loss adds hardly depends on the
-networks, so the default is a small pair, which compiles in seconds.
+XLA makes the program for the device at hand: a GPU's has other fusions than a CPU's. How many
+operations a loss adds depends on its places and not on the depth of the networks, so the default is
+a small pair, which compiles in seconds.
 """
 
 import collections
