@@ -48,6 +48,10 @@ INFORMATION = {
     "mimkd_8": "MIMKD, 8 negatives",
     "mimkd_all": "MIMKD, all negatives",
     "mimkd_nce": "MIMKD, InfoNCE",
+    "muse": "MUSE (reconstruction)",
+    "self_muse": "MUSE (reconstruction)",
+    "self_jsd": "its mutual term alone (JSD)",
+    "dml_muse": "DML + MUSE (reconstruction), two peers",
     "crd": "CRD",
     "itrd": "ITRD",
     "vid_unfolded": "VID, unfolded",
@@ -77,6 +81,8 @@ NAMES = {
     "pkt": "PKT",
     "queue": "queue relation",
     "hint_pooled": "hint between pooled vectors",
+    "byot": "be your own teacher",
+    "dml": "deep mutual learning (DML), two peers",
 }
 
 

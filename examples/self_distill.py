@@ -39,6 +39,7 @@ def hint(teacher, student):
 
 
 # Each method is a function (teacher, student) -> list of losses; here both are the same network.
+# Weights are those for the digits. On photographs, jsd and muse want their defaults, 0.03.
 METHODS = {
     "plain": lambda teacher, student: [],
     "byot": partial(mikd.recipes.be_your_own_teacher, weight=0.3),

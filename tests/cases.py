@@ -258,7 +258,7 @@ DISTILLERS = {
     "self": lambda _, s: mikd.SelfDistiller(
         s, [_be_your_own_teacher(), _jsd(student_layer="stage1"), _vid_within()], xla_critics=False
     ),
-    "muse": lambda _, s: mikd.MUSEDistiller(s, xla_critics=False),
+    "muse": lambda _, s: mikd.MUSEDistiller(s, muse_weight=1.0, xla_critics=False),
     "mutual": _online,
     "balanced": lambda t, s: mikd.Distiller(
         t,

@@ -234,7 +234,7 @@ def test_evaluation_and_prediction_do_with_a_replica_without_examples(name, two_
     [
         lambda t, s: mikd.MIMKDDistiller(t, s, feature_weight=0.0, gather=False, xla_critics=False),
         pytest.param(
-            lambda _, s: mikd.MUSEDistiller(s, gather=False, xla_critics=False),
+            lambda _, s: mikd.MUSEDistiller(s, muse_weight=1.0, gather=False, xla_critics=False),
             marks=pytest.mark.slow,
         ),
     ],

@@ -161,7 +161,8 @@ def _dark_images(examples=64):
     [
         lambda: mikd.MIMKDDistiller(cases.teacher(), cases.student(), xla_critics=False),
         pytest.param(
-            lambda: mikd.MUSEDistiller(cases.student(), xla_critics=False), marks=pytest.mark.slow
+            lambda: mikd.MUSEDistiller(cases.student(), muse_weight=1.0, xla_critics=False),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["mimkd", "muse"],

@@ -70,13 +70,13 @@ def compare(
         validation: Data to choose weights on, likewise.
         test: Data that nothing is chosen on; without it, the report is about `validation`.
         methods: Names of recipes: `"kd"`, `"lskd"`, `"dkd"`, `"rld"`, `"dist"`, `"wttm"`, `"hint"`,
-            `"vkd"`, `"at"`, `"ab"`, `"ft"`, `"review_kd"`, `"nst"`, `"sp"`, `"cc"`, `"rkd"`,
-            `"pkt"`, `"crd"`, `"queue"`, `"itrd"`, `"vid"`, `"mimkd"`, `"info_nce"`, `"muse"`; or a
-            dict `{name: function (teacher, student, weight) -> list of losses}`, with `None` for a
-            known name. A function without losses changes the student itself, as one that gives it
-            trained weights does. A function may also return a distiller that trains the student,
-            such as a `SelfDistiller`, or a `MutualDistiller` with the student among its peers; a
-            teacher in it runs in every step.
+            `"vkd"`, `"at"`, `"ab"`, `"ft"`, `"review_kd"`, `"nst"`, `"fsp"`, `"sp"`, `"cc"`,
+            `"rkd"`, `"pkt"`, `"crd"`, `"queue"`, `"itrd"`, `"vid"`, `"mimkd"`, `"info_nce"`,
+            `"muse"`; or a dict `{name: function (teacher, student, weight) -> list of losses}`,
+            with `None` for a known name. A function without losses changes the student itself, as
+            one that gives it trained weights does. A function may also return a distiller that
+            trains the student, such as a `SelfDistiller`, or a `MutualDistiller` with the student
+            among its peers; a teacher in it runs in every step.
         weights: Weights to try for every method, a list, or `{method: list}`; if `None`, three of
             each method's own, a decade apart, and with `balance` 0.3, 1 and 3.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...

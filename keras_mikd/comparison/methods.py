@@ -45,6 +45,7 @@ METHODS = {
     "ft": Method(_weighted(recipes.factor_transfer), (2.0, 20.0, 200.0)),
     "review_kd": Method(_weighted(recipes.review_kd), (0.5, 5.0, 50.0)),
     "nst": Method(_weighted(recipes.nst), (0.5, 5.0, 50.0)),
+    "fsp": Method(_weighted(recipes.fsp), (0.1, 1.0, 10.0)),
     "sp": Method(_weighted(recipes.similarity_preserving), (30.0, 300.0, 3000.0)),
     "cc": Method(_weighted(recipes.correlation_congruence), (0.002, 0.02, 0.2)),
     "rkd": Method(_weighted(recipes.rkd), (0.1, 1.0, 10.0)),

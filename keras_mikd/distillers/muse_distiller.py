@@ -27,7 +27,8 @@ class MUSEDistiller(SelfDistiller):
         distillation_losses: Losses to use instead of the one assembled here. `muse_weight`,
             `combine`, `negatives_from` and `gather` then keep their defaults. A subclassed model
             needs them.
-        muse_weight: Factor of the loss, a float or a schedule.
+        muse_weight: Factor of the loss, a float or a schedule. The default does no harm on
+            photographs, where 1 costs accuracy; the digits gain more with 1.
         combine: `"additive"` or `"multiplicative"`, see `MUSE`.
         negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.
         gather: See `MUSE`.
@@ -45,7 +46,7 @@ class MUSEDistiller(SelfDistiller):
         distillation_losses: Sequence[DistillationLoss | keras.distillation.DistillationLoss]
         | None = None,
         *,
-        muse_weight: float | LearningRateSchedule = 1.0,
+        muse_weight: float | LearningRateSchedule = 0.03,
         combine: str = "multiplicative",
         negatives_from: str = "other_classes",
         gather: bool = True,

@@ -136,7 +136,7 @@ def muse(
     teacher: keras.Model,
     student: keras.Model,
     *,
-    weight: float | LearningRateSchedule = 1.0,
+    weight: float | LearningRateSchedule = 0.03,
     **options: Any,
 ) -> list[DistillationLoss]:
     """MUSE of all stages towards the pooled vector, `"muse"` (arXiv:2110.12606): a reconstruction.
@@ -144,7 +144,7 @@ def muse(
     Args:
         teacher: Network with a pooled vector; the student itself for self-distillation.
         student: Network with stages.
-        weight: Factor of the loss.
+        weight: Factor of the loss; larger ones can cost accuracy, see `MUSEDistiller`.
         **options: Other arguments of `MUSE`; negatives are of other classes if not given.
     """
     options = {"negatives_from": "other_classes", **options}
@@ -156,7 +156,7 @@ def stage_critics(
     teacher: keras.Model,
     student: keras.Model,
     *,
-    weight: float | LearningRateSchedule = 1.0,
+    weight: float | LearningRateSchedule = 0.03,
     negatives_from: str = "other_classes",
 ) -> list[DistillationLoss]:
     """The mutual term of MUSE by itself, `"jsd_<place>"`: every stage with the pooled vector.
@@ -164,7 +164,7 @@ def stage_critics(
     Args:
         teacher: Network with a pooled vector; the student itself for self-distillation.
         student: Network with stages.
-        weight: Factor of every loss.
+        weight: Factor of every loss; larger ones can cost accuracy.
         negatives_from: See `JSDCritic`.
     """
     return [
