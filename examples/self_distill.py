@@ -39,15 +39,14 @@ def hint(teacher, student):
 
 
 # Each method is a function (teacher, student) -> list of losses; here both are the same network.
-# Weights are those for the digits. On photographs, jsd and muse want their defaults, 0.03.
 METHODS = {
     "plain": lambda teacher, student: [],
     "byot": partial(mikd.recipes.be_your_own_teacher, weight=0.3),
     "hint": hint,
     "at": partial(mikd.recipes.attention_transfer, weight=1.0),
     "vid": partial(mikd.recipes.vid, stage_weight=1.0, initial_variance=0.3),
-    "jsd": partial(mikd.recipes.stage_critics, weight=1.0),
-    "muse": partial(mikd.recipes.muse, weight=1.0, combine="multiplicative"),
+    "jsd": mikd.recipes.stage_critics,
+    "muse": partial(mikd.recipes.muse, combine="multiplicative"),
 }
 STRATEGIES = {
     "none": tf.distribute.get_strategy,

@@ -27,8 +27,8 @@ class MUSEDistiller(SelfDistiller):
         distillation_losses: Losses to use instead of the one assembled here. `muse_weight`,
             `combine`, `negatives_from` and `gather` then keep their defaults. A subclassed model
             needs them.
-        muse_weight: Factor of the loss, a float or a schedule. The default does no harm on
-            photographs, where 1 costs accuracy; the digits gain more with 1.
+        muse_weight: Factor of the loss, a float or a schedule. Larger ones cost accuracy where
+            labels are few, see docs/results/muse.md.
         combine: `"additive"` or `"multiplicative"`, see `MUSE`.
         negatives_from: `"other_classes"` or `"batch"` (needs no labels), see `MUSE`.
         gather: See `MUSE`.
