@@ -50,7 +50,7 @@ INFORMATION = {
     "mimkd_nce": "MIMKD, InfoNCE",
     "muse": "MUSE (reconstruction)",
     "self_muse": "MUSE (reconstruction)",
-    "self_jsd": "its mutual term alone (JSD)",
+    "self_jsd": "mutual term of MUSE alone",
     "dml_muse": "DML + MUSE (reconstruction), two peers",
     "crd": "CRD",
     "itrd": "ITRD",
