@@ -84,6 +84,15 @@ def mask_at(tensor):
     return getattr(tensor, "_keras_mask", None)
 
 
+def with_mask(tensor, mask):
+    """Gives a tensor a mask, as Keras' layers do; compiled losses and metrics look for it there.
+
+    `_keras_mask`. Without it: a mask as a sample weight, which users give in other ways too.
+    """
+    tensor._keras_mask = mask
+    return tensor
+
+
 def compiled_loss(model):
     """Returns the compiled task loss, a function `(y, y_pred, sample_weight)`, or `None`.
 

@@ -134,6 +134,8 @@ def test_a_distiller_of_another_network_is_refused():
     other = {"self": lambda t, s, weight: mikd.SelfDistiller(cases.network((2, 3)), [])}
     with pytest.raises(ValueError, match="distiller of the student that the function"):
         _compare(methods=other)
+    with pytest.raises(ValueError, match="Received: a MCMITeacher of another network"):
+        _compare(methods={"mcmi": lambda t, s, weight: mikd.MCMITeacher(s)})
     with pytest.raises(ValueError, match="no `balance` beside a method that makes its own"):
         _compare(methods={"self": _to_its_last_map}, balance="gradient")
 
@@ -237,6 +239,13 @@ def test_a_data_set_is_read_as_it_is():
         ({"methods": {"student": lambda t, s, w: []}}, "Expected at least one method, and none"),
         ({"methods": {"own": lambda t, s, w: []}, "weights": None}, "Expected weights to try"),
         ({"methods": ["kd", "vid"], "weights": {"kd": [1.0]}}, "Expected as many weights"),
+        ({"weights": {"KD": [5.0]}}, r"keys of `weights` to be among .*\['KD'\]"),
+        ({"weights": [1.0, 1.0]}, r"\('kd', 1.0\) and \('kd', 1.0\), both 'kd-weight1'"),
+        ({"weights": [1.0000001, 1.0000004]}, "names of their runs tell apart"),
+        (
+            {"methods": dict.fromkeys(("T 1", "T=1"), lambda t, s, w: []), "weights": [1.0]},
+            r"\('T 1', 1.0\) and \('T=1', 1.0\)",
+        ),
         ({"trial_seeds": 3}, "Expected `trial_seeds`"),
         ({"epochs": 0}, "Expected `epochs`"),
         ({"methods": {"own": lambda t, s, w: [mikd.Hint(teacher_layer="no")]}}, "place"),

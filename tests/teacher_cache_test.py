@@ -297,6 +297,17 @@ def test_a_cache_of_another_teacher_is_refused_before_a_step():
         _fit(teacher, cache.batches(8))
 
 
+def test_a_teacher_of_several_outputs_is_refused_with_a_way_out():
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    outputs = {"cls": keras.layers.Dense(4)(pooled), "box": keras.layers.Dense(2)(pooled)}
+    teacher = keras.Model(inputs, outputs)
+    with pytest.raises(ValueError, match=r"a teacher of one output.*teacher.output\[...\]"):
+        _cache(teacher=teacher, places=["output/cls"])
+    one = keras.Model(teacher.inputs, teacher.output["cls"])
+    assert _cache(teacher=one, places=[]).build(verbose=0).nbytes == 16 * 4 * 4
+
+
 def test_missing_places_and_distillers_without_a_teacher_are_refused():
     teacher = cases.teacher(normalize=True)
     cache = _cache(teacher=teacher, places=["stage1"]).build(verbose=0)

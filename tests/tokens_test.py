@@ -657,3 +657,41 @@ def test_tokens_of_images_that_form_no_grid_are_refused():
         ValueError, match=r"student's tokens .* 8 x 16, that of the images.*33, 4\).*17, 3\)"
     ):
         mikd.Distiller(teacher, student, [loss])
+
+
+def _tagger(seed=0):
+    """Logits of every token, with Keras' own mask of padding."""
+    keras.utils.set_random_seed(seed)
+    ids = keras.Input((TOKENS,), dtype="int32")
+    x = keras.layers.Embedding(9, 4, mask_zero=True)(ids)
+    return keras.Model(ids, keras.layers.Dense(3)(keras.layers.Dense(4, activation="relu")(x)))
+
+
+def _trained_as(kind, student):
+    """What trains a student on its task alone."""
+    nothing = [mikd.SoftTargets(weight=0.0)]
+    if kind == "offline":
+        return mikd.Distiller(_tagger(5), student, nothing)
+    if kind == "mutual":
+        return mikd.MutualDistiller([student, _tagger(5)], nothing)
+    return mikd.SelfDistiller(student, []) if kind == "self" else student
+
+
+@pytest.mark.parametrize("kind", ["offline", "self", "mutual"])
+def test_labels_of_padding_count_on_no_replica(two_replicas, kind):
+    """As in plain Keras, with an incomplete last batch, whose size no graph knows."""
+    ids, _ = _texts(20)
+    labels = np.random.default_rng(1).integers(3, size=ids.shape)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    seen = {}
+    for name in ("keras", kind):
+        with two_replicas.scope():
+            student = _tagger()
+            model = _trained_as(name, student)
+            model.compile(keras.optimizers.SGD(0.5), loss, metrics=["accuracy"])
+        model.fit(ids, labels, batch_size=8, shuffle=False, verbose=0)
+        found = model.evaluate(ids, labels, batch_size=8, verbose=0, return_dict=True)
+        accuracy = found["peer1_accuracy" if name == "mutual" else "accuracy"]
+        seen[name] = [*student.get_weights(), accuracy]
+    for plain, own in zip(seen["keras"], seen[kind], strict=True):
+        np.testing.assert_allclose(own, plain, rtol=1e-5, atol=1e-6)

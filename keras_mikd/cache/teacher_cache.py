@@ -39,7 +39,7 @@ class TeacherCache:
     Training from a float32 cache gives the weights of training without one, up to rounding.
 
     Args:
-        teacher: Trained Keras model.
+        teacher: Trained Keras model of one output.
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
             of batches `(images, labels)`, read once, here. For a `folder`, it must give the same
             in every run.
@@ -371,6 +371,12 @@ def _kept(tensor):
 
 
 def _fixed(place, spec):
+    if keras.tree.is_nested(spec) and place == OUTPUT:
+        raise ValueError(
+            "Expected a teacher of one output, which a cache always keeps. Received: "
+            f"{spec}. Distil from a network of one of them, as in keras.Model(teacher.inputs, "
+            "teacher.output[...]), or let the teacher run in every step."
+        )
     if keras.tree.is_nested(spec) or None in spec.shape[1:]:
         raise ValueError(
             f"Expected one tensor of a known shape at every place. Received: {place!r} is {spec}"

@@ -316,8 +316,7 @@ def _distiller(made, teacher, student, balance):
                 "Expected no `balance` beside a method that makes its own distiller: it would not "
                 f"apply there. Received: balance={balance!r}. Balance the distiller itself."
             )
-        trained = getattr(made, "peers", None) or [made.student]
-        if not any(each is student for each in trained):
+        if not any(each is student for each in made.trained_networks().values()):
             raise ValueError(
                 "Expected a distiller of the student that the function of a method is given, since "
                 f"that one is evaluated. Received: a {type(made).__name__} of another network."

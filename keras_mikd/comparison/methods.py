@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from keras_mikd.comparison.cells import name_of
 from keras_mikd.distillers import recipes
 
 STUDENT = "student"
@@ -70,13 +71,19 @@ def checked_methods(methods, weights):
     """Returns `{name: Method}` of what `compare` is given.
 
     Raises:
-        ValueError: If a name is unknown, a method has no weights, or some have more than others.
+        ValueError: If a name is unknown, a method has no weights, some have more than others, or
+            two runs would have one name.
     """
     if isinstance(methods, str):
         raise ValueError(
             f"Expected `methods` to be a list, such as [{methods!r}]. Received: {methods!r}"
         )
     given = methods if isinstance(methods, dict) else dict.fromkeys(methods)
+    if isinstance(weights, dict) and (unknown := [name for name in weights if name not in given]):
+        raise ValueError(
+            f"Expected the keys of `weights` to be among the methods {list(given)}. "
+            f"Received: {unknown}"
+        )
     chosen = {}
     for name, losses in given.items():
         if losses is None and name not in METHODS:
@@ -104,4 +111,20 @@ def checked_methods(methods, weights):
             "Expected as many weights to try for every method: a method with more of them would "
             f"win by that alone. Received: {trials}"
         )
+    _check_names(chosen)
     return chosen
+
+
+def _check_names(chosen):
+    """Refuses methods and weights that would share the names of their runs."""
+    of_runs = {}
+    for name, method in chosen.items():
+        for weight in method.weights:
+            run = name_of({"method": name, "weight": weight})
+            if run in of_runs:
+                raise ValueError(
+                    "Expected methods and weights that the names of their runs tell apart. "
+                    f"Received: {of_runs[run]} and {(name, weight)}, both {run!r}. Rename a "
+                    "method, or leave out a weight."
+                )
+            of_runs[run] = name, weight

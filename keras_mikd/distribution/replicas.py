@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_mikd.keras_internals import mask_at, with_mask
+
 
 def count():
     """Returns the number of replicas that take the current step together."""
@@ -74,7 +76,7 @@ def run_network(network, x, *, filled=tf.zeros):
         return network(x)
     added = tf.cast(tf.equal(tf.shape(first)[0], 0), tf.int32)
     outputs = network(tf.nest.map_structure(lambda part: _at_least_one(part, filled), x))
-    return tf.nest.map_structure(lambda output: output[: tf.shape(output)[0] - added], outputs)
+    return tf.nest.map_structure(lambda output: _without_last(output, added), outputs)
 
 
 def own_part(tensor, *, of):
@@ -95,6 +97,13 @@ def batch_sizes(tensor):
     if replica is None:
         return size, 0
     return replica.all_gather(size, axis=0), replica.replica_id_in_sync_group
+
+
+def _without_last(output, added):
+    """Drops the last `added` rows of an output, and of the mask that Keras' losses look for."""
+    number = tf.shape(output)[0] - added
+    mask = mask_at(output)
+    return output[:number] if mask is None else with_mask(output[:number], mask[:number])
 
 
 def _at_least_one(tensor, filled=tf.zeros):
