@@ -37,7 +37,8 @@ RESULTS = sorted((DOCS / "results").glob("*.md"))
 OTHERS = sorted([*(DOCS / "methods").glob("*.md"), *(DOCS / "howto").glob("*.md")])
 PAGES = (DOCS.parent / "README.md", *RESULTS, *OTHERS)
 BLOCK = re.compile(
-    r"(<!-- (table|sizes|beside|gain|weight|measured|number): ([^>]+) -->\n?).*?(<!-- end -->)",
+    r"(<!-- (table|sizes|beside|gain|weight|largest|smallest|measured|number): ([^>]+) -->\n?)"
+    r".*?(<!-- end -->)",
     re.S,
 )
 
@@ -136,11 +137,14 @@ def _methods(results):
     }
 
 
-def side_by_side(corner, results, other=None):
-    """Returns the accuracies of several comparisons, or the gains over `other`, as Markdown."""
+def side_by_side(corner, results, other=None, at_least=1):
+    """Returns the accuracies of several comparisons, or the gains over `other`, as Markdown.
+
+    Only methods that are in `at_least` so many of them have a row.
+    """
     lines = [[corner, *map(str, results)], ["---"] * (1 + len(results))]
     for method, rows in _methods(results).items():
-        if method == other:
+        if method == other or len(rows) < at_least:
             continue
         cells = [rows[n] if n in rows else None for n in results]
         lines.append([title(method), *("" if row is None else _shown(row, other) for row in cells)])
@@ -174,14 +178,26 @@ def weight(path):
     return f"{row['weight']:g}"
 
 
+def at_edge(name, edge):
+    """Returns the methods whose chosen weight is the `edge` (`min` or `max`) of those tried."""
+    found = [
+        title(row["method"])
+        for row in comparison(name)["rows"]
+        if len(row["trials"]) > 1 and row["weight"] == edge(map(float, row["trials"]))
+    ]
+    return "; ".join(found)
+
+
 def filled(page):
     """Returns a page with its blocks as the data gives them."""
     makers = {
         "table": lambda name: table(comparison(name)),
-        "sizes": lambda name: side_by_side("images of each class", sizes(name)),
+        "sizes": lambda name: side_by_side("images of each class", sizes(name), at_least=2),
         "beside": beside,
         "gain": gain,
         "weight": weight,
+        "largest": lambda name: at_edge(name, max),
+        "smallest": lambda name: at_edge(name, min),
         "measured": results_tables.measured,
         "number": results_tables.number,
     }

@@ -142,6 +142,25 @@ def test_comparisons_stand_side_by_side(script, monkeypatch):
     ]
 
 
+def test_methods_at_the_edge_of_what_was_tried_are_named(script, monkeypatch):
+    rows = [_row("vid", 66.0, 1.0), _row("kd", 50.0, 1.0), _row("student", 42.0, 1.3)]
+    tried = {"vid": ({"1.0": 60.0, "10.0": 65.0}, 10.0), "kd": ({"0.3": 50.0, "3.0": 49.0}, 0.3)}
+    for row in rows:
+        row["trials"], row["weight"] = tried.get(row["method"], ({}, None))
+    monkeypatch.setattr(script, "comparison", {"set/5": _comparison(*rows)}.get)
+    page = "x <!-- largest: set/5 --><!-- end -->, <!-- smallest: set/5 --><!-- end -->"
+    assert script.filled(page) == (
+        "x <!-- largest: set/5 -->VID<!-- end -->, <!-- smallest: set/5 -->KD<!-- end -->"
+    )
+
+
+def test_a_method_at_one_size_has_no_row_beside_the_others(script):
+    both = _row("vid", 66.0, 1.0)
+    results = {10: _comparison(both, _row("kd", 50.0, 1.0)), 50: _comparison(both)}
+    lines = script.side_by_side("images", results, at_least=2).splitlines()
+    assert lines[2:] == ["| VID | 66.0 ± 1.0 | 66.0 ± 1.0 |"]
+
+
 def test_a_chart_has_a_line_for_every_row(script):
     found = _comparison(_row("vid", 66.0, 1.0), _row("student", 42.0, None))
     (axes,) = script.chart(found).axes
