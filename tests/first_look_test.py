@@ -90,6 +90,19 @@ def test_values_between_0_and_1_are_asked_about():
         _fit(_distiller(teacher), *cases.data(64))
 
 
+def test_a_map_beside_logits_is_not_taken_for_probabilities():
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    small = keras.layers.Conv2D(3, 3, activation="sigmoid", name="first")(inputs)
+    last = keras.layers.Conv2D(3, 3, activation="sigmoid", name="last")(small)
+    logits = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(last))
+    byot = mikd.BeYourOwnTeacher(teacher_layer=["last", "output"], student_layer=["first"])
+    model = mikd.SelfDistiller(keras.Model(inputs, logits), [byot])
+    model.compile("sgd", cases.cross_entropy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(*cases.data(64), verbose=0)
+
+
 class _Batches(keras.utils.PyDataset):
     def __len__(self):
         return 2

@@ -57,8 +57,8 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     """
 
     expects_logits = False
-    """Whether places must hold logits, `True` or only the teacher's, `"teacher"`; the distiller
-    refuses probabilities then."""
+    """Whether places must hold logits, `True` or only the teacher's, `"teacher"` (of a list, the
+    last one); the distiller refuses probabilities then."""
 
     compares_examples = False
     """Whether the loss of an example depends on others in its batch."""

@@ -186,12 +186,11 @@ def check_logits(teacher, student, loss):
 def logit_places(loss):
     """Returns `[("teacher" or "student", place)]` of the places where a loss expects logits."""
     read = {"teacher": loss.teacher_layer, "student": loss.student_layer}
-    roles = {True: read, False: ()}.get(loss.expects_logits, (loss.expects_logits,))
-    return [
-        (role, place)
-        for role in roles
-        for place in (read[role] if isinstance(read[role], list) else [read[role]])
-    ]
+    if loss.expects_logits is True:
+        return [(role, place) for role, places in read.items() for place in listed([places])]
+    if loss.expects_logits == "teacher":
+        return [("teacher", listed([loss.teacher_layer])[-1])]
+    return []
 
 
 def check_same_classes(teachers, loss):
