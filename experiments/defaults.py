@@ -44,6 +44,7 @@ RECIPES = {
     "vid_auto": functools.partial(recipes.vid, initial_variance="auto"),
     "mimkd": recipes.mimkd,
     "info_nce": recipes.info_nce,
+    "muse": recipes.muse,
 }
 flags.DEFINE_list("methods", list(RECIPES), "Some of them.")
 
