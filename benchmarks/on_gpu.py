@@ -96,9 +96,12 @@ def main(argv):
     if unknown := [piece for piece in pieces if piece not in PIECES]:
         raise SystemExit(f"Expected some of {list(PIECES)}. Received: --pieces={unknown[0]}")
     folder = Path(FLAGS.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pieces.json"
+    if folder.exists() and any(folder.iterdir()) and not path.exists():
+        raise SystemExit(f"Expected a new --output_dir, or one of this script. Received: {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
     ended = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(ended, indent=1))
     for number, piece in enumerate(pieces, 1):
         if ended.get(piece, {}).get("code") == 0:
             print(f"[{number}/{len(pieces)}] {piece}: is through", flush=True)

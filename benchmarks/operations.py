@@ -1,7 +1,7 @@
 r"""How many operations XLA makes of a training step, beyond those of what it is compared with.
 
-On a GPU each of them is about one launch, and launches bound the steps of small networks. Counted
-are the operations of the compiled program: fusions, products, convolutions, sorts, calls.
+On a GPU each of them may be a launch of its own, which small networks feel. Counted are the
+operations of the compiled program: fusions, products, convolutions, sorts, calls.
 Parameters, tuples, constants and copies are left out. Nothing is timed.
 
     python benchmarks/operations.py

@@ -12,11 +12,12 @@ of few images, as in compare.py: the same images, the same trials, the same seed
         --tuning_images=200 --tuning_epochs=8 --output_dir=runs/mcmi_cifar10
 
 Gains are differences to students of the teacher as it was with the same seed. Writes to
-`<output_dir>`: `teachers.json`, the teachers, what `keras_mikd.compare` writes for each of them,
-and `eigen_cam.png`, where the first and the last look. What is there is not made again.
+`<output_dir>`: `results.json` (the teachers' numbers), the teachers, what `keras_mikd.compare`
+writes for the students of each of them, and `eigen_cam.png`, where the first and the last look.
+What is there is not made again.
 """
 
-import json
+import functools
 import statistics
 from pathlib import Path
 
@@ -52,12 +53,10 @@ flags.DEFINE_float("tuning_rate", 0.0125, "First rate of SGD; it falls to 0 as a
 AS_IT_WAS = "as it was"
 
 
-def tuned(teacher, data, weight, path):
-    """Returns a tuned copy of the teacher, from its file if it is there."""
-    if path.exists():
-        return keras.saving.load_model(path)
+def tune(teacher, to_tune_on, data, folder, weight):
+    """Saves a tuned copy of the teacher; returns its numbers."""
     keras.utils.set_random_seed(0)
-    batches = few_labels.augmented_batches(data)
+    batches = few_labels.augmented_batches(to_tune_on)
     model = mikd.MCMITeacher(
         teacher,
         weight=weight,
@@ -69,9 +68,10 @@ def tuned(teacher, data, weight, path):
     )
     model.compile(keras.optimizers.SGD(rate, momentum=0.9))
     model.fit(batches, epochs=FLAGS.tuning_epochs, shuffle=False, verbose=2)
+    path = folder.with_name(f"{folder.name}.keras")
     path.parent.mkdir(parents=True, exist_ok=True)
     model.teacher.save(path)
-    return model.teacher
+    return measured(model.teacher, data)
 
 
 def measured(teacher, data):
@@ -120,30 +120,27 @@ def main(_):
     teacher = protocol.load_network(FLAGS.teacher)
     data = few_labels.load(FLAGS.dataset, labels_per_class)
     to_tune_on = few_labels.load(FLAGS.dataset, FLAGS.tuning_images)
-    teachers = {AS_IT_WAS: teacher} | {
-        f"weight {weight:g}": tuned(
-            teacher, to_tune_on, weight, folder / "teachers" / f"weight{weight:g}.keras"
-        )
-        for weight in (0.0, *weights)
-    }
+    names = ("dataset", "tuning_images", "tuning_epochs", "tuning_rate", "centroids")
+    settings = {name: FLAGS[name].value for name in (*names, "log_likelihood_budget")}
+    settings |= {"batch_size": FLAGS.batch_size, "validation_images": FLAGS.validation_images}
+    kept = results.Results(folder, teacher=protocol.digest(FLAGS.teacher), **settings)
     methods = {name: METHODS[name] for name in FLAGS.methods}
-    path = folder / "teachers.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for name, network in teachers.items():
+    networks, found = {AS_IT_WAS: teacher}, {AS_IT_WAS: measured(teacher, data)}
+    for weight in (0.0, *weights):
+        run = kept.run(functools.partial(tune, teacher, to_tune_on, data), weight=weight)
+        name = results.run_name({"weight": weight})
+        networks[name] = protocol.load_network(folder / f"{name}.keras")
+        found[name] = {split: run[split] for split in ("validation", "test")}
+    for name, network in networks.items():
         print(f"\nTeacher: {name}", flush=True)
-        numbers = {split: found.get(name, {}).get(split) for split in ("validation", "test")}
-        if None in numbers.values():
-            numbers = measured(network, data)
-        compared = few_labels.compare(network, data, methods, folder / name.replace(" ", "_"))
-        found[name] = numbers | {"rows": compared.rows}
-        path.write_text(json.dumps(found, indent=1))
-    print_table({name: found[name] for name in teachers})
+        students = folder / f"students-{name.replace(' ', '_')}"
+        found[name]["rows"] = few_labels.compare(network, data, methods, students).rows
+    print_table(found)
     images, labels = data.test
     shown = np.unique(labels, return_index=True)[1][:10]  # An image of each class.
-    last = list(teachers)[-1]
     place = "stage2" if FLAGS.dataset.startswith("digits") else None
     grid = mikd.figures.eigen_cam_grid(
-        {AS_IT_WAS: teacher, last: teachers[last]}, images[shown], place, captions=labels[shown]
+        {AS_IT_WAS: teacher, name: network}, images[shown], place, captions=labels[shown]
     )
     results.save_figure(grid, folder, "eigen_cam")
 

@@ -236,13 +236,19 @@ def test_students_of_tuned_teachers_have_one_table(tmp_path, capsys):
         again = capsys.readouterr().out
     assert again.count("from its file") == 3 * 10
     assert first.split("students\n")[1] == again.split("students\n")[1]
-    found = json.loads((tmp_path / "run" / "teachers.json").read_text())
-    assert list(found) == ["as it was", "weight 0", "weight 1"]
     # All students alone are the same, whoever would have taught them.
-    alone = {str(each["rows"][0]["values"]) for each in found.values()}
-    assert len(alone) == 1 and found["weight 1"]["rows"][0]["method"] == "student"
-    tuned = keras.saving.load_model(tmp_path / "run" / "teachers" / "weight1.keras")
+    folders = [tmp_path / "run" / f"students-{n}" for n in ("as_it_was", "weight0", "weight1")]
+    alone = {json.loads((f / "student-seed1.json").read_text())["test"] for f in folders}
+    assert len(alone) == 1
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [run["weight"] for run in found["runs"]] == [0.0, 1.0]
+    with (
+        script_runs.module("experiments", "mcmi_students") as script,
+        pytest.raises(SystemExit, match="runs of the same settings"),
+    ):
+        script_runs.call(script, *flags, "--tuning_epochs=2")
+    tuned = keras.saving.load_model(tmp_path / "run" / "weight1.keras")
     digits = mikd.datasets.load_digits(data_dir=tmp_path / "data")
     report = mikd.measure_cmi(tuned, digits.test, verbose=0)
-    assert found["weight 1"]["test"]["cmi"] == pytest.approx(report.cmi, rel=1e-4)
+    assert found["runs"][1]["test"]["cmi"] == pytest.approx(report.cmi, rel=1e-4)
     assert (tmp_path / "run" / "eigen_cam.png").exists()

@@ -51,3 +51,11 @@ def test_a_piece_that_takes_too_long_is_ended(on_gpu, tmp_path, capsys):
     on_gpu.PIECES = {"long": ("-c 'import time; time.sleep(60)'", {})}
     script_runs.call(on_gpu, f"--output_dir={tmp_path}", "--minutes=0.01")
     assert "took too long" in capsys.readouterr().out
+
+
+def test_the_files_of_others_are_left_alone(on_gpu, tmp_path):
+    on_gpu.PIECES = {"tests": ("-c 'print(1)'", {})}
+    (tmp_path / "tests.json").write_text("mine")
+    with pytest.raises(SystemExit, match="Expected a new --output_dir"):
+        script_runs.call(on_gpu, f"--output_dir={tmp_path}")
+    assert (tmp_path / "tests.json").read_text() == "mine"
