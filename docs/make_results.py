@@ -103,7 +103,9 @@ def table(result):
     """Returns a comparison as a table of Markdown."""
     titles = ["", "weight", f"{result['split']} accuracy, %", "deviation"]
     titles += ["over the student alone", "over KD", "extra weights"]
-    lines = [titles, ["---"] * len(titles), ["teacher", "", f"{result['teacher']:.1f}", *[""] * 4]]
+    lines = [titles, ["---"] * len(titles)]
+    if result["teacher"] is not None:
+        lines.append(["teacher", "", f"{result['teacher']:.1f}", *[""] * 4])
     for row in result["rows"]:
         weight = "" if row["weight"] is None else f"{row['weight']:g}"
         gains = [_signed(row["gains"].get(other)) for other in ("student", "kd")]
@@ -215,8 +217,9 @@ def chart(result):
         axes.plot(row["values"], [height] * len(row["values"]), "|", color=colour, alpha=0.5)
         options = {"fmt": "o", "color": colour, "capsize": 3}
         axes.errorbar(row["mean"], height, xerr=row["interval"] or 0.0, **options)
-    axes.axvline(result["teacher"], color="tab:red", linestyle="--", linewidth=1)
-    axes.text(result["teacher"], 0, "teacher ", ha="right", color="tab:red")
+    if result["teacher"] is not None:
+        axes.axvline(result["teacher"], color="tab:red", linestyle="--", linewidth=1)
+        axes.text(result["teacher"], 0, "teacher ", ha="right", color="tab:red")
     axes.set_yticks(range(len(rows)), [title(row["method"]) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("test accuracy, %; blue: methods of mutual information")

@@ -56,6 +56,12 @@ flags.DEFINE_float(
     "validation_fraction", None, "Part of the training images to hold out, 0 for none."
 )
 flags.DEFINE_bool("drop_remainder", True, "Leave out what does not fill the last batch.")
+flags.DEFINE_enum(
+    "policy",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "What the teacher computes in while it trains; it is saved in float32.",
+)
 flags.DEFINE_integer("epochs", 40, "Epochs.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
@@ -92,13 +98,16 @@ def new_optimizer(name, rate, weight_decay):
     return keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay)
 
 
-def train(teacher, data, optimizer, epochs, logs):
-    """Trains the teacher; returns its accuracy on the test split in per cent."""
+def compiled(network, optimizer="sgd"):
     # A distiller without losses: unlike a plain Keras model, it also fits on several hosts.
-    model = mikd.SelfDistiller(teacher, [])
+    model = mikd.SelfDistiller(network, [])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
-    model.fit(
+    return model
+
+
+def train(teacher, data, optimizer, epochs, logs):
+    compiled(teacher, optimizer).fit(
         data.train,
         validation_data=data.validation,
         epochs=epochs,
@@ -106,7 +115,6 @@ def train(teacher, data, optimizer, epochs, logs):
         verbose=2,
         callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False)],
     )
-    return 100 * model.evaluate(data.test, verbose=0, return_dict=True)["accuracy"]
 
 
 def main(_):
@@ -122,7 +130,9 @@ def main(_):
         keras.utils.set_random_seed(FLAGS.seed)
         split = ("validation_fraction", "drop_remainder")
         data = load_data(FLAGS.dataset, options, {name: FLAGS[name].value for name in split})
-        teacher = getattr(mikd.models, FLAGS.model)(data.num_classes, data.image_shape)
+        network = getattr(mikd.models, FLAGS.model)
+        keras.config.set_dtype_policy(FLAGS.policy)
+        teacher = network(data.num_classes, data.image_shape)
         print(
             f"Teacher {FLAGS.model} ({teacher.count_params():,} weights), "
             f"{data.num_train} training images, {FLAGS.epochs} epochs of {len(data.train)} steps"
@@ -130,12 +140,16 @@ def main(_):
         steps = FLAGS.epochs * len(data.train)
         rate = new_schedule(FLAGS.schedule, FLAGS.learning_rate, steps)
         optimizer = new_optimizer(FLAGS.optimizer, rate, FLAGS.weight_decay)
-        accuracy = train(teacher, data, optimizer, FLAGS.epochs, output / "logs" / "teacher")
+        train(teacher, data, optimizer, FLAGS.epochs, output / "logs" / "teacher")
+        keras.config.set_dtype_policy("float32")
+        saved = network(data.num_classes, data.image_shape)
+        saved.set_weights(teacher.get_weights())
+        accuracy = compiled(saved).evaluate(data.test, verbose=0, return_dict=True)["accuracy"]
     if strategy.cluster_resolver and strategy.cluster_resolver.task_id:
         return  # Of several workers, the first one writes.
-    teacher.save(path)
+    saved.save(path)
     print(
-        f"\nTeacher: {accuracy:.2f} % of the test split, saved as {path}\n"
+        f"\nTeacher: {100 * accuracy:.2f} % of the test split, saved as {path}\n"
         f"Curves: tensorboard --logdir {output}/logs\n"
         f"Next: python examples/distill.py --dataset={FLAGS.dataset} --output_dir={output}"
     )

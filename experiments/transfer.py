@@ -20,8 +20,8 @@ VGG-9 as students. Its rows are here under its names:
 * `mi_l`: VID's Gaussian of the teacher's logits, given the student's last vector; `mi_i`: of the
   stages; `mi_l+mi_i`: both, at one weight.
 
-Every weight is tried on the validation split. The accuracy of the teacher in the tables means
-nothing: its classes are others. A run that is there is not made again. Writes to
+Every weight is tried on the validation split. The accuracy of the twin's teacher in its table means
+nothing: its five classes are others. A run that is there is not made again. Writes to
 `<output_dir>/source` the networks of the source data, and to `<output_dir>/<images per class>` what
 `keras_mikd.compare` writes.
 """

@@ -92,6 +92,26 @@ def test_a_method_without_losses_changes_the_student_alone(tmp_path):
     assert _row(result, "warm")["training_only_weights"] == 0
 
 
+@pytest.mark.parametrize("cut", ["other classes", "no classifier"])
+def test_a_teacher_of_other_classes_has_no_accuracy(cut, tmp_path, capsys):
+    teacher = cases.teacher()
+    if cut == "no classifier":
+        teacher = keras.Model(teacher.inputs, teacher.get_layer("relu2").output)
+    else:
+        teacher = keras.Model(teacher.inputs, keras.layers.Dense(7)(teacher.output))
+    methods = {
+        "own": lambda t, s, weight: [
+            mikd.Hint(teacher_layer="relu1", student_layer="relu1", weight=weight)
+        ]
+    }
+    result = _compare(teacher, methods=methods, folder=tmp_path / "runs", verbose=True)
+    assert result.teacher is None
+    assert "teacher" not in capsys.readouterr().out.replace("running the teacher", "")
+    assert json.loads((tmp_path / "runs" / "comparison.json").read_text())["teacher"] is None
+    legend = result.figure().axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["student alone"]
+
+
 def _of_the_teacher(teacher, student, weight):
     losses = [mikd.SoftTargets(weight=weight)]
     return mikd.Distiller(teacher, student, losses, task_loss_weight=0.1)
@@ -304,6 +324,7 @@ def test_the_docstring_names_every_method():
             "above the student alone by more than its interval.$",
         ),
         ({"kd": (-1.0, None)}, 50.0, "student", "teacher is not above it either, so there is no"),
+        ({"kd": (-1.0, None)}, None, "student", "^1 seed: no intervals.\nNo .* its interval.$"),
         ({"kd": (2.0, None)}, 90.0, "kd", r"\+2.00, from one seed: take three to be sure"),
     ],
 )
@@ -318,7 +339,7 @@ def test_the_table_ends_with_what_it_says(gains, teacher, best, said):
     ]
     result = Comparison("test", teacher, rows)
     assert result.best == best
-    assert re.search(said, str(result))
+    assert re.search(said, str(result), re.MULTILINE)
 
 
 def test_the_table_and_the_figure_show_what_the_rows_say():

@@ -15,7 +15,7 @@ CRD = (
 ).split()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def script():
     with loaded("train_teacher") as module:
         yield module
@@ -114,7 +114,6 @@ def test_the_command_of_the_benchmark_asks_for_all_images_and_batches(
 
     def train(teacher, data, optimizer, epochs, logs):
         trained.append((teacher, data.validation, optimizer, epochs))
-        return 0.0
 
     monkeypatch.setattr(mikd.datasets, "loader", {"cifar100": load}.get)
     monkeypatch.setattr(script, "train", train)
@@ -130,3 +129,29 @@ def test_the_command_of_the_benchmark_asks_for_all_images_and_batches(
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, pytest.approx(5e-3))
     rates = [float(optimizer._learning_rate(782 * epoch)) for epoch in (149, 150, 239)]
     np.testing.assert_allclose(rates, [0.05, 5e-3, 5e-5], rtol=1e-5)
+
+
+def test_a_teacher_that_trained_in_half_precision_is_saved_in_float32(
+    script, tmp_path, monkeypatch, capsys
+):
+    trained = []
+
+    def train(teacher, *_):
+        trained.append(teacher)
+        teacher.set_weights([w + 0.01 for w in teacher.get_weights()])
+
+    given = ["--policy=mixed_bfloat16", "--model=resnet8", f"--output_dir={tmp_path}"]
+    monkeypatch.setattr(script, "train", train)
+    script.flags.FLAGS(["train_teacher", *given])
+    script.main([])
+    (teacher,) = trained
+    saved = keras.saving.load_model(tmp_path / "teacher.keras")
+    policies = [{layer.dtype_policy.name for layer in each.layers} for each in (teacher, saved)]
+    assert policies == [{"mixed_bfloat16"}, {"float32"}]
+    assert keras.config.dtype_policy().name == "float32"
+    for found, expected in zip(saved.get_weights(), teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    test = mikd.datasets.load_digits().test
+    images, labels = map(np.concatenate, zip(*test.as_numpy_iterator(), strict=True))
+    accuracy = 100 * np.mean(saved.predict(images, verbose=0).argmax(-1) == labels)
+    assert f"Teacher: {accuracy:.2f} % of the test split" in capsys.readouterr().out

@@ -52,9 +52,10 @@ def compare(
     """Trains a student alone and by every method, all alike, and says which one helps.
 
     Weights are chosen on the validation data, with as many trials for every method. The accuracies
-    of the teacher and of the student alone come first. The teacher runs once over arrays, over
-    data sets in every step. Validation runs no teacher. Every run sets Keras' global seed. A call
-    that was killed goes on in its `folder`, and one with more methods, weights or seeds adds to it.
+    of the teacher and of the student alone come first; a teacher of other classes has none. The
+    teacher runs once over arrays, over data sets in every step. Validation runs no teacher. Every
+    run sets Keras' global seed. A call that was killed goes on in its `folder`, and one with more
+    methods, weights or seeds adds to it.
 
     ```python
     result = keras_mikd.compare(teacher, make_student, (x, y), validation, test, folder="runs/own")
@@ -120,9 +121,10 @@ def compare(
         *(make_optimizer or _adam, loss, balance),
     )
     keras.utils.set_random_seed(0)
+    student = make_student()
     settings = {
         "teacher": fingerprints.of_model(teacher),
-        "student": fingerprints.of_model(make_student()),
+        "student": fingerprints.of_model(student),
         "data": data.fingerprint,
         "validation": _fingerprint(validation),
         "test": _fingerprint(test),
@@ -133,8 +135,9 @@ def compare(
     }
     cells = Cells(folder, settings)
     split = "validation" if test is None else "test"
-    teacher_accuracy = _of_teacher(cells, runner)[split]
-    if verbose:
+    has_classes = _has_classes_of(student, teacher)
+    teacher_accuracy = _of_teacher(cells, runner)[split] if has_classes else None
+    if verbose and has_classes:
         print(f"teacher: {teacher_accuracy:.2f} % of the {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
     references = {
@@ -325,6 +328,12 @@ def _distiller(made, teacher, student, balance):
     if made:
         return Distiller(teacher, student, made, balance=balance)
     return SelfDistiller(student, [])
+
+
+def _has_classes_of(student, teacher):
+    """Whether a teacher's output is like the student's, as far as they have shapes to tell."""
+    shapes = [getattr(network, "output_shape", None) for network in (student, teacher)]
+    return None in shapes or shapes[0] == shapes[1]
 
 
 def _of_teacher(cells, runner):

@@ -17,7 +17,7 @@ class Comparison:
     Attributes:
         split: `"test"`, or `"validation"` where there is no test data: weights were chosen on it,
             so that methods look better than they are.
-        teacher: Accuracy of the teacher.
+        teacher: Accuracy of the teacher, `None` if it has other classes, or none.
         rows: One dict for the student alone and each method, at its chosen weight: `method`,
             `weight`, `values` (by seed), `mean`, `deviation` (standard, of one run), `interval`
             (half of the 95 % interval of the mean, by Student's t; `None` for one seed),
@@ -27,7 +27,7 @@ class Comparison:
     """
 
     split: str
-    teacher: float
+    teacher: float | None
     rows: list
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +53,8 @@ class Comparison:
             for line in table
         ]
         seeds = len(self.rows[0]["values"])
-        note = f"teacher: {self.teacher:.2f} %. {seeds} seed{'s' if seeds > 1 else ''}"
+        note = "" if self.teacher is None else f"teacher: {self.teacher:.2f} %. "
+        note += f"{seeds} seed{'s' if seeds > 1 else ''}"
         note += "; ± is the 95 % interval of a mean." if seeds > 1 else ": no intervals."
         if self.split == "validation":
             note += " The weights were chosen on the same data."
@@ -77,7 +78,7 @@ class Comparison:
             sure = "." if len(row["values"]) > 1 else ", from one seed: take three to be sure."
             return said + sure
         said = "No method is above the student alone by more than its interval."
-        if self.teacher <= alone["mean"]:
+        if self.teacher is not None and self.teacher <= alone["mean"]:
             said += " The teacher is not above it either, so there is no room for a gain."
         return said
 
@@ -98,7 +99,8 @@ class Comparison:
             axes.errorbar(row["mean"], position, xerr=interval, fmt="o", color=colour, capsize=3)
         alone = self.rows[0]["mean"]
         axes.axvline(alone, color="black", linestyle=":", linewidth=1, label="student alone")
-        axes.axvline(self.teacher, color="C3", linestyle="--", linewidth=1, label="teacher")
+        if self.teacher is not None:
+            axes.axvline(self.teacher, color="C3", linestyle="--", linewidth=1, label="teacher")
         axes.set_yticks(range(len(self.rows)), [row["method"] for row in reversed(self.rows)])
         axes.set_ylim(-0.6, len(self.rows) - 0.4)
         axes.set(xlabel=f"accuracy on the {self.split} data, %; small marks are single runs")
