@@ -57,6 +57,8 @@ INFORMATION = {
     "itrd": "ITRD",
     "vid_unfolded": "VID, unfolded",
     "vid_auto": 'VID, initial_variance="auto"',
+    "mi_l": "VID of the logits (MI-L)",
+    "mi_i": "VID of the stages (MI-I)",
 }
 """Methods of mutual information."""
 
@@ -84,6 +86,8 @@ NAMES = {
     "hint_pooled": "hint between pooled vectors",
     "byot": "be your own teacher",
     "dml": "deep mutual learning (DML), two peers",
+    "finetuned": "fine-tuning",
+    "lwf": "LwF",
 }
 
 
@@ -101,14 +105,16 @@ def title(method):
 
 def table(result):
     """Returns a comparison as a table of Markdown."""
+    others = {"student": "over the student alone", "kd": "over KD"}
+    others = {o: t for o, t in others.items() if any(o in row["gains"] for row in result["rows"])}
     titles = ["", "weight", f"{result['split']} accuracy, %", "deviation"]
-    titles += ["over the student alone", "over KD", "extra weights"]
+    titles += [*others.values(), "extra weights"]
     lines = [titles, ["---"] * len(titles)]
     if result["teacher"] is not None:
-        lines.append(["teacher", "", f"{result['teacher']:.1f}", *[""] * 4])
+        lines.append(["teacher", "", f"{result['teacher']:.1f}", *[""] * (len(titles) - 3)])
     for row in result["rows"]:
         weight = "" if row["weight"] is None else f"{row['weight']:g}"
-        gains = [_signed(row["gains"].get(other)) for other in ("student", "kd")]
+        gains = [_signed(row["gains"].get(other)) for other in others]
         deviation = "" if row["deviation"] is None else f"{row['deviation']:.1f}"
         values = [_with(row["mean"], row["interval"]), deviation]
         extra = f"{row['training_only_weights']:,}"

@@ -118,6 +118,16 @@ def test_a_table_has_every_row_with_its_gains(script):
     assert lines[-1].startswith("2 seeds.")
 
 
+def test_a_table_without_kd_and_with_a_teacher_of_other_classes_has_no_place_for_them(script):
+    rows = [_row("lwf+hint", 66.0, 1.0, student=(24.0, 2.0)), _row("student", 42.0, 1.3)]
+    result = {**_comparison(*rows), "teacher": None}
+    lines = script.table(result).splitlines()
+    assert lines[0].startswith("|  | weight |") and "KD" not in lines[0]
+    assert lines[2] == "| LwF + hint (FitNets) | 3 | 66.0 ± 1.0 | 1.4 | +24.0 ± 2.0 | 1,234 |"
+    assert lines[3] == "| student alone |  | 42.0 ± 1.3 | 1.4 |  | 1,234 |"
+    assert "teacher" not in [text.get_text() for text in script.chart(result).axes[0].texts]
+
+
 def test_a_gain_stands_in_a_line(script, monkeypatch):
     found = _comparison(_row("vid", 66.0, 1.0, student=(24.04, 2.0)), _row("kd", 50.0, 1.0))
     monkeypatch.setattr(script, "comparison", {"set/5": found}.get)
