@@ -396,6 +396,50 @@ def test_an_activation_may_be_a_layer(activation, inside, tmp_path):
     assert report.max_difference < 0.05 * np.ptp(expected)
 
 
+def _with_dense_map(then):
+    """A network with a dense layer on a map, whose bias is not zero, and what is behind it."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3)(layers.Rescaling(1 / 255)(image))
+    x = layers.Reshape((36, 6))(x) if then == "tokens" else x
+    options = {"activation": "relu"} if then == "relu and batch normalization" else {}
+    dense = layers.Dense(5, bias_initializer="ones", **options)(x)
+    x = layers.BatchNormalization()(dense) if "batch normalization" in then else dense
+    x = layers.Add()([x, dense]) if then.endswith("sum") else x
+    return _normalize(keras.Model(image, layers.Dense(4)(layers.Flatten()(x))))
+
+
+@pytest.mark.parametrize(
+    ("then", "kept"),
+    [
+        ("tokens", 0),
+        ("the end", 0),
+        ("batch normalization", 0),  # In the kernel.
+        ("relu and batch normalization", 1),
+        ("batch normalization and a sum", 1),
+    ],
+)
+def test_a_dense_layer_may_be_on_a_map(then, kept, tmp_path):
+    student = _with_dense_map(then)
+    aware = mikd.quantization_aware(student, calibrate_on=IMAGES)
+    expected = student(IMAGES).numpy()
+    np.testing.assert_allclose(aware(IMAGES), expected, atol=0.05 * np.ptp(expected))
+    found = [x for x in aware.layers if isinstance(x, layers.BatchNormalization)]
+    assert len(found) == kept
+    report = mikd.export_tflite(aware, tmp_path / "a.tflite", quantize="int8", check_on=IMAGES)
+    assert report.max_difference < 0.05 * np.ptp(expected) and report.float_operators == ()
+
+
+def test_a_dense_layer_on_a_map_takes_any_size():
+    image = keras.Input((None, None, 3))
+    outputs = layers.GlobalAveragePooling2D()(layers.Dense(5, bias_initializer="ones")(image))
+    student = keras.Model(image, outputs)
+    aware = mikd.quantization_aware(student, calibrate_on=IMAGES / 255)
+    for size in (4, 8):
+        x = IMAGES[:3, :size] / 255
+        np.testing.assert_allclose(aware(x), student(x), atol=0.05 * np.ptp(student(x)))
+
+
 def test_what_has_no_name_or_leaves_a_float_operator_is_refused():
     slope = functools.partial(keras.activations.leaky_relu, negative_slope=0.1)
     for options, message in (

@@ -139,8 +139,13 @@ class FakeQuantizedDense(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         del training
-        outputs = ops.matmul(inputs, _rounded(self.kernel, axis=None))
-        return self.activation(outputs + self.bias if self.use_bias else outputs)
+        # As vectors: to the product of a map, LiteRT would add the bias in float32.
+        is_map = len(inputs.shape) > 2
+        vectors = ops.reshape(inputs, (-1, inputs.shape[-1])) if is_map else inputs
+        outputs = ops.matmul(vectors, _rounded(self.kernel, axis=None))
+        outputs = self.activation(outputs + self.bias if self.use_bias else outputs)
+        places = ops.shape(inputs)[1:-1]
+        return ops.reshape(outputs, (-1, *places, self.units)) if is_map else outputs
 
 
 def _rounded(kernel, axis=-1):

@@ -74,8 +74,9 @@ def quantization_aware(
     Distil the copy for some epochs more, at a small rate and with the same losses, and write it
     with `export_tflite(copy, path, quantize="int8")`. Weights are rounded to int8 with a scale for
     every output channel (a dense layer has one), activations with ranges that are trained too. The
-    file has these scales and no float operator. Batch normalization trains as before. In the file
-    it is folded into the preceding kernel; after a sum it becomes a depthwise 1x1 convolution.
+    file has these scales and no float operator. Batch normalization behind a convolution trains as
+    before, and in the file it is folded into the kernel. Right behind a linear dense layer it is
+    folded here already. Elsewhere on a map it becomes a depthwise 1x1 convolution.
 
     Layers keep their names, those of nested models with a dot, `"backbone.conv1"`; so `stages`
     finds in the copy what it finds in the student. The student itself is not changed.
@@ -92,10 +93,11 @@ def quantization_aware(
 
     Raises:
         TypeError: If `calibrate_on` is of another type.
-        ValueError: If `student` is not a Keras model or has no graph, several inputs, a layer that
-            is called twice, or a layer or activation that is not known in int8 (the message lists
-            those that are); or if `calibrate_on` is empty or endless, or gives values that are not
-            finite.
+        ValueError: If `student` is not a Keras model or has no graph, several inputs, channels
+            first, a layer that is called twice, a layer or activation that is not known in int8
+            (the message lists those that are), a dilated convolution, or a normalization over
+            another axis than the channels or of what is no map; or if `calibrate_on` is empty or
+            endless, or gives values that are not finite.
 
     References:
         Jacob et al., arXiv 1712.05877. Distilling under fake quantization: Polino et al.,
@@ -222,7 +224,8 @@ class _Rewriting:
             self._input = keras.Input(layer.batch_shape[1:], dtype="float32", name=name)
             return _quantized(name, self._input)
         if isinstance(layer, layers.BatchNormalization):
-            if isinstance(self._calls[call.parents[0]].layer, layers.Dense):
+            in_kernel = self._belongs_to_kernel(position)
+            if in_kernel and isinstance(self._calls[call.parents[0]].layer, layers.Dense):
                 return layers.Identity(name=name, dtype="float32")(feeds[0])
             value = _with_weights(layer, name, feeds[0])
         elif isinstance(layer, layers.Rescaling):
