@@ -24,7 +24,7 @@ class TeacherCache:
     Any number of epochs and students then trains through the same `Distiller` and `fit`:
 
     ```python
-    cache = keras_mikd.TeacherCache(teacher, images, labels, places=["stage2", "output"])
+    cache = keras_mikd.TeacherCache(teacher, images, labels, ["stage1", "stage2", "stage3"])
     cache.build()
     distiller = keras_mikd.VIDDistiller(teacher, student)
     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -203,8 +203,8 @@ class TeacherCache:
 
         Returns:
             `tf.data.Dataset` of one epoch, with static shapes: batches
-            `(images, labels, sample_weight, teacher_features)`, with `()` for no weights; without
-            the teacher, `(images, labels)`.
+            `(images, labels, sample_weight, teacher_features, index)`, with `()` for no weights and
+            no index; without the teacher, `(images, labels)`.
 
         Raises:
             ValueError: If a cache is not built, one `beside` is of other views, or the batch is

@@ -45,8 +45,8 @@ class ExactResume(keras.callbacks.Callback):
         epoch: Epoch, counted from 0, with which `fit` goes on; 0 for a new run.
 
     Raises:
-        ValueError: Before the first step, if the order of the data cannot be repeated, the folder
-            holds another run's state, or the file is damaged.
+        ValueError: Before the first step, if the model is none of this library's, the order of the
+            data cannot be repeated, the folder holds another run's state, or the file is damaged.
     """
 
     def __init__(

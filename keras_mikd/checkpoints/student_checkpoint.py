@@ -17,11 +17,11 @@ _SUFFIXES = (".keras", ".weights.h5")
 class StudentCheckpoint(keras.callbacks.Callback):
     """Saves the student alone, the best so far or that of every epoch, while a distiller trains.
 
-    The file is what you hand over: it needs neither the teacher nor the losses, and
-    `keras.saving.load_model` opens it without this library. It holds the student of a `Distiller`
-    or `SelfDistiller`, a peer of a `MutualDistiller`, or the tuned teacher of an `MCMITeacher`. It
-    is replaced whole, so a kill leaves the student before or the new one. On several hosts, the
-    chief writes. With `ExactResume`, a run that is started again knows the best so far.
+    The file is what you hand over: it needs neither the teacher nor the losses, nor this library,
+    unless the student has layers of it, as that of `quantization_aware` has. It holds the student
+    of a `Distiller` or `SelfDistiller`, a peer of a `MutualDistiller`, or the tuned teacher of an
+    `MCMITeacher`. It is replaced whole, so a kill leaves the student before or the new one. On
+    several hosts, the chief writes. With `ExactResume`, a run that is started again knows the best.
     `keras.callbacks.ModelCheckpoint` saves the whole distiller instead, for further training.
 
     ```python
@@ -44,7 +44,8 @@ class StudentCheckpoint(keras.callbacks.Callback):
         verbose: Whether to print what is saved.
 
     Attributes:
-        best: Best value of the monitor so far, a float; `None` before there is one.
+        best: Best value of the monitor so far, a float; `None` before there is one, and always if
+            `save_best_only` is false.
         best_epoch: Its epoch, counted from 0, or `None`.
 
     Raises:

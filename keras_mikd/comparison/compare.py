@@ -100,7 +100,8 @@ def compare(
 
     Raises:
         ValueError: Before any training, if an argument is out of range, a method does not fit the
-            networks, or the folder holds other runs.
+            networks, or the folder holds other runs; in between, if a method's function is not that
+            of its runs in the folder.
     """
     checks.without_nan("teacher", checks.model("teacher", teacher))
     if balance is not None and weights is None:

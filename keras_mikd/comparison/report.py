@@ -20,10 +20,11 @@ class Comparison:
         teacher: Accuracy of the teacher, `None` if it has other classes, or none.
         rows: One dict for the student alone and each method, at its chosen weight: `method`,
             `weight`, `values` (by seed), `mean`, `deviation` (standard, of one run), `interval`
-            (half of the 95 % interval of the mean, by Student's t; `None` for one seed),
-            `gains` (`{other: (mean, half interval)}` of the paired differences to `"student"`
-            and `"kd"`), `step` (time of a step, that of the student alone is 1),
-            `training_only_weights`, and `trials`, the mean on validation of every weight tried.
+            (half of the 95 % interval of the mean, by Student's t), `gains` (`{other: (mean, half
+            interval)}` of the paired differences to `"student"` and `"kd"`; deviations and
+            intervals are `None` for one seed), `step` (time of a step, that of the student alone
+            is 1), `training_only_weights`, and `trials`, the mean on validation of every weight
+            tried.
     """
 
     split: str

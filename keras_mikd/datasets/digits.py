@@ -29,8 +29,8 @@ def load_digits(
         unlabelled: Whether the other training images stay, with the label -1; see `load_images`.
         train_fraction: Fraction of the training images to keep, above 0 and at most 1: the first
             ones of the file, whatever their classes and the seed. An epoch stays as long as with
-            all images. This is the few-shot protocol of MCMI (arXiv 2401.08732), except for the
-            order: TFDS shuffles when it writes its files. None keeps all images.
+            all images. This is the few-shot protocol of MCMI (arXiv 2401.08732), in the order of
+            scikit-learn. None keeps all images.
         seed: Seed of the draw and, mixed with TensorFlow's global seed, of the order of each
             epoch and of the augmentation. The three splits do not depend on it.
         data_dir: Folder of the TFDS data sets. None is TFDS' default, `~/tensorflow_datasets`.

@@ -28,7 +28,8 @@ class Splits:
         test: In a fixed order, every image once.
         num_classes: Number of classes.
         image_shape: `(height, width, channels)`.
-        num_train: Number of training images, after `labels_per_class` or `train_fraction`.
+        num_train: Number of training images, after `labels_per_class` or `train_fraction`; with
+            `unlabelled`, those without a label too.
         num_validation: Number of validation images.
         num_test: Number of test images.
         class_names: Names of the classes, in the order of the labels; None where they have none.

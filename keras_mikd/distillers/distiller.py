@@ -36,17 +36,18 @@ class Distiller(BaseDistiller):
     names none gets the logits of all as one target, see `combine`.
 
     Args:
-        teacher: Trained Keras model; a subclassed one needs `teacher_features`. Several are a dict
-            `{name: model}`, or a list, whose names are `"teacher1"`, `"teacher2"`, ...
+        teacher: Trained Keras model; a subclassed one needs `teacher_features` where a loss reads
+            inside it. Several are a dict `{name: model}`, or a list, whose names are `"teacher1"`,
+            `"teacher2"`, ...
         student: Keras model with the same inputs, unless `teacher_inputs` makes those of the
-            teacher; a subclassed one needs `student_features`.
+            teacher; for a subclassed one likewise, `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         balance: `"gradient"`: weights, of the task too, are ratios of the norms of the terms'
             gradients on the student: with weights of 1, all pull alike. `None`: weights multiply
             the losses as they are.
-        balance_every: These norms are measured in every so many steps; see `GradientBalance`.
-        readout_every: Read-outs of training (`<loss>_..._nats`) are updated in every so many steps,
+        balance_every: These norms are measured once in so many steps.
+        readout_every: Read-outs of training (`<loss>_..._nats`) are updated once in so many steps,
             starting with the first of each epoch; `None`: in validation alone.
         xla_critics: Whether XLA compiles the arithmetic of the critics on its own: `True`, `False`,
             or `"auto"`, which means `True` on a machine with an accelerator. It matters where the

@@ -27,7 +27,7 @@ class SelfDistiller(BaseDistiller):
     losses.
 
     Args:
-        model: Keras model to train; a subclassed one needs `features`.
+        model: Keras model to train; a subclassed one needs `features` where a loss reads inside it.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted. An
             empty one trains the network on its task alone, on several hosts too, where Keras itself
             cannot.

@@ -138,7 +138,7 @@ def export_tflite(
         A `TFLiteReport`.
 
     Raises:
-        TypeError: If `check_on` is of another type.
+        TypeError: If `check_on` or `calibrate_on` is of another type.
         ValueError: If `model` is a distiller or no Keras model, is not built, cannot be copied in
             float32, or has a weight that is not a number or that the file cannot hold; `path` has
             another suffix, `tolerance` is negative or not finite, `check_on` or `calibrate_on` is

@@ -12,8 +12,8 @@ def export_sizes(reports: Mapping[str, Any], latencies: Mapping[str, Any] | None
 
     Args:
         reports: `{title: report}` of `export_tflite`, with labels in its `check_on`.
-        latencies: `{title: latency}` of `measure_latency`, for the same titles, or `None` for one
-            panel.
+        latencies: `{title: Latency}`, each one of the list that `measure_latency` returns, for the
+            same titles, or `None` for one panel.
 
     Returns:
         A `matplotlib.figure.Figure`.

@@ -43,7 +43,7 @@ class CRD(DistillationLoss):
 
     Args:
         width: Number of units of the two maps, at least 1.
-        temperature: Scale of the scores, above 0.
+        temperature: Scale of the scores, from 1e-6 to 1e6.
         negatives_from: `"batch"`: all others. `"other_classes"`: those of other classes, as the
             authors' code draws them; needs labels.
         bank: Number of training examples, for the memory of the paper; `None`: the batch.

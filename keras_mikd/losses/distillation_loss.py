@@ -130,7 +130,7 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
 
         Args:
             teacher: Tensor of shape `(batch, ...)`; a list for a list of places. No gradient flows
-                into it.
+                into it, but with `SelfDistiller(stop_gradient=False)`.
             student: Tensor of shape `(batch, ...)`, likewise.
             labels: Targets of the batch, or `None`.
             training: Whether the student is being trained.

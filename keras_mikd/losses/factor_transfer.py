@@ -59,7 +59,7 @@ class FactorTransfer(DistillationLoss):
 
     Raises:
         ValueError: If an argument is out of range; in `build`, if the tensors are not two feature
-            maps of known size; in `fit`, if the data can be read only once.
+            maps of known size; in `fit`, on several hosts or on data that can be read only once.
 
     References:
         Kim et al., Paraphrasing complex network: network compression via factor transfer

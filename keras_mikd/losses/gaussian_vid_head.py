@@ -83,8 +83,9 @@ class GaussianVIDHead(DistillationLoss):
         loss = -log q(t | s) = sum or mean of 0.5 * ((t_c - mu_c(s))^2 / var_c + log var_c),
         var_c = softplus(alpha_c) + epsilon.
 
-    The loss is in nats and falls below 0 as variances fall below 1. It is not a mutual information;
-    the metric `<name>_gaussian_nats` estimates one, see `GaussianInformation`.
+    `"wgan"` adds `log(2 pi) / 2`. The loss is in nats and falls below 0 for small variances. It is
+    not a mutual information; the metric `<name>_gaussian_nats` estimates one, see
+    `GaussianInformation`.
 
     For two vectors, `mu` is a linear map with bias; for VID on logits, put `student_layer="pooled"`
     against the teacher's output. For two feature maps, averaged to the smaller grid, `mu` is a
@@ -106,7 +107,8 @@ class GaussianVIDHead(DistillationLoss):
 
     Raises:
         ValueError: If an argument is out of range; in `build`, if the tensors are not two vectors,
-            feature maps or sequences of tokens, or a teacher's map of known size and a vector.
+            feature maps or sequences of tokens, or a teacher's map of known size and a vector; in
+            `fit`, with `"auto"`, on several hosts or on data that can be read only once.
 
     References:
         Ahn et al., Variational information distillation for knowledge transfer (arXiv:1904.05835).

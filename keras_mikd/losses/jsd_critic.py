@@ -48,8 +48,8 @@ class JSDCritic(DistillationLoss):
             loaded; for padded tokens with an argument `mask`).
         critic: Score network, such as `ConcatCritic()`; the cheap `SeparableCritic()` if `None`.
         negatives: Negatives for every positive, drawn at random from the batch, in training anew
-            in every step: an int of at least 1, or `"all"` for every other
-            example of the batch (one matrix product with a separable critic).
+            in every step: an int of at least 1, or `"all"` for every other example of the batch
+            (one matrix product with a separable critic).
         negatives_from: `"batch"`: any other example. `"other_classes"`: examples of other classes,
             and of the same one only where the batch has too few; needs labels and an int of
             `negatives`, and `<name>_mi_nats` is then no bound on mutual information.
@@ -61,7 +61,8 @@ class JSDCritic(DistillationLoss):
         **kwargs: `name` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: If a tensor is neither vector, map nor sequence, or an argument is out of range.
+        ValueError: If a tensor is neither vector, map nor sequence, an argument is out of range, or
+            labels are needed and missing.
 
     References:
         Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge

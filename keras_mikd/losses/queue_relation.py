@@ -21,14 +21,15 @@ class QueueRelation(DistillationLoss):
         p_t = softmax(<t, Q> / teacher_temperature),
         p_s = softmax(<r(s), Q> / student_temperature),
 
-    with all vectors at length 1 and a trained linear map `r` to the teacher's channels. In training
-    the batch of all replicas enters the queue first, and the oldest examples leave it. What a
-    queue lacks in the first steps counts for nothing. The value is at least the entropy of `p_t`.
-    The queue takes `4 * size * channels` bytes on every replica and is saved with the distiller.
+    with all vectors at length 1 and a trained linear map `r` to the teacher's channels. `Q` is the
+    batch of all replicas and what was kept of earlier ones; in training the batch enters the queue,
+    and the oldest examples leave it. What it lacks in the first steps counts for nothing. The value
+    is at least the entropy of `p_t`. The queue takes `4 * size * channels` bytes on every replica
+    and is saved with the distiller.
 
     Args:
         size: Number of embeddings in the queue, an int of at least 2.
-        teacher_temperature: A finite float above 0.
+        teacher_temperature: A float from 1e-6 to 1e6.
         student_temperature: Likewise.
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 

@@ -27,7 +27,8 @@ class ReviewKD(DistillationLoss):
 
         (MSE(t, s) + sum over g = 4, 2, 1 of w_g MSE(pooled t, pooled s)) / (1 + sum of w_g),
 
-    with averages over `g x g` cells, weights 1/2, 1/4, 1/8, and only grids smaller than the map.
+    with averages over `g x g` cells, for grids smaller than the map only, whose weights are 1/2,
+    1/4, ... in their order.
     MSE is the mean over elements. Vectors are maps of 1 x 1. Sizes change to the nearest neighbour.
 
     Args:

@@ -20,9 +20,10 @@ class WTTM(DistillationLoss):
         loss = w * KL(p^gamma / u || softmax(student)),  p = softmax(teacher),  u = sum of p^gamma.
 
     The power is a temperature of `1 / gamma` for the teacher alone; the student has none, which
-    adds the student's Renyi entropy to the soft targets. The weight `w = u` of an example, from 1
-    for a teacher that is certain up to `classes^(1 - gamma)` for one that knows nothing, makes
-    smooth targets count more. KL is in nats and summed over the classes. There is no factor `T^2`.
+    adds the student's Renyi entropy to the soft targets. The weight `w = u` of an example goes
+    from 1 for a teacher that is certain to `classes^(1 - gamma)` for one that knows nothing: with a
+    `gamma` below 1, smooth targets count more. KL is in nats and summed over the classes. There is
+    no factor `T^2`.
 
     Args:
         gamma: Exponent, a float above 0; below 1 it smooths. The authors' examples

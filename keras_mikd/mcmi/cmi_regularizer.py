@@ -75,11 +75,11 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
 
     @property
     def centroids(self) -> np.ndarray:
-        """The centroids as NumPy float32 of shape `(C, C)`; row y is `Q^y`."""
+        """The centroids in the precision of this layer, shape `(C, C)`; row y is `Q^y`."""
         return np.exp(ops.convert_to_numpy(self.log_centroids))
 
     def set_centroids(self, centroids: np.ndarray) -> None:
-        """Sets the centroids; an exact 0 becomes the smallest positive float64.
+        """Sets the centroids; an exact 0 becomes the smallest normal float64.
 
         Args:
             centroids: Array of shape `(C, C)`; row y is the mean output of class y, as in
@@ -142,7 +142,7 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
             labels: Integer labels, shape `(batch,)`.
 
         Returns:
-            A float32 scalar of at least 0, in nats; 0 without such a pair.
+            A scalar of at least 0 in the precision of this layer, in nats; 0 without such a pair.
         """
         log_p, labels = self.log_probabilities(logits), checks.class_indices(labels)
         all_log_p, all_labels = replicas.gather(log_p), replicas.gather(labels)
@@ -165,8 +165,8 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
             labels: Integer labels, shape `(batch,)` or `(batch, 1)`.
 
         Returns:
-            The divergence of every example in nats, float32 of shape `(batch,)`; `nan` until the
-            centroids are set.
+            The divergence of every example in nats and in the precision of this layer, shape
+            `(batch,)`; `nan` until the centroids are set.
         """
         log_p = self.log_probabilities(logits)
         log_q = ops.take(self.log_centroids, checks.class_indices(labels), axis=0)

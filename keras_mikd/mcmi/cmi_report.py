@@ -148,9 +148,9 @@ def measure_cmi(
 
     Raises:
         ValueError: If a class has no examples and `empty_classes="error"` (its number is named),
-            labels are soft or out of range, a weight is NaN, outputs have another shape, are not
-            finite or are not the probabilities that they are said to be, it is unknown whether they
-            are logits, or the data is empty.
+            labels are missing, soft or out of range, a weight is NaN, outputs have another shape,
+            are not finite, are not the probabilities or logits that they are said to be, or it is
+            unknown which; or the data is empty.
     """
     checks.without_nan("model", checks.model("model", model))
     checks.one_of("empty_classes", empty_classes, ("error", "omit"))

@@ -34,11 +34,12 @@ class MCMITeacher(BaseDistiller):
 
         effective weight = weight * clip(1 + log P(label | x) / log_likelihood_budget, 0, 1).
 
-    Logs, beside `loss` and metrics: `log_likelihood`; `cmi`, with the centroids of the examples
-    that it covers; `stale_cmi`, the trained term, with the stored centroids; and
-    `effective_weight`, a mean. `fit` first measures the centroids on its own data, unless
-    `fit_centroids` has measured them. Called, predicted with and exported, an `MCMITeacher` is the
-    tuned teacher. A `.keras` file of it continues training exactly where it stopped.
+    Logs, beside `loss`, `task_loss` and metrics: `log_likelihood`; `cmi`, with the centroids of the
+    examples that it covers; `stale_cmi`, the trained term, with the stored centroids;
+    `effective_weight`, a mean; and `separation`, where it has a weight. `fit` first measures the
+    centroids on its own data, unless `fit_centroids` has measured them. Called, predicted with and
+    exported, an `MCMITeacher` is the tuned teacher. A `.keras` file of it continues training
+    exactly where it stopped.
 
     Args:
         teacher: Trained classifier: a `keras.Model` with one output of logits, `(batch, C)`. It is
@@ -66,8 +67,9 @@ class MCMITeacher(BaseDistiller):
     Raises:
         ValueError: If the teacher puts out probabilities, has several outputs or nothing to train,
             or an argument is out of range; in `fit`, if a class has no examples (its number is
-            named), the loss of an epoch is not finite, or `validation_split` is given instead of
-            `validation_data`.
+            named), the data can be read only once, `validation_split` is given instead of
+            `validation_data`, or a term of the loss is not finite: before the update of that step,
+            or after the epoch if XLA compiles the whole step.
 
     Example:
         ```python

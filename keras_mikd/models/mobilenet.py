@@ -48,7 +48,7 @@ def mobilenet_v2(
     layer "pooled" is the vector before the classifier, of 1280 channels.
 
     Args:
-        width: Factor on the channels of all blocks and of the stem, above 0 and at most 1.
+        width: Factor on the channels of all blocks and of the stem, at least 1/16 and at most 1.
         num_classes: Number of classes, at least 2.
         input_shape: `(height, width, channels)`, at least `(16, 16, 1)`.
         kernel_regularizer: Regularizer of every convolution and of the classifier, or None.

@@ -20,10 +20,10 @@ def text_transformer(
 ) -> keras.Model:
     """Builds a classifier of texts: pre-norm blocks, the mean over tokens, a linear layer.
 
-    A text is a row of integers, shorter ones filled up with 0: such tokens are masked, so they are
-    attended by no other and are not in the mean. Each token has a learned position, counted from
-    the first that is no padding. The layers
-    "block1", "block2", ... are the residual streams, "pooled" is the vector before the classifier.
+    A text is a row of integers, shorter ones filled up with 0: such tokens are masked, so no other
+    token attends to them, and they are not in the mean. Each token has a learned position, counted
+    from the first that is no padding. The layers "block1", "block2", ... are the residual streams,
+    "pooled" is the vector before the classifier.
 
     Args:
         depth: Number of blocks.

@@ -1,10 +1,11 @@
 """The methods of the papers as lists of losses, for any distiller.
 
-A recipe is a function `(teacher, student, ...) -> list of losses`. It finds the stages of both
-networks by itself, or the blocks of transformers, which stand for stages in all that is said here.
-It raises a `ValueError` where there are none, see `stages`. Weights are floats or schedules. With
-one network in both places, its early stages learn from its last one, for a `SelfDistiller`. Lists
-add up: `recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
+A recipe is a function `(teacher, student, ...) -> list of losses`. One that reads stages finds them
+by itself, or the blocks of transformers, which stand for stages in all that is said here, and
+raises a `ValueError` where there are none, see `stages`. Weights are floats or schedules. Where the
+student may be "the teacher itself", one network stands in both places: its early stages learn from
+its last one, for a `SelfDistiller`. Lists add up:
+`recipes.vid(teacher, student) + recipes.kd(teacher, student)`.
 """
 
 from keras_mikd.distillers.recipes.features import (

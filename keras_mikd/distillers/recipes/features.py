@@ -88,7 +88,7 @@ def activation_boundary(
 
     Args:
         teacher: Network with stages.
-        student: Likewise.
+        student: Likewise, or the teacher itself.
         weight: Factor of every loss. In the losses themselves, the last pair counts as published,
             and each before it half of the next one.
     """
