@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
+from keras_mikd.losses.parts.connectors import run
 
 SAME = (3, 4, 2, 5), (3, 4, 2, 5)
 
@@ -65,7 +66,12 @@ def test_a_connector_is_a_convolution_and_batch_norm_without_relu(training):
 @pytest.mark.parametrize("size", [(8, 8), (2, 2), (5, 6)])
 def test_other_sizes_are_brought_to_the_teachers(size):
     teacher, student = _tensors(((2, 4, 4, 3), (2, *size, 3)))
-    assert mikd.ActivationBoundary()(teacher, student, training=True).shape == (2,)
+    loss = mikd.ActivationBoundary()
+    value = loss(teacher, student, training=True)
+    mapped = run(loss.connector, tf.constant(student), training=True)
+    assert mapped.shape == teacher.shape
+    expected = _twin(teacher, mapped.numpy().astype("float64"), 1.0)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])

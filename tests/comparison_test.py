@@ -92,6 +92,35 @@ def test_a_method_without_losses_changes_the_student_alone(tmp_path):
     assert _row(result, "warm")["training_only_weights"] == 0
 
 
+def test_weights_are_chosen_on_validation_data(monkeypatch):
+    def run(self, method, weight, seed):
+        found = {0.5: (90.0, 10.0), 2.0: (10.0, 90.0)}.get(weight, (50.0, 50.0))
+        times = {"seconds": 1.0, "milliseconds": 1.0, "training_only_weights": 0}
+        return None, {"validation": found[0], "test": found[1], **times}
+
+    monkeypatch.setattr("keras_mikd.comparison.compare._Runner.run", run)
+    row = _row(_compare(), "kd")
+    assert row["weight"] == 0.5 and row["mean"] == 10.0
+    assert row["trials"] == {0.5: 90.0, 2.0: 10.0}
+
+
+def test_every_run_has_its_seed_and_a_schedule_of_all_its_steps(monkeypatch):
+    steps, seeds, batches = set(), set(), mikd.TeacherCache.batches
+
+    def make_optimizer(count):
+        steps.add(count)
+        return keras.optimizers.SGD(0.0)
+
+    def noted(self, *args, seed, **kwargs):
+        seeds.add(seed)
+        return batches(self, *args, seed=seed, **kwargs)
+
+    monkeypatch.setattr(mikd.TeacherCache, "batches", noted)
+    train = cases.data(32)
+    _compare(epochs=3, weights=[1.0], train=train, make_optimizer=make_optimizer)
+    assert steps == {6} and seeds == {0, 1}
+
+
 @pytest.mark.parametrize("cut", ["other classes", "no classifier"])
 def test_a_teacher_of_other_classes_has_no_accuracy(cut, tmp_path, capsys):
     teacher = cases.teacher()

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from crd_twins import TEMPERATURE, contrast, embedded
 from random_features import random_features
 
 import keras_mikd as mikd
+from keras_mikd.losses import crd as crd_module
 
 
 def rows_of(scores):
@@ -37,6 +39,31 @@ def test_evaluation_measures_nothing():
         np.testing.assert_array_equal(normalizer, [0.0, 0.0])
     before = crd(second, student, training=True)
     np.testing.assert_array_equal(crd(second, student, training=False), before)
+
+
+def test_measuring_the_normalizer_adds_no_gradient():
+    crd = mikd.CRD(width=6)
+    teacher, student = random_features(((5, 3), (5, 4)))
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            value = crd(teacher, student, training=True)
+        return tape.gradient(value, crd.trainable_weights)
+
+    crd.build((None, 3), (None, 4))
+    measuring, known = gradients(), gradients()
+    for one, other in zip(measuring, known, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("examples", [5, 10_000_000])
+def test_the_epsilon_of_the_authors_counts_in_a_large_memory(examples):
+    rng = np.random.default_rng(0)
+    own, scores = (rng.normal(size=s).astype("float32") for s in ((5,), (5, 7)))
+    log_z = np.float32(0.3)
+    out = np.exp(np.concatenate([own[:, None], scores], 1) - log_z) / examples
+    value = crd_module._contrast(own, scores, np.full((5, 7), True), log_z, examples=examples)
+    np.testing.assert_allclose(np.mean(value), contrast(out, examples), rtol=1e-4)
 
 
 def test_examples_of_the_same_class_are_no_negatives():

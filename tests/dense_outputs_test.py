@@ -290,7 +290,7 @@ def test_positions_as_examples_give_the_information_of_a_dense_output():
     assert float(metric.result()) == pytest.approx(np.mean(each), rel=1e-4)
 
 
-def test_peers_and_early_stages_of_dense_networks_learn_too():
+def test_peers_and_early_stages_of_dense_networks_have_finite_losses():
     x, y = cases.data(dense=True)
     peers = [cases.teacher(dense=True), cases.student(dense=True)]
     critic = mikd.JSDCritic(teacher_layer="stage2", student_layer="stage1")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_mikd as mikd
+
 
 def _distiller(**kwargs):
     distiller = cases.distiller_with(cases.LOSSES["soft_targets"]())
@@ -67,3 +69,16 @@ def test_errors_of_one_host_are_tensorflows_own():
 
     with pytest.raises(tf.errors.UnavailableError, match="the disk is gone"):
         _distiller().fit(*cases.data(), verbose=0, callbacks=[Unavailable()])
+
+
+def test_the_states_of_more_than_ten_dropouts_keep_their_order(tmp_path):
+    inputs = x = keras.Input((4,))
+    for _ in range(12):
+        x = keras.layers.Dropout(0.5)(x)
+    distiller = mikd.SelfDistiller(keras.Model(inputs, keras.layers.Dense(3)(x)), [])
+    distiller.compile("sgd", cases.cross_entropy())
+    for number, seed in enumerate(distiller._seeds()):
+        seed.assign([number, number])
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert [int(seed[0]) for seed in loaded._seeds()] == [*range(12)]

@@ -73,6 +73,18 @@ def test_factors_are_averaged_to_the_smaller_grid(variant):
     np.testing.assert_allclose(value, np.abs(t - s).mean(1), rtol=1e-4)
 
 
+def test_the_paraphraser_takes_in_the_scale_of_the_teacher():
+    maps = np.random.default_rng(0).normal(size=(8, 4, 4, 6)).astype("float32")
+    factors = []
+    for scale in (1.0, 1000.0):
+        keras.utils.set_random_seed(0)
+        loss = mikd.FactorTransfer(paraphraser_steps=20)
+        loss.build(*((None, *shape[1:]) for shape in SHAPES))
+        loss.look_at(scale * maps, None)
+        factors.append(_factors(loss.paraphraser, scale * maps))
+    np.testing.assert_allclose(*factors, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_the_paraphraser_learns_to_rebuild_maps_of_any_scale(scale):
     """Maps of two kinds of patches in six channels; three channels of factors are enough."""

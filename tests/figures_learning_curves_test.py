@@ -58,6 +58,15 @@ def test_lines_bands_and_limits_are_the_numbers():
     assert (heights.min(), heights.max()) == pytest.approx((0.4, 1.7))
 
 
+def test_a_band_of_validation_is_its_own():
+    validation = {"val_critic_mi_nats": [0.4, 1.0], "val_critic_mi_nats_se": [0.3, 0.3]}
+    figure = mikd.figures.learning_curves(HISTORY | validation)
+    (axes,) = [axes for axes in figure.axes if "mutual" in axes.get_title()]
+    _, band = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.1, 1.3))
+
+
 def test_a_limit_far_above_is_named_and_not_drawn():
     figure = mikd.figures.learning_curves({**HISTORY, "critic_mi_nats_limit": [9.21, 9.21]})
     (axes,) = [axes for axes in figure.axes if "mutual" in axes.get_title()]

@@ -131,6 +131,15 @@ def test_loss_of_a_vector_that_is_unfolded_to_a_map_equals_numpy(
     np.testing.assert_allclose(head(teacher, student), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shapes", [((1, 2, 2, 64), (1, 2, 2, 64)), ((1, 64), (1, 64))])
+def test_means_start_as_pytorch_s_layers(shapes):
+    """Of U(-1, 1) / sqrt(number of terms)."""
+    kernels = [w for w in _head(shapes).trainable_weights if w.path.endswith("kernel")]
+    for kernel in kernels:
+        limit = kernel.shape[0] ** -0.5
+        assert 0.9 * limit < np.abs(kernel).max() <= limit
+
+
 def test_unfolding_starts_with_the_spread_of_pytorch_s_convolutions():
     """Of U(-1, 1) / sqrt(number of terms), whose sum with unit inputs has a variance of 1/3."""
     keras.utils.set_random_seed(0)

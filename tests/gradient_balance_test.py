@@ -174,6 +174,17 @@ def test_loss_scaling_does_not_change_what_is_measured():
     assert _shares(history) == pytest.approx(asked, rel=1e-3)
 
 
+def test_norms_are_measured_without_the_scale_of_the_loss():
+    def sums(scale):
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05), scale)
+        distiller = _compiled(_balanced(), optimizer=optimizer)
+        _fit(distiller)
+        return distiller.gradient_balance.sums.numpy()
+
+    assert np.all(sums(1.0) > 0)
+    np.testing.assert_allclose(sums(1024.0), sums(1.0), rtol=1e-3)
+
+
 def test_evaluation_measures_nothing_and_uses_the_weights():
     distiller = _compiled(_balanced(every=1))
     history = _fit(distiller)

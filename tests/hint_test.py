@@ -35,6 +35,16 @@ def test_the_larger_map_is_averaged_first():
     np.testing.assert_allclose(loss, hint(teacher, pooled), rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (6, 7)])
+def test_convolutions_of_repdistiller_start_as_pytorch_s(size):
+    """Of U(-1, 1) / sqrt(number of terms), but for the transposed one, which is not asked here."""
+    hint = Hint(regressor="repdistiller")
+    hint.build((None, 4, 4, 64), (None, *size, 64))
+    (kernel,) = [w for w in hint.trainable_weights if w.path.endswith("kernel")]
+    limit = np.prod(kernel.shape[:-1]) ** -0.5
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+
+
 @pytest.mark.parametrize("shapes", [MAPS, VECTORS])
 def test_every_weight_gets_a_gradient(shapes):
     hint = Hint()

@@ -266,7 +266,7 @@ def test_features_of_any_scale_read_the_same_information(scale):
     assert seen[1] == pytest.approx(seen[0], abs=0.05)
 
 
-def test_evaluation_measures_nothing_and_draws_the_same_every_time():
+def test_evaluation_measures_nothing():
     loss, features = _loss(), _features(VECTORS)
     first = loss(*features, training=False)
     assert not np.any(loss.critic.teacher_moments)

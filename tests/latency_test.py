@@ -1,5 +1,9 @@
 """Files are timed by LiteRT's own benchmark, in a process of its own."""
 
+import json
+import subprocess
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +23,23 @@ def test_a_file_is_timed_with_every_number_of_threads(file):
     assert [latency.threads for latency in found] == [1, 2]
     for latency in found:
         assert 0 <= latency.median_ms <= latency.p95_ms and latency.runs == 20
+
+
+def test_the_benchmark_is_asked_for_the_threads_and_read_as_it_says(file, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        options_of = dict(part.removeprefix("--").split("=", 1) for part in command if "=" in part)
+        commands.append(options_of)
+        with open(options_of["result_json"], "w") as result:
+            json.dump({"latency": {"median_ms": 1.5, "p95_ms": 2.5}}, result)
+        return types.SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = mikd.measure_latency(file, threads=(1, 4), runs=20)
+    assert [(each.median_ms, each.p95_ms) for each in found] == [(1.5, 2.5)] * 2
+    asked = [(c["model"], c["num_threads"], c["num_runs"]) for c in commands]
+    assert asked == [(str(file), "1", "20"), (str(file), "4", "20")]
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,14 @@ def test_validation_takes_plain_batches():
 
 
 def test_replicas_and_xla_give_the_weights_and_the_memory_of_one_device(two_replicas):
-    def new(**kwargs):
-        return _compiled(_crd(temperature=0.5, negatives_from="other_classes"), **kwargs)
+    def new(gather=True, **kwargs):
+        loss = _crd(temperature=0.5, negatives_from="other_classes", gather=gather)
+        return _compiled(loss, **kwargs)
 
     alone = _fit(new(run_eagerly=True))
     with two_replicas.scope():
-        on_two = new()
-    for other in (_fit(on_two), _fit(new(jit_compile=True))):
+        on_two = [new(gather=gather) for gather in (True, False)]  # A memory is of all replicas.
+    for other in map(_fit, [*on_two, new(jit_compile=True)]):
         for a, b in zip(alone, other, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

@@ -121,6 +121,14 @@ def test_the_total_is_the_sum_that_the_docstring_gives():
     assert seen["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_validation_draws_the_same_negatives_however_long_the_training():
+    distiller = _mimkd()
+    distiller.compile("sgd", cases.cross_entropy(), run_eagerly=True)
+    first = distiller.evaluate(*cases.data(), verbose=0, return_dict=True)
+    distiller.optimizer.iterations.assign(1000)
+    assert distiller.evaluate(*cases.data(), verbose=0, return_dict=True) == first
+
+
 def test_a_schedule_is_a_weight():
     schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
     history = _step(_mimkd(**dict.fromkeys(LEVELS, schedule)))

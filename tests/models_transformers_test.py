@@ -1,5 +1,7 @@
 """The vision and text transformers: weights, and what they compute."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +42,46 @@ def test_tokens_are_the_patches_row_by_row():
     last = keras.Model(model.input, model.get_layer("norm").output)(images)
     pooled = keras.Model(model.input, model.get_layer("pooled").output)(images)
     np.testing.assert_array_equal(pooled, last[:, 0])
+
+
+def _normal(x, layer):
+    gamma, beta = (w.numpy() for w in (layer.gamma, layer.beta))
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * gamma + beta
+
+
+def _attended(x, layer):
+    weights = [weight.astype("float64") for weight in layer.get_weights()]
+    *pairs, (last, last_bias) = zip(weights[::2], weights[1::2], strict=True)
+    q, k, v = (np.einsum("btc,chd->bhtd", x, kernel) + bias[:, None] for kernel, bias in pairs)
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1])
+    shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    return np.einsum("bhtd,hdc->btc", shares @ v, last) + last_bias
+
+
+def test_a_block_is_that_of_the_vision_transformer():
+    """Pre-norm attention and a hidden layer with GELU, each beside a shortcut."""
+    model = models.vision_transformer(depth=1, **VIT)
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(weight + 0.5 * rng.normal(size=weight.shape))
+    images = rng.normal(size=(2, 8, 4, 2)).astype("float32")
+    read = [model.get_layer(name).output for name in ("embedding", "block1")]
+    x, block = (y.numpy().astype("float64") for y in keras.Model(model.input, read)(images))
+    part = {name: model.get_layer(f"block1_{name}") for name in ("norm1", "attention", "norm2")}
+    first, second = (model.get_layer(f"block1_dense{i}").get_weights() for i in (1, 2))
+    x = x + _attended(_normal(x, part["norm1"]), part["attention"])
+    hidden = _normal(x, part["norm2"]) @ first[0] + first[1]
+    erf = np.vectorize(math.erf)
+    hidden = hidden * (1 + erf(hidden / math.sqrt(2))) / 2
+    np.testing.assert_allclose(block, x + hidden @ second[0] + second[1], rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_has_the_rate_of_the_argument():
+    model = models.vision_transformer(depth=1, dropout=0.25, **VIT)
+    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert {layer.rate for layer in dropouts} == {0.25} and len(dropouts) >= 2
+    assert model.get_layer("block1_attention").dropout == 0.25
 
 
 def test_mean_of_the_tokens_instead_of_a_class_token():

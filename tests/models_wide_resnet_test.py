@@ -3,6 +3,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mikd import models
 
@@ -113,3 +114,34 @@ def test_bad_width_num_classes_and_input_shape():
         models.wrn_16_1(1)
     with pytest.raises(ValueError, match=r"Received: input_shape\[0\]=2"):
         models.wrn_16_1(10, (2, 2, 3))
+
+
+def test_a_block_is_that_of_the_benchmark():
+    """RepDistiller's code: where the width changes, the shortcut starts behind the first ReLU."""
+    model = models.wide_resnet(depth=10, width=2, num_classes=3, input_shape=(8, 8, 1))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(np.abs(weight + 0.3 * rng.normal(size=weight.shape)))
+
+    def activated(x, name):
+        norm = model.get_layer(name)
+        scaled = (x - norm.moving_mean) / np.sqrt(norm.moving_variance + 1e-5)
+        return np.maximum(scaled * norm.gamma + norm.beta, 0)
+
+    def convolved(x, name, stride):
+        kernel = model.get_layer(name).kernel.numpy()
+        pad = kernel.shape[0] // 2
+        pads = [[0, 0], [pad, pad], [pad, pad], [0, 0]]
+        return tf.nn.conv2d(x, kernel, stride, pads).numpy()
+
+    places = ["stem_conv", "stage1_output", "stage2_output", "stage3_output"]
+    read = [model.get_layer(place).output for place in places]
+    maps = [y.numpy() for y in keras.Model(model.input, read)(IMAGES)]
+    np.testing.assert_allclose(maps[0], convolved(IMAGES, "stem_conv", 1), rtol=1e-5)
+    for stage, stride in ((1, 1), (2, 2), (3, 2)):
+        block = f"stage{stage}_block1"
+        first = activated(maps[stage - 1], f"{block}_bn1")
+        x = activated(convolved(first, f"{block}_conv1", stride), f"{block}_bn2")
+        expected = convolved(x, f"{block}_conv2", 1)
+        expected += convolved(first, f"{block}_shortcut_conv", stride)
+        np.testing.assert_allclose(maps[stage], expected, rtol=1e-4)

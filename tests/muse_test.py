@@ -369,3 +369,13 @@ def test_no_gradient_enters_what_is_learnt_from(between):
             np.testing.assert_array_equal(a, b)
         moved = zip(early[id(net)], net.get_layer("conv1").get_weights(), strict=True)
         assert any(np.any(a != b) for a, b in moved)
+
+
+def test_the_product_is_of_means_over_examples_with_a_real_token():
+    loss = _loss(combine="multiplicative")
+    mutual, own = _features((BATCH, 2), (BATCH, 2))
+    real = np.array([[1.0], [0.0], [1.0], [1.0], [0.0]], "float32") * np.ones((1, 2), "float32")
+    product = loss._product(tf.constant(mutual), tf.constant(own), tf.constant(real))
+    m, o = ((x * real).sum(0) / real.sum(0) for x in (mutual, own))
+    expected = np.logaddexp(0, m) * np.logaddexp(0, o)
+    np.testing.assert_allclose((product * real).numpy().sum(0) / real.sum(0), expected, rtol=1e-5)

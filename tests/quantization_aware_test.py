@@ -172,7 +172,18 @@ def test_kernels_have_127_steps_to_their_largest_weight(make, axes):
     gradients = [
         tape.gradient(value, net.kernel.value) for value, net in ((rounded, layer), (exact, plain))
     ]
-    np.testing.assert_allclose(*gradients, atol=1e-3)  # The largest weight of a channel included.
+    np.testing.assert_allclose(*gradients, atol=1e-3)
+
+
+def test_the_largest_weight_of_every_channel_has_a_gradient():
+    """The range of a channel is a little larger, since its ends round to either side."""
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(20, 5000)).astype("float32"))
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        value = tf.reduce_sum(fake_quantization._rounded(kernel))
+    gradient = tape.gradient(value, kernel).numpy()
+    largest = np.abs(kernel).argmax(0)
+    np.testing.assert_array_equal(gradient[largest, np.arange(5000)], 1.0)
 
 
 def test_without_rounding_the_copy_is_the_student(monkeypatch):

@@ -107,6 +107,32 @@ def test_inference_takes_the_moving_statistics():
     assert np.any(np.array(loss(teacher, student, training=False)) != np.array(first))
 
 
+def test_in_inference_examples_do_not_depend_on_one_another():
+    loss, teacher, student = _loss(), _tensors(TEACHER), _tensors(STUDENT)
+    loss(teacher, student, training=True)
+    before = [v.numpy() for v in loss.variables]
+    whole = loss(teacher, student, training=False)
+    parts = [
+        loss([t[i : i + 1] for t in teacher], [s[i : i + 1] for s in student], training=False)[0]
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+    for old, new in zip(before, loss.variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_layers_start_as_the_authors_do():
+    """Kaiming's uniform with a slope of 1; the attention's as PyTorch's own."""
+    loss = _loss(channels=64)
+    loss.build([(None, 8, 8, 64), (None, 4, 4, 64)], [(None, 8, 8, 32), (None, 4, 4, 32)])
+    narrow, widen = ([layer.kernel for layer in each] for each in (loss.narrow, loss.widen))
+    attention = [layer.kernel for layer in loss.attention if layer is not None]
+    for kernels, times in ((narrow, 3.0), (widen, 3.0), (attention, 1.0)):
+        for kernel in kernels:
+            limit = (times / np.prod(kernel.shape[:-1])) ** 0.5
+            assert 0.9 * limit < np.abs(kernel).max() <= limit
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 @pytest.mark.parametrize("examples", [1, 3])
 def test_gradients_are_finite_at_the_edges_and_reach_every_weight(scale, examples):

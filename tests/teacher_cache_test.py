@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import keras_mikd as mikd
 from keras_mikd.cache.columns import Columns
+from keras_mikd.cache.views import Views
 
 PLACES = ["stage1", "stage2", "output"]
 
@@ -165,6 +166,28 @@ def test_a_mix_has_the_labels_of_its_shares(mix, dtype):
     shares = x.mean(axis=(1, 2, 3), dtype="float64")
     np.testing.assert_allclose(shares, y[:, 1], atol=1e-3 if dtype == "float16" else 1e-5)
     assert np.any((y[:, 1] > 0.01) & (y[:, 1] < 0.99))
+
+
+def test_the_partner_of_a_mix_is_augmented_in_the_view_of_its_own():
+    def number(image, seed):
+        return tf.ones_like(image) * tf.cast(seed[1], image.dtype)
+
+    views = _cache(augment=number, mix="mixup", views=2)._views
+    images, _ = views(tf.range(16, 32, dtype=tf.int64))  # Rows of the second view of 16 examples.
+    assert np.min(images) >= 16
+
+
+def test_a_box_of_cutmix_has_the_share_that_is_drawn(monkeypatch):
+    monkeypatch.setattr(Views, "_uniform", lambda *_: tf.constant([0.5, 0.5, 0.5]))
+    images, labels = np.zeros((4, 64, 64, 1), "float32"), np.arange(4)
+    options = {"augment": None, "mix": "cutmix", "mix_alpha": 1.0, "num_classes": 4}
+    views = Views(images, labels, **options, views=1, seed=0)
+    rows = [0, 1, 3]  # The partner of all is example 2.
+    _, shares = views(tf.constant(rows, tf.int64))
+    for row, found in zip(rows, shares.numpy(), strict=True):
+        gammas = tf.random.stateless_gamma((2,), views._seed(tf.constant(row), 3), [1.0, 1.0])
+        share = float(gammas[0] / tf.reduce_sum(gammas))
+        assert found[row] == pytest.approx(share, abs=0.04)
 
 
 def test_an_epoch_has_every_example_once():
