@@ -142,3 +142,9 @@ def test_without_pycocotools_the_error_says_what_to_install(monkeypatch):
 
 if __name__ == "__main__":
     pytest.main([__file__])
+
+
+def test_sizes_are_those_of_the_boxes():
+    truths = [[((0, 0, 50, 50), 0)]]
+    metrics = _metrics(_all(truths), truths)
+    assert metrics["AP_medium"] == pytest.approx(1) and np.isnan(metrics["AP_small"])

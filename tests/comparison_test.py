@@ -14,6 +14,7 @@ import tensorflow as tf
 import keras_mikd as mikd
 from keras_mikd.comparison.methods import METHODS
 from keras_mikd.comparison.report import Comparison, half_interval, summarized
+from keras_mikd.comparison.step_time import StepTime
 
 
 def _methods():
@@ -229,7 +230,8 @@ def test_a_folder_goes_on_and_takes_more(tmp_path, monkeypatch, capsys):
     assert again.as_dict() == more.as_dict()
 
 
-def test_other_settings_are_refused(tmp_path):
+def test_other_settings_are_refused(tmp_path, monkeypatch):
+    data = cases.data
     _compare(folder=tmp_path / "runs", seeds=1)
     with pytest.raises(ValueError, match="runs with the same epochs"):
         _compare(folder=tmp_path / "runs", seeds=1, epochs=2)
@@ -239,6 +241,12 @@ def test_other_settings_are_refused(tmp_path):
         _compare(folder=tmp_path / "runs", seeds=1, train=cases.data(24))
     with pytest.raises(ValueError, match="runs with the same test"):
         _compare(folder=tmp_path / "runs", seeds=1, test=cases.data(8))
+    monkeypatch.setattr(cases, "data", lambda *args, seed=0: data(*args, seed=seed + (seed == 1)))
+    with pytest.raises(ValueError, match="runs with the same validation"):
+        _compare(folder=tmp_path / "runs", seeds=1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="runs with the same augment"):
+        _compare(folder=tmp_path / "runs", seeds=1, augment=lambda image, seed: image)
     with pytest.raises(ValueError, match="Expected the losses of 'kd' as they were"):
         other = {"kd": lambda t, s, weight: [mikd.Hint(weight=weight)]}
         _compare(folder=tmp_path / "runs", seeds=1, methods=other)
@@ -323,6 +331,13 @@ def test_a_teacher_with_nan_in_its_weights_is_refused(monkeypatch):
     teacher.get_layer("conv1").bias.assign([float("nan")] * 6)  # The ReLU behind it hides it.
     with pytest.raises(ValueError, match="`teacher` to have numbers.*'conv1/bias' has NaN"):
         _compare(teacher)
+
+
+def test_the_first_step_counts_for_no_time():
+    """It compiles."""
+    steps = StepTime()
+    steps.times = [900.0, 1.0, 2.0, 4.0]
+    assert steps.median() == 2.0
 
 
 def test_intervals_are_those_of_student_s_t():

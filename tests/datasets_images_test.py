@@ -379,3 +379,15 @@ def test_the_draw_is_that_of_the_other_loaders(folder):
     splits = _load({"folder": folder}, labels_per_class=2, validation_fraction=0.0, batch_size=6)
     expected = levels[draw_per_class(labels, 2, seed=0)]
     assert set(_levels(splits.train)[0]) == set(expected)
+
+
+def test_what_is_read_from_disk_is_augmented_only_if_asked(source, read_from):
+    pipeline = dataclasses.replace(PLAIN, padding=2)
+    splits = _load(source, pipeline=pipeline, augment=False)
+    assert max(np.ptp(x, axis=(1, 2, 3)).max() for x, _ in splits.train) < 1e-4
+
+
+def test_parts_that_are_cut_out_are_not_padded():
+    pipeline = ImagePipeline(max_value=1.0, areas=(0.2, 1.0), padding=4)
+    parts = [pipeline.prepare(tf.constant(_picture(100)), 8, seed).numpy() for seed in range(8)]
+    np.testing.assert_allclose(parts, 100.0, rtol=1e-5)

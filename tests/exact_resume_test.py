@@ -11,6 +11,7 @@ import resumed_run
 import tensorflow as tf
 
 import keras_mikd as mikd
+from keras_mikd.checkpoints import run_state
 from keras_mikd.keras_internals import unseeded_draws
 
 
@@ -537,3 +538,47 @@ def test_two_are_refused_and_so_is_a_frequency_of_0(tmp_path):
         _fit(tmp_path, [mikd.ExactResume(tmp_path)])
     with pytest.raises(ValueError, match="`save_freq` to be an int of at least 1"):
         mikd.ExactResume(tmp_path, save_freq=0)
+
+
+def test_a_state_is_written_after_every_so_many_batches(tmp_path):
+    resume = mikd.ExactResume(tmp_path, save_freq=2, verbose=False)
+    options = {"batch_size": 2, "shuffle": False, "verbose": 0}
+    with pytest.raises(KeyboardInterrupt):
+        _model().fit(*_data(), callbacks=[resume, _Interrupt(0, 2)], **options)
+    assert run_state.read(resume.path, arrays=False)["batch"] == 2
+
+
+@pytest.mark.parametrize("kind", [int, np.int64])
+def test_a_run_goes_on_with_another_patience(kind, tmp_path):
+    def best(patience):
+        return keras.callbacks.EarlyStopping("loss", patience=kind(patience), mode="max")
+
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path, [best(3), _Interrupt(2, 0)], epochs=9)
+    _, history = _fit(tmp_path, [best(5)], epochs=9)
+    assert history.epoch == list(range(6))
+
+
+class _Sum(keras.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.total = step, 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.total += self.step
+
+
+def test_two_callbacks_of_one_class_keep_their_own_state(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path, [_Sum(1), _Sum(10), _Interrupt(1, 0)], epochs=2)
+    resumed = [_Sum(1), _Sum(10)]
+    _fit(tmp_path, resumed, epochs=2)
+    assert [each.total for each in resumed] == [2, 20]
+
+
+def test_a_state_holds_bfloat16(tmp_path):
+    value = keras.ops.convert_to_numpy(keras.ops.cast([1.5, -2.0], "bfloat16"))
+    run_state.write(tmp_path / "state.npz", {"variables": [value]})
+    (read,) = run_state.read(tmp_path / "state.npz")["variables"]
+    assert read.dtype == value.dtype
+    np.testing.assert_array_equal(read, value)

@@ -604,3 +604,16 @@ def test_a_layer_that_is_called_twice_can_be_read_at_each_call(nested):
     np.testing.assert_array_equal(read[f"{prefix}relu@2"], read["stage2"])
     with pytest.raises(ValueError, match="called several times"):
         FeatureTaps(model, [f"{prefix}relu"])
+
+
+def test_masks_that_come_and_go_are_refused():
+    inputs = keras.Input((5,), dtype="int32")
+    model = keras.Model(inputs, layers.Embedding(9, 4, mask_zero=True)(inputs))
+
+    def features(model, x, training):
+        tokens = model(x, training=training)
+        return {"output": tokens * 1.0 if training else tokens}
+
+    taps = FeatureTaps(model, [], features=features)
+    with pytest.raises(ValueError, match="Expected the masks that"):
+        taps(np.ones((2, 5), "int32"), training=True)

@@ -4,6 +4,7 @@ import cases
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mikd.checkpoints import fingerprints
 
@@ -40,6 +41,10 @@ def _other(image, seed):
     return image * 2.0 if seed is None else image
 
 
+def _with_keyword(amount):
+    return lambda image, seed, *, factor=amount: image * factor
+
+
 FUNCTIONS = {
     "none": None,
     "closure": _scaled(2.0),
@@ -49,6 +54,10 @@ FUNCTIONS = {
     "partial": functools.partial(_other, seed=None),
     "other partial": functools.partial(_other, seed=1),
     "nested": lambda image, seed: _scaled(2.0)(image, seed),
+    "function of a module": lambda image, seed: tf.image.flip_up_down(image),
+    "other function of it": lambda image, seed: tf.image.flip_left_right(image),
+    "keyword default": _with_keyword(2.0),
+    "other keyword default": _with_keyword(3.0),
 }
 
 
@@ -89,6 +98,7 @@ def test_bytes_that_differ_have_other_names():
         (lambda x: x + 1.0, lambda x: x - 1.0),
         (lambda x: x * keras.ops.ones(6), lambda x: x * keras.ops.zeros(6)),
         (lambda x: x[:, :2], lambda x: x[:, 2:]),
+        (lambda x: x[:, ::2], lambda x: x[:, ::3]),
     ],
 )
 def test_constants_of_operations_count(first, second):
@@ -136,3 +146,19 @@ def test_global_numbers_count(monkeypatch):
 
 if __name__ == "__main__":
     pytest.main([__file__])
+
+
+def test_a_structure_has_the_constants_of_its_operations():
+    def name(factor):
+        inputs = keras.Input((2,))
+        return fingerprints.of_structure(keras.Model(inputs, inputs * factor))
+
+    assert name(2.0) == name(2.0) != name(3.0)
+
+
+def test_the_order_of_the_outputs_counts():
+    inputs = keras.Input((3,))
+    first = keras.layers.Dense(3)(inputs)
+    second = keras.layers.Dense(3)(first)
+    one, other = (keras.Model(inputs, o) for o in ([first, second], [second, first]))
+    assert fingerprints.of_model(one) != fingerprints.of_model(other)

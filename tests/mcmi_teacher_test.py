@@ -684,3 +684,12 @@ def test_a_copy_that_computes_something_else_is_refused():
     teacher = keras.Model(inputs, keras.layers.Dense(3)(_Scaled(5.0)(inputs)))
     with pytest.raises(ValueError, match="to copy.*the copy puts out something else"):
         mikd.MCMITeacher(teacher)
+
+
+def test_evaluation_moves_no_centroids():
+    x, y = cases.data(16)
+    mcmi = _compiled(_new(centroids="running"))
+    mcmi.fit_centroids(x, y, verbose=0)
+    before = mcmi.regularizer.centroids
+    mcmi.evaluate(x[:8], y[:8], verbose=0)
+    np.testing.assert_array_equal(mcmi.regularizer.centroids, before)

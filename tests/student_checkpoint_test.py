@@ -271,3 +271,11 @@ def test_other_models_and_unknown_peers_are_refused(tmp_path):
     saving = mikd.StudentCheckpoint(path, monitor="val_peer1_loss")
     with pytest.raises(ValueError, match=r"\['peer1', 'peer2'\]. Received: network=None"):
         _fit([saving], model=peers)
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_not_overwritten(tmp_path):
+    path = tmp_path / "run[1].keras"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        _fit([mikd.StudentCheckpoint(path)])
+    assert path.read_bytes() == b"old"

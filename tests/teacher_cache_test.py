@@ -177,17 +177,30 @@ def test_the_partner_of_a_mix_is_augmented_in_the_view_of_its_own():
     assert np.min(images) >= 16
 
 
+def _views(**options):
+    images = np.ones((64, 8, 8, 1), "float32") * np.arange(64)[:, None, None, None]
+    options = {"augment": None, "mix": None, "mix_alpha": 1.0, "num_classes": 64, **options}
+    return Views(images, np.arange(64), **{"views": 1, "seed": 0, **options})
+
+
 def test_a_box_of_cutmix_has_the_share_that_is_drawn(monkeypatch):
     monkeypatch.setattr(Views, "_uniform", lambda *_: tf.constant([0.5, 0.5, 0.5]))
-    images, labels = np.zeros((4, 64, 64, 1), "float32"), np.arange(4)
-    options = {"augment": None, "mix": "cutmix", "mix_alpha": 1.0, "num_classes": 4}
-    views = Views(images, labels, **options, views=1, seed=0)
-    rows = [0, 1, 3]  # The partner of all is example 2.
-    _, shares = views(tf.constant(rows, tf.int64))
-    for row, found in zip(rows, shares.numpy(), strict=True):
-        gammas = tf.random.stateless_gamma((2,), views._seed(tf.constant(row), 3), [1.0, 1.0])
-        share = float(gammas[0] / tf.reduce_sum(gammas))
-        assert found[row] == pytest.approx(share, abs=0.04)
+    monkeypatch.setattr(Views, "_share", lambda *_: tf.constant(0.75))
+    _, shares = _views(mix="cutmix")(tf.range(4, dtype=tf.int64))
+    np.testing.assert_allclose(np.max(shares, axis=1), 0.75)  # A box of 4 x 4 in 8 x 8.
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.2, 1.0, 1000.0])
+def test_shares_of_a_mix_are_of_the_beta_distribution(alpha):
+    views = _views(mix="mixup", mix_alpha=alpha, views=32)
+    draws = tf.map_fn(views._share, tf.range(views.rows), fn_output_signature=tf.float32).numpy()
+    assert draws.mean() == pytest.approx(0.5, abs=0.04)
+    assert draws.var() == pytest.approx(0.25 / (2 * alpha + 1), rel=0.1)
+
+
+def test_no_two_purposes_of_any_two_seeds_share_a_draw():
+    draws = [tuple(_views(seed=s)._seed(0, p).numpy()) for s in range(3) for p in range(4)]
+    assert len(set(draws)) == len(draws)
 
 
 def test_an_epoch_has_every_example_once():
@@ -555,3 +568,28 @@ def test_an_augmentation_that_ignores_its_seed_is_refused():
     cache = _cache(augment=lambda image, seed: tf.image.random_brightness(image, 0.5))
     with pytest.raises(ValueError, match="`augment` to draw from its seed alone"):
         cache.build(verbose=0)
+
+
+def test_a_folder_knows_every_image(tmp_path):
+    x, y = cases.data(40)
+    mikd.TeacherCache(cases.teacher(), x, y, folder=tmp_path).build(verbose=0)
+    x[1] += 1.0  # None of the rows that are looked at for their augmentation.
+    with pytest.raises(ValueError, match="one with other data"):
+        mikd.TeacherCache(cases.teacher(), x, y, folder=tmp_path)
+
+
+def test_a_folder_knows_the_function_that_reads_the_teacher(tmp_path):
+    def features(factor):
+        return lambda model, x, training: {"output": factor * model(x, training=training)}
+
+    _cache(places=[], features=features(1.0), folder=tmp_path).build(verbose=0)
+    with pytest.raises(ValueError, match="one with other teacher"):
+        _cache(places=[], features=features(2.0), folder=tmp_path)
+
+
+def test_only_logits_may_be_masked():
+    inner = cases.teacher()
+    masked = keras.layers.Rescaling(1.0, -np.inf, name="masked")(inner.output)
+    teacher = keras.Model(inner.input, inner.output + 0.0 * keras.ops.isfinite(masked))
+    with pytest.raises(ValueError, match="finite numbers. Received: -inf at its place 'masked'"):
+        _cache(teacher=teacher, places=["masked"]).build(verbose=0)

@@ -95,8 +95,7 @@ class Views:
         draws = self._uniform(row, 1, (3,))
         partner = tf.cast(draws[0] * self.examples, tf.int64)
         other, other_label = self._augmented(row - row % self.examples + partner, 2)
-        gammas = tf.random.stateless_gamma((2,), self._seed(row, 3), [self.mix_alpha] * 2)
-        share = gammas[0] / tf.reduce_sum(gammas)
+        share = self._share(row)
         if self.mix == "mixup":
             of_image = tf.cast(share, image.dtype)
             image = of_image * image + (1 - of_image) * other
@@ -108,6 +107,18 @@ class Views:
             tf.one_hot(tf.cast(each, tf.int64), self.num_classes) for each in (label, other_label)
         )
         return image, share * first + (1.0 - share) * second
+
+    def _share(self, row):
+        """Draws the share of an image from Beta(alpha, alpha), a float32 scalar.
+
+        It is `a / (a + b)` of two draws from Gamma(alpha), which for a small alpha are both too
+        small for a float: hence logarithms, of Gamma(alpha + 1) times a power of a uniform number.
+        """
+        alpha, seed = self.mix_alpha, self._seed(row, 3)
+        larger = tf.random.stateless_gamma((2,), seed, [alpha + 1.0] * 2)
+        uniform = 1.0 - tf.random.stateless_uniform((2,), tf.reverse(seed, [0]))
+        logs = tf.math.log(larger) + tf.math.log(uniform) / alpha
+        return tf.sigmoid(logs[0] - logs[1])
 
     def _augmented(self, row, purpose):
         image, label = self.images[row % self.examples], self.labels[row % self.examples]
