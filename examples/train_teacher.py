@@ -56,12 +56,7 @@ flags.DEFINE_float(
     "validation_fraction", None, "Part of the training images to hold out, 0 for none."
 )
 flags.DEFINE_bool("drop_remainder", True, "Leave out what does not fill the last batch.")
-flags.DEFINE_enum(
-    "policy",
-    "float32",
-    ["float32", "mixed_bfloat16", "mixed_float16"],
-    "What the teacher computes in while it trains; it is saved in float32.",
-)
+flags.DEFINE_string("policy", "float32", "Keras' dtype policy in training; saved is float32.")
 flags.DEFINE_integer("epochs", 40, "Epochs.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
@@ -107,13 +102,10 @@ def compiled(network, optimizer="sgd"):
 
 
 def train(teacher, data, optimizer, epochs, logs):
+    options = {"epochs": epochs, "shuffle": False, "verbose": 2}  # The data shuffles itself.
+    board = keras.callbacks.TensorBoard(logs, write_graph=False)
     compiled(teacher, optimizer).fit(
-        data.train,
-        validation_data=data.validation,
-        epochs=epochs,
-        shuffle=False,  # The data shuffles itself.
-        verbose=2,
-        callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False)],
+        data.train, validation_data=data.validation, callbacks=[board], **options
     )
 
 
@@ -137,8 +129,7 @@ def main(_):
             f"Teacher {FLAGS.model} ({teacher.count_params():,} weights), "
             f"{data.num_train} training images, {FLAGS.epochs} epochs of {len(data.train)} steps"
         )
-        steps = FLAGS.epochs * len(data.train)
-        rate = new_schedule(FLAGS.schedule, FLAGS.learning_rate, steps)
+        rate = new_schedule(FLAGS.schedule, FLAGS.learning_rate, FLAGS.epochs * len(data.train))
         optimizer = new_optimizer(FLAGS.optimizer, rate, FLAGS.weight_decay)
         train(teacher, data, optimizer, FLAGS.epochs, output / "logs" / "teacher")
         keras.config.set_dtype_policy("float32")
