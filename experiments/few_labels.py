@@ -146,7 +146,10 @@ def augmented_batches(data):
     seeds = tf.data.Dataset.random(seed=0).batch(2)
     return (
         tf.data.Dataset.zip(images, seeds)
-        .map(lambda example, seed: (data.augment(example[0], seed), example[1]))
+        .map(
+            lambda example, seed: (data.augment(example[0], seed), example[1]),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
         .batch(FLAGS.batch_size, drop_remainder=True)
     )
 
