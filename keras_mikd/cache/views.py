@@ -114,9 +114,10 @@ class Views:
         It is `a / (a + b)` of two draws from Gamma(alpha), which for a small alpha are both too
         small for a float: hence logarithms, of Gamma(alpha + 1) times a power of a uniform number.
         """
-        alpha, seed = self.mix_alpha, self._seed(row, 3)
-        larger = tf.random.stateless_gamma((2,), seed, [alpha + 1.0] * 2)
-        uniform = 1.0 - tf.random.stateless_uniform((2,), tf.reverse(seed, [0]))
+        alpha = self.mix_alpha
+        seeds = tf.unstack(tf.random.experimental.stateless_split(self._seed(row, 3), 2))
+        larger = tf.random.stateless_gamma((2,), seeds[0], [alpha + 1.0] * 2)
+        uniform = 1.0 - tf.random.stateless_uniform((2,), seeds[1])
         logs = tf.math.log(larger) + tf.math.log(uniform) / alpha
         return tf.sigmoid(logs[0] - logs[1])
 

@@ -136,9 +136,8 @@ def compare(
     }
     cells = Cells(folder, settings)
     split = "validation" if test is None else "test"
-    has_classes = _has_classes_of(student, teacher)
-    teacher_accuracy = _of_teacher(cells, runner)[split] if has_classes else None
-    if verbose and has_classes:
+    teacher_accuracy = _of_teacher(cells, runner, student).get(split)
+    if verbose and teacher_accuracy is not None:
         print(f"teacher: {teacher_accuracy:.2f} % of the {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
     references = {
@@ -331,14 +330,11 @@ def _distiller(made, teacher, student, balance):
     return SelfDistiller(student, [])
 
 
-def _has_classes_of(student, teacher):
-    """Whether a teacher's output is like the student's, as far as they have shapes to tell."""
-    shapes = [getattr(network, "output_shape", None) for network in (student, teacher)]
-    return None in shapes or shapes[0] == shapes[1]
-
-
-def _of_teacher(cells, runner):
-    """Returns the accuracies of the teacher, which are measured once."""
+def _of_teacher(cells, runner, student):
+    """Returns the accuracies of the teacher, measured once; none of one with other outputs."""
+    shapes = [getattr(each, "output_shape", None) for each in (student, runner.teacher)]
+    if None not in shapes and shapes[0] != shapes[1]:
+        return {}
     key = {"method": "teacher"}
     found = cells.get(key)
     if found is None:
