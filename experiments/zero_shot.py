@@ -22,6 +22,12 @@ With CIFAR-10 and the authors' protocol (resnet56 to resnet20):
     python experiments/zero_shot.py --dataset=cifar10 --teacher=runs/cifar10/teacher.keras \
         --mcmi_teacher=runs/cifar10-mcmi/weight0.25.keras --output_dir=runs/cifar10-zero
 
+Photographs on two cores: few images of each class, whose augmented views are drawn once, so that
+every teacher runs over them once:
+
+    python experiments/zero_shot.py --dataset=cifar10 --teacher=... --mcmi_teacher=... \
+        --student=wrn_16_1 --labels_per_class=50 --views=8 --epochs=40 --output_dir=...
+
 Every teacher has its column, so nothing is chosen. Writes to `<output_dir>`: `results.json` (every
 run), a folder for every run, and for each set the confusion matrices and the t-SNE of the logits on
 the test split, of the students of seed 0 (`confusion_<set>.png`, `tsne_<set>.png`).
@@ -36,10 +42,12 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
+import few_labels
 import keras_mikd as mikd
 import protocol
 import results
 from keras_mikd import recipes
+from keras_mikd.batches import take_apart
 
 LABELS_ONLY = "labels only"
 # With all its images, a student of digits needs fewer epochs than with a hundred. The temperature
@@ -59,6 +67,10 @@ flags.DEFINE_list(
     "9,9+7,9+7+5,9+7+5+3,9+7+5+3+1,9+7+5+3+1+0",
     "Sets of classes to drop, their numbers joined by +.",
 )
+flags.DEFINE_integer("labels_per_class", 0, "Training images of each class; 0 for all.", 0)
+flags.DEFINE_integer(
+    "views", 0, "Augmented views of an image, seen once by a teacher; 0: new ones every epoch.", 0
+)
 flags.DEFINE_bool("each_class", False, "Drop every class by itself instead.")
 flags.DEFINE_float("label_weight", 0.1, "Weight of the labels beside a teacher.", 0.0)
 flags.DEFINE_float("kd_weight", 0.9, "Weight of the soft targets.", 0.0)
@@ -76,17 +88,47 @@ def taught(teacher, student, label_weight, kd_weight, temperature):
 def without(dataset, dropped):
     """Returns a data set of as many batches that lack the dropped classes, none of them empty."""
 
-    def keep(images, labels):
-        kept = tf.reduce_all(labels[:, None] != tf.constant(dropped, labels.dtype), axis=1)
-        return tf.boolean_mask(images, kept), tf.boolean_mask(labels, kept)
+    def labels_of(batch):
+        return take_apart(batch[0] if len(batch) == 1 else batch).y
 
-    batches = dataset.map(keep).filter(lambda images, labels: tf.size(labels) > 0)
+    def keep(*batch):
+        labels = labels_of(batch)
+        kept = tf.reduce_all(labels[:, None] != tf.constant(dropped, labels.dtype), axis=1)
+        batch = tf.nest.map_structure(lambda part: tf.boolean_mask(part, kept), batch)
+        return batch[0] if len(batch) == 1 else batch  # A cache has one tuple with names.
+
+    batches = dataset.map(keep).filter(lambda *batch: tf.size(labels_of(batch)) > 0)
     batches = batches.repeat().take(len(dataset))
     # A filter hides how many there are, without which Keras warns that data ran out.
     return batches.apply(tf.data.experimental.assert_cardinality(len(dataset)))
 
 
-def train(settings, teachers, soft_targets, folder, dropped, teacher, seed):
+def cached(settings, teachers):
+    """Returns a cache of every teacher's logits over the same views of the same images."""
+    keras.utils.set_random_seed(0)  # The images and their order are the same in every run.
+    data = protocol.load_data(settings, seed=0, augment=False, drop_remainder=False)
+    caches = {}
+    for name, teacher in teachers.items():
+        print(f"Teacher {name}:", flush=True)
+        caches[name] = mikd.TeacherCache(
+            teacher,
+            *few_labels.arrays(data.train),
+            augment=few_labels.crop_and_flip,
+            views=FLAGS.views,
+        ).build()
+    return caches
+
+
+def training_batches(data, settings, caches, teacher, seed):
+    """Returns the batches of a student: new views in every epoch, or those of a cache."""
+    if not caches:
+        return data.train
+    alone = teacher == LABELS_ONLY
+    cache = next(iter(caches.values())) if alone else caches[teacher]
+    return cache.batches(settings.batch_size, seed=seed, with_teacher=not alone)
+
+
+def train(settings, teachers, caches, soft_targets, folder, dropped, teacher, seed):
     """Returns the accuracies of one student, and saves its logits on the test split."""
     keras.utils.set_random_seed(seed)
     data = protocol.load_data(settings, seed)
@@ -96,7 +138,10 @@ def train(settings, teachers, soft_targets, folder, dropped, teacher, seed):
     else:
         model = taught(teachers[teacher], student, **soft_targets)
     classes = classes_of(dropped)
-    seen = dataclasses.replace(data, train=without(data.train, classes))
+    batches = training_batches(data, settings, caches, teacher, seed)
+    seen = dataclasses.replace(data, train=without(batches, classes))
+    if caches:  # Validation would run the teacher over more images than training does.
+        seen = dataclasses.replace(seen, validation=None)
     protocol.fit(model, seen, settings, folder)
     logits = model.predict(data.test, verbose=0)
     labels = np.concatenate([labels for _, labels in data.test])
@@ -173,7 +218,12 @@ def check_sets(sets, num_classes):
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
-    settings = protocol.chosen(FLAGS, **EPOCHS.get(FLAGS.dataset, {}))
+    if FLAGS.views and FLAGS.dataset == "digits":
+        raise SystemExit("Expected --views with photographs. Received: --dataset=digits")
+    labels_per_class = FLAGS.labels_per_class or None
+    settings = protocol.chosen(
+        FLAGS, labels_per_class=labels_per_class, **EPOCHS.get(FLAGS.dataset, {})
+    )
     soft_targets = {
         "label_weight": FLAGS.label_weight,
         "kd_weight": FLAGS.kd_weight,
@@ -190,11 +240,13 @@ def main(argv):
             protocol=settings.settings(),
             soft_targets=soft_targets,
             teachers={name: protocol.digest(path) for name, path in files.items()},
+            **({"views": FLAGS.views} if FLAGS.views else {}),
         )
+        caches = cached(settings, teachers) if FLAGS.views else {}
         print(f"Students: {settings}\nPer cent of the dropped classes, seed by seed:")
         names = [LABELS_ONLY, *teachers]
         rows = [{"dropped": each, "teacher": name} for each in sets for name in names]
-        one = functools.partial(train, settings, teachers, soft_targets)
+        one = functools.partial(train, settings, teachers, caches, soft_targets)
         results.sweep(kept, rows, range(FLAGS.seeds), one, shown="dropped_accuracy")
         print_table(kept.rows("dropped", "teacher"), sets, names)
         if protocol.is_chief():

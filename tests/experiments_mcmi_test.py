@@ -32,6 +32,29 @@ def test_classes_are_dropped_inside_the_batch(zero_shot):
     assert len(zero_shot.without(dataset, [0, 1])) == 4
 
 
+def test_classes_are_dropped_from_the_batches_of_a_cache(zero_shot):
+    teacher = mikd.models.digits_cnn(3, (8, 8, 1))
+    images = np.random.default_rng(0).random((12, 8, 8, 1), "float32")
+    labels = np.arange(12) % 3
+    cache = mikd.TeacherCache(teacher, images, labels).build(verbose=0)
+    batches = zero_shot.without(cache.batches(6, shuffle=False), [1])
+    assert len(batches) == 2
+    logits = teacher.predict(images, verbose=0)
+    for number, batch in enumerate(batches):
+        rows = np.arange(6 * number, 6 * number + 6)
+        rows = rows[labels[rows] != 1]
+        np.testing.assert_array_equal(batch.x, images[rows])
+        np.testing.assert_array_equal(batch.y, labels[rows])
+        ((kept,),) = (each.values() for each in batch.teacher_features.values())
+        np.testing.assert_allclose(kept, logits[rows], rtol=1e-4, atol=1e-5)
+    distiller = mikd.Distiller(
+        teacher, mikd.models.digits_cnn(3, (8, 8, 1)), [mikd.SoftTargets(weight=0.9)]
+    )
+    distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = distiller.fit(batches, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 def test_dropped_classes_are_counted_apart(zero_shot):
     labels = np.array([0, 0, 1, 2, 2, 2, 2])
     predicted = np.array([0, 1, 1, 2, 2, 2, 0])
