@@ -34,8 +34,8 @@ class TeacherCache:
     With `augment` or `mix`, every example has `views` views, each drawn from a seed of its own: the
     student sees exactly the images that the teacher saw. An epoch shows each example once, in one
     view. A folder holds one memory-mapped `.npy` file per place; an interrupted build continues
-    there. Other weights of the teacher, data, views, places or precision than those of the folder
-    are refused, and so is a folder that is damaged: it is read once, here, for its checksums.
+    there. If the teacher's weights, the data, views, places or precision differ from those of the
+    folder, the folder is refused; so is a damaged one: it is read once, here, for its checksums.
     Training from a float32 cache gives the weights of training without one, up to rounding.
 
     Args:
@@ -44,8 +44,8 @@ class TeacherCache:
             of batches `(images, labels)`, read once, here. For a `folder`, it must give the same
             in every run.
         labels: Integer labels, shape `(n,)`, or one for every position of a dense output,
-            `(n, ...)`; none for a data set. With the latter, `augment` and `mix`, which leave
-            labels where they are, are refused.
+            `(n, ...)`; none for a data set. With a dense output, `augment` and `mix` are refused,
+            because they leave labels where they are.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
             with `seed` an int32 tensor of shape `(2,)`; or `None`.
@@ -146,8 +146,8 @@ class TeacherCache:
             verbose: Whether to show the size and a progress bar.
 
         Raises:
-            ValueError: If the teacher has weights that are NaN or puts out nan or infinity (logits
-                may be -inf), or a number that float16 does not hold; if it was trained since the
+            ValueError: If the teacher has weights that are NaN, or outputs NaN, infinity (logits
+                may be -inf) or a number that is too large for float16; if it was trained since the
                 cache was made; or if `augment` does not follow from its seed.
             OSError: If the folder's disk has no room for all of the cache.
         """
@@ -196,8 +196,8 @@ class TeacherCache:
                 in their order, in their first view.
             with_teacher: Whether batches carry the teacher's tensors; otherwise the distiller runs
                 its teacher on the same batches.
-            first_epoch: Epoch that is read first. The order of an epoch follows from `seed` and
-                its number, so a run can go on with `first_epoch=resume.epoch`, see `ExactResume`.
+            first_epoch: Epoch that is read first. The order of an epoch follows from `seed` and its
+                number, so a run can continue with `first_epoch=resume.epoch`, see `ExactResume`.
             beside: Caches of other teachers of the distiller, over the same views of the same
                 images, whose tensors the batches carry too. A teacher without a cache runs.
 

@@ -17,15 +17,15 @@ _SHOWN = 5
 
 
 class ExactResume(keras.callbacks.Callback):
-    """Lets a killed `fit` go on where it was: started again, it ends with the very same weights.
+    """Lets a killed `fit` continue where it was, and end with exactly the same weights.
 
     Start the same script again. `fit` reads the data as far as it was read before, without
-    training, restores everything else and goes on, in the middle of an epoch too. Kept are all
+    training, restores everything else and continues, even in the middle of an epoch. It keeps all
     variables (networks, losses, optimizers, metrics, seeds of Dropout and of augmentation layers),
     the history, and what the other callbacks have counted: their attributes that are numbers,
-    texts, arrays, or lists and dicts of these. One file holds it all. It is replaced whole, so a
-    kill at any moment leaves the state before or the one after. It stays when the run has ended:
-    `fit` returns at once then. Remove the folder for a new run.
+    strings, arrays, or lists and dicts of these. One file holds all of this. It is replaced as a
+    whole, so a kill at any moment leaves the previous state or the new one. It remains when the run
+    has ended: `fit` then returns at once. Remove the folder for a new run.
 
     ```python
     keras.utils.set_random_seed(0)
@@ -36,17 +36,18 @@ class ExactResume(keras.callbacks.Callback):
     Args:
         folder: Folder of this run alone. On several hosts, all must see it; the chief writes.
         save_freq: `"epoch"`, or the number of batches after which to save within an epoch as well.
-        replay_data: Whether earlier epochs are read again, which any data needs whose order depends
-            on them. With `False`, the data must begin with epoch `epoch`, such as
+        replay_data: Whether earlier epochs are read again, as is necessary if the order of the data
+            depends on them. With `False`, the data must begin with epoch `epoch`, such as
             `cache.batches(64, first_epoch=resume.epoch)`.
-        verbose: Whether to print where a run goes on.
+        verbose: Whether to print where a run continues.
 
     Attributes:
-        epoch: Epoch, counted from 0, with which `fit` goes on; 0 for a new run.
+        epoch: Epoch, counted from 0, with which `fit` continues; 0 for a new run.
 
     Raises:
-        ValueError: Before the first step, if the model is none of this library's, the order of the
-            data cannot be repeated, the folder holds another run's state, or the file is damaged.
+        ValueError: Before the first step, if the model is not one of this library's, the order of
+            the data cannot be repeated, the folder holds another run's state, or the file is
+            damaged.
     """
 
     def __init__(

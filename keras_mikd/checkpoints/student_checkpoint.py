@@ -18,11 +18,12 @@ class StudentCheckpoint(keras.callbacks.Callback):
     """Saves the student alone, the best so far or that of every epoch, while a distiller trains.
 
     The file is what you hand over: it needs neither the teacher nor the losses, nor this library,
-    unless the student has layers of it, as that of `quantization_aware` has. It holds the student
-    of a `Distiller` or `SelfDistiller`, a peer of a `MutualDistiller`, or the tuned teacher of an
-    `MCMITeacher`. It is replaced whole, so a kill leaves the student before or the new one. On
-    several hosts, the chief writes. With `ExactResume`, a run that is started again knows the best.
-    `keras.callbacks.ModelCheckpoint` saves the whole distiller instead, for further training.
+    unless the student contains its layers, as one from `quantization_aware` does. It holds the
+    student of a `Distiller` or `SelfDistiller`, a peer of a `MutualDistiller`, or the tuned teacher
+    of an `MCMITeacher`. It is replaced as a whole, so a kill leaves the previous student or the new
+    one. On several hosts, the chief writes. With `ExactResume`, a restarted run remembers the best
+    value. `keras.callbacks.ModelCheckpoint` saves the whole distiller instead, for further
+    training.
 
     ```python
     best = keras_mikd.StudentCheckpoint("student.keras")
@@ -33,12 +34,13 @@ class StudentCheckpoint(keras.callbacks.Callback):
         path: Path that ends in `".keras"`, for the network, or in `".weights.h5"`, for its weights.
             `{epoch}`, counted from 1, and the monitor are filled in, with a format if there is one:
             `"student{epoch:03d}-{val_accuracy:.3f}.keras"`.
-        monitor: Name in the logs of what makes a student the best; of peers, such as
-            `"val_peer1_accuracy"`.
-        mode: `"max"`: the largest is best; `"min"`: the smallest; `"auto"`: the largest of a name
-            that ends in `accuracy`, the smallest of one that ends in `loss`.
-        save_best_only: Whether a student is saved only if it is better than all before. Epochs that
-            do not validate are then left out (`validation_freq`), and so is a monitor of NaN.
+        monitor: Name in the logs of the value that makes a student the best; with peers, a name
+            such as `"val_peer1_accuracy"`.
+        mode: `"max"`: the largest is best; `"min"`: the smallest; `"auto"`: the largest if the name
+            ends in `accuracy`, the smallest if it ends in `loss`.
+        save_best_only: Whether a student is saved only if it is better than all before. Epochs
+            without validation (`validation_freq`) are then skipped, and so is a monitor that is
+            NaN.
         network: Which peer of a `MutualDistiller`: `"peer1"`, `"peer2"`, ...
         overwrite: Whether files that another run has left may be replaced.
         verbose: Whether to print what is saved.

@@ -49,35 +49,35 @@ def compare(
     folder: str | os.PathLike | None = None,
     verbose: bool = True,
 ) -> Comparison:
-    """Trains a student alone and by every method, all alike, and says which one helps.
+    """Trains a student alone and with every method, all alike, and says which method helps.
 
     Weights are chosen on the validation data, with as many trials for every method. The accuracies
-    of the teacher and of the student alone come first; a teacher of other classes has none. The
-    teacher runs once over arrays, over data sets in every step. Validation runs no teacher. Every
-    run sets Keras' global seed. A call that was killed goes on in its `folder`, and one with more
-    methods, weights or seeds adds to it.
+    of the teacher and of the student alone come first; a teacher of other classes has none. With
+    arrays, the teacher runs only once; with data sets, it runs in every step. Validation does not
+    run it. Every run sets Keras' global seed. A call that was killed continues in its `folder`, and
+    one with more methods, weights or seeds adds to it.
 
     ```python
     result = keras_mikd.compare(teacher, make_student, (x, y), validation, test, folder="runs/own")
     print(result)
     ```
 
-    A run whose loss is not finite stops there, and its student counts as it is.
+    A run whose loss is not finite stops there, and its student counts as it is then.
 
     Args:
         teacher: Trained Keras model.
         make_student: Function of no arguments that makes an untrained student with the same inputs.
         train: Arrays `(images, labels)`, or a `tf.data.Dataset` of batches, read as it is.
         validation: Data to choose weights on, likewise.
-        test: Data that nothing is chosen on; without it, the report is about `validation`.
+        test: Data on which nothing is chosen; without it, the report is about `validation`.
         methods: Names of recipes: `"kd"`, `"lskd"`, `"dkd"`, `"rld"`, `"dist"`, `"wttm"`, `"hint"`,
             `"vkd"`, `"at"`, `"ab"`, `"ft"`, `"review_kd"`, `"nst"`, `"fsp"`, `"sp"`, `"cc"`,
             `"rkd"`, `"pkt"`, `"crd"`, `"queue"`, `"itrd"`, `"vid"`, `"mimkd"`, `"info_nce"`,
             `"muse"`; or a dict `{name: function (teacher, student, weight) -> list of losses}`,
-            with `None` for a known name. A function without losses changes the student itself, as
-            one that gives it trained weights does. A function may also return a distiller that
-            trains the student, such as a `SelfDistiller`, or a `MutualDistiller` with the student
-            among its peers; a teacher in it runs in every step.
+            with `None` for a known name. A function that returns no losses changes the student
+            itself, for example by giving it trained weights. A function may also return a distiller
+            that trains the student, such as a `SelfDistiller`, or a `MutualDistiller` with the
+            student among its peers; a teacher in it runs in every step.
         weights: Weights to try for every method, a list, or `{method: list}`; if `None`, three of
             each method's own, a decade apart, and with `balance` 0.3, 1 and 3.
         seeds: Number of runs of every method at its chosen weight: seeds 0, 1, ...
@@ -91,8 +91,9 @@ def compare(
         views: Views of every image with `augment`.
         max_cache_bytes: Largest memory for the teacher's tensors; if they need more, the teacher
             runs in every step.
-        folder: Where runs, students and the report are kept, or `None`. Of a `tf.data.Dataset` it
-            knows the number and the shapes of the batches only: give other data another folder.
+        folder: Where runs, students and the report are kept, or `None`. A `tf.data.Dataset` is
+            compared only by the number and the shapes of its batches: give other data another
+            folder.
         verbose: Whether to print every run, the time left, and the report.
 
     Returns:
@@ -100,8 +101,8 @@ def compare(
 
     Raises:
         ValueError: Before any training, if an argument is out of range, a method does not fit the
-            networks, or the folder holds other runs; in between, if a method's function is not that
-            of its runs in the folder.
+            networks, or the folder holds other runs; in between, if a method's function differs
+            from that of its runs in the folder.
     """
     checks.without_nan("teacher", checks.model("teacher", teacher))
     if balance is not None and weights is None:

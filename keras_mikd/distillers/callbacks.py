@@ -27,10 +27,10 @@ class TotalsLogger(keras.callbacks.ProgbarLogger):
 class TensorBoard(keras.callbacks.TensorBoard):
     """`keras.callbacks.TensorBoard` with the logs of a distiller in groups.
 
-    The terms of the loss are in the section `epoch_terms`, what the losses read out in
+    The terms of the loss are in the section `epoch_terms`, the read-outs of the losses in
     `epoch_readouts`, weights and shares of the gradient in `epoch_balance`; `loss`, `task_loss` and
-    the metrics have sections of their own. With other models it is Keras' callback. On several
-    hosts only the chief writes.
+    the metrics have sections of their own. With other models, it is the same as Keras' callback. On
+    several hosts, only the chief writes.
 
     ```python
     distiller.fit(train, epochs=60, callbacks=[keras_mikd.TensorBoard("logs")])

@@ -26,29 +26,29 @@ class Distiller(BaseDistiller):
     `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
     + regularizers and add_loss terms of the student`.
 
-    Called, evaluated, predicted with and exported, a distiller is its student. A step runs each
-    network once; the teacher runs in inference mode, gets no gradient and stays as it was. A
-    `.keras` file holds everything that further training needs, by option without the teacher;
-    weight files leave the teacher out. `ExactResume` lets a killed `fit` go on. Logs show every
-    loss under its name, and `task_loss` and the total, `loss`.
+    When it is called, evaluated, used to predict or exported, a distiller is its student. A step
+    runs each network once; the teacher runs in inference mode, gets no gradient and stays as it
+    was. A `.keras` file holds everything that further training needs, optionally without the
+    teacher; weight files leave the teacher out. `ExactResume` lets a killed `fit` continue. Logs
+    show every loss under its name, and `task_loss` and the total, `loss`.
 
-    Of several teachers, a loss reads the one that it names as `teacher=`. A loss of logits that
-    names none gets the logits of all as one target, see `combine`.
+    With several teachers, a loss reads the one that it names with `teacher=`. A loss of logits that
+    names none gets the logits of all of them as one target, see `combine`.
 
     Args:
         teacher: Trained Keras model; a subclassed one needs `teacher_features` where a loss reads
             inside it. Several are a dict `{name: model}`, or a list, whose names are `"teacher1"`,
             `"teacher2"`, ...
         student: Keras model with the same inputs, unless `teacher_inputs` makes those of the
-            teacher; for a subclassed one likewise, `student_features`.
+            teacher; a subclassed one likewise needs `student_features`.
         distillation_losses: List of `DistillationLoss`; a `keras.distillation` loss is adapted.
         task_loss_weight: Factor of the compiled loss, a float of at least 0 or a schedule.
         balance: `"gradient"`: weights, of the task too, are ratios of the norms of the terms'
             gradients on the student: with weights of 1, all pull alike. `None`: weights multiply
             the losses as they are.
-        balance_every: These norms are measured once in so many steps.
-        readout_every: Read-outs of training (`<loss>_..._nats`) are updated once in so many steps,
-            starting with the first of each epoch; `None`: in validation alone.
+        balance_every: Number of steps from one measurement of these norms to the next.
+        readout_every: Number of training steps from one update of the read-outs (`<loss>_..._nats`)
+            to the next, starting with the first step of each epoch; `None`: in validation only.
         xla_critics: Whether XLA compiles the arithmetic of the critics on its own: `True`, `False`,
             or `"auto"`, which means `True` on a machine with an accelerator. It matters where the
             step is neither run eagerly nor compiled as a whole, which is Keras' default on one
@@ -56,12 +56,12 @@ class Distiller(BaseDistiller):
         teacher_features: Function `(model, x, training) -> {place: tensor}` for a subclassed
             teacher; of several teachers, a dict by their names.
         student_features: Likewise for the student.
-        teacher_inputs: What makes the teacher's input of the batch: a layer, such as
+        teacher_inputs: What turns the batch into the teacher's input: a layer, such as
             `keras.layers.Resizing(96, 96)`, a function `x -> the teacher's x`, or a list of these,
             in order; of several teachers, a dict by their names. It runs in inference mode and is
             not trained.
         combine: How the logits of several teachers become one target: `"mean"`; or `"confidence"`,
-            weighted for every example by how well each teacher predicts its label (Zhang et al.,
+            weighted for every example by how well each teacher predicts the label (Zhang et al.,
             arXiv:2201.00007).
         save_teacher: Whether a `.keras` file holds the teachers. With `False` it holds fingerprints
             of them, which takes little room. To load it, give the teachers, by name:

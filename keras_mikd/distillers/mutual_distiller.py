@@ -27,7 +27,7 @@ class MutualDistiller(BaseDistiller):
 
     Every loss is copied for every ordered pair of peers: one is the teacher, without a gradient,
     the other the student. With `SoftTargets(temperature=1.0)` this is deep mutual learning (Zhang
-    et al., arXiv:1706.00384), but all peers take their step at once instead of in turns.
+    et al., arXiv:1706.00384), except that all peers step at the same time instead of taking turns.
 
     Logs call the peers `peer1`, `peer2`, ...: `peer1_accuracy`, `peer1_loss` (its task loss),
     `<loss>_peer2_to_peer1` (what the first learns from the second). `call` and `predict` return

@@ -16,15 +16,15 @@ from keras_mikd.losses.distillation_loss import DistillationLoss
 
 @keras.saving.register_keras_serializable("keras_mikd")
 class SelfDistiller(BaseDistiller):
-    """Trains a network on its task and on what its own layers share; there is no teacher.
+    """Trains a network on its task and on what its own layers share, without a teacher.
 
     `total = task_loss_weight * task loss + sum over losses of weight * mean(loss per example)
     + regularizers and add_loss terms of the network`.
 
-    Any `DistillationLoss` can stand between two places of the network, both read in the one forward
-    pass of a step. Called, evaluated, predicted with and exported, a distiller is its network, with
-    exactly the weights of the plain architecture: critics, regressors and heads belong to the
-    losses.
+    Any `DistillationLoss` can compare two places of the network, both read in the same forward pass
+    of a step. When it is called, evaluated, used to predict or exported, a distiller is its
+    network, with exactly the weights of the plain architecture: critics, regressors and heads
+    belong to the losses.
 
     Args:
         model: Keras model to train; a subclassed one needs `features` where a loss reads inside it.

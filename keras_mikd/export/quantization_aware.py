@@ -71,12 +71,12 @@ def quantization_aware(
 ) -> keras.Model:
     """Returns a copy of a trained student that rounds as an int8 file does, to be trained on.
 
-    Distil the copy for some epochs more, at a small rate and with the same losses, and write it
-    with `export_tflite(copy, path, quantize="int8")`. Weights are rounded to int8 with a scale for
-    every output channel (a dense layer has one), activations with ranges that are trained too. The
-    file has these scales and no float operator. Batch normalization behind a convolution trains as
-    before, and in the file it is folded into the kernel. Right behind a linear dense layer it is
-    folded here already. Elsewhere on a map it becomes a depthwise 1x1 convolution.
+    Distil the copy for some more epochs, at a small learning rate and with the same losses, and
+    write it with `export_tflite(copy, path, quantize="int8")`. Weights are rounded to int8 with a
+    scale for every output channel (a dense layer has one), activations with ranges that are trained
+    too. The file has these scales and no float operator. Batch normalization behind a convolution
+    trains as before, and in the file it is folded into the kernel. Right behind a linear dense
+    layer it is folded here already. Elsewhere on a map it becomes a depthwise 1x1 convolution.
 
     Layers keep their names, those of nested models with a dot, `"backbone.conv1"`; so `stages`
     finds in the copy what it finds in the student. The student itself is not changed.

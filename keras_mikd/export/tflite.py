@@ -108,9 +108,9 @@ def export_tflite(
     and the outputs are compared with those of Keras on the CPU, in inference mode. A network that
     fails is not written, and an older file at `path` stays as it was.
 
-    A quantized file is smaller, and rounds. Look at `accuracy` and `class_agreement` before you
-    ship it; below 80 % of the same classes it warns. If it loses too much, train on with
-    `quantization_aware`.
+    A quantized file is smaller, but it rounds. Look at `accuracy` and `class_agreement` before you
+    ship it; a warning is given if less than 80 % of the classes agree. If it loses too much,
+    continue training with `quantization_aware`.
 
     A model with another float policy (`mixed_float16`) is converted, and compared, as a float32
     copy with the same weights. The model itself is not changed.
@@ -142,8 +142,8 @@ def export_tflite(
         ValueError: If `model` is a distiller or no Keras model, is not built, cannot be copied in
             float32, or has a weight that is not a number or that the file cannot hold; `path` has
             another suffix, `tolerance` is negative or not finite, `check_on` or `calibrate_on` is
-            empty, endless or not of what the model takes, `quantize` is unknown, or it does not go
-            together with the model, `calibrate_on` or `integer_io`.
+            empty, endless or not of what the model takes, `quantize` is unknown, or it does not fit
+            the model, `calibrate_on` or `integer_io`.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`, or a model of
             `quantization_aware` has an operator left in float32. (An operator that LiteRT does not

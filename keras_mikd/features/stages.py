@@ -57,14 +57,14 @@ def stages(model: keras.Model) -> dict[str, Stage]:
 
     * `"stage1"` ... `"stageN"` are the last feature maps, `(batch, height, width, channels)`, at
       each resolution, in order. A new resolution begins where height or width changes by a factor
-      of 1.5 or more. Maps that no kernel made, that were only padded or upsampled, or of 1 x 1 do
-      not count.
-    * `"block1"` ... `"blockN"` are the residual streams of a transformer, `(batch, tokens,
-      channels)`, after each block; in post-norm networks (BERT), after its last normalization. All
-      of them are places. Four are listed, evenly spread, the last block last. Networks whose maps
-      go on to another resolution behind an attention (MiT) have stages instead.
+      of 1.5 or more. Maps that no kernel made, maps that were only padded or upsampled, and maps of
+      1 x 1 do not count.
+    * `"block1"` ... `"blockN"` are the residual streams of a transformer,
+      `(batch, tokens, channels)`, after each block; in post-norm networks (BERT), after its last
+      normalization. All of them are places. Four are listed, evenly spread, the last block last.
+      Networks whose maps change resolution after an attention (MiT) have stages instead.
     * `"pooled"` is the last vector, `(batch, channels)`, before dropout and the classifier: the
-      last layer with a kernel, if it puts out vectors on the way to a single output. Without a
+      last layer with a kernel, if it outputs vectors on the way to a single output. Without a
       classifier it is the last vector of the network. A map of 1 x 1 counts, and is read, as a
       vector.
 

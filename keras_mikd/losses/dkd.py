@@ -24,10 +24,10 @@ class DKD(DistillationLoss):
     `b` is the probability of the label's class and of all others together, `q` the probabilities of
     the others among themselves, both of logits divided by `T`. With `alpha=1` and `beta` equal to
     the teacher's total probability of the other classes, this equals `SoftTargets`. KL is in nats.
-    Of two classes there is one other, so that `q` says nothing and the second part is 0.
+    With two classes there is only one other, so `q` says nothing and the second part is 0.
 
-    The authors' code removes the label's class by -1000 on its logit, here it is left out. Their
-    weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.
+    The authors' code removes the label's class by adding -1000 to its logit; here it is left out.
+    Their weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.
 
     Args:
         alpha: Factor of the part of the target class, a finite float of at least 0.

@@ -87,20 +87,21 @@ class GaussianVIDHead(DistillationLoss):
     not a mutual information; the metric `<name>_gaussian_nats` estimates one, see
     `GaussianInformation`.
 
-    For two vectors, `mu` is a linear map with bias; for VID on logits, put `student_layer="pooled"`
-    against the teacher's output. For two feature maps, averaged to the smaller grid, `mu` is a
-    stack of 1x1 convolutions without bias; so it is for sequences of tokens, see docs/tokens.md.
-    For a teacher's map and a student's vector, as from a CNN to a perceptron, `mu` unfolds the
-    vector by transposed convolutions, see docs/methods/vid.md: a reconstruction.
+    For two vectors, `mu` is a linear map with bias; for VID on logits, compare
+    `student_layer="pooled"` with the teacher's output. For two feature maps, averaged to the
+    smaller grid, `mu` is a stack of 1x1 convolutions without bias; the same holds for sequences of
+    tokens, see docs/tokens.md. For a teacher's map and a student's vector, as from a CNN to a
+    perceptron, `mu` unfolds the vector by transposed convolutions, see docs/methods/vid.md: a
+    reconstruction.
 
     Args:
-        variant: Which released code sets `mu`, `epsilon` and the first variance: `"official"`
+        variant: Which released code sets `mu`, `epsilon` and the initial variance: `"official"`
             (amzn/xfer), `"repdistiller"` (HobbitLong/RepDistiller) or `"wgan"`
             (hushell/wgan_distil).
         hidden_channels: Width of the hidden convolutions instead of the variant's.
-        initial_variance: First variance of every channel instead of the variant's, at least 1e-4;
-            `"auto"`: each channel's own in the teacher, over the first 256 examples and their
-            locations. `fit` measures it once, before the first step; a loaded head keeps it.
+        initial_variance: Initial variance of every channel instead of the variant's, at least 1e-4;
+            `"auto"`: each channel's own variance in the teacher, over the first 256 examples and
+            their locations. `fit` measures it once, before the first step; a loaded head keeps it.
         reduction: Over the elements of an example: `"mean"`, as in all three codes, or `"sum"`, as
             in the paper. A weight means something only together with its reduction.
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.

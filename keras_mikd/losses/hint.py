@@ -33,8 +33,8 @@ class Hint(DistillationLoss):
 
     `"orthogonal"` is VkD: `loss = mean of smooth_l1(normalized(t) - P s)`, where `smooth_l1(d)` is
     `d^2 / 2` up to 1 and `|d| - 1/2` beyond, and `P` is a trained linear map without bias whose
-    rows or columns are orthonormal: it turns the student's features and bends nothing. The grid is
-    that of `"linear"`.
+    rows or columns are orthonormal: it rotates the student's features without distorting them. The
+    grid is that of `"linear"`.
 
     Args:
         regressor: `"linear"`, `"repdistiller"`, which is for feature maps, or `"orthogonal"`.
@@ -44,8 +44,9 @@ class Hint(DistillationLoss):
         **kwargs: `teacher_layer`, `student_layer`, `weight` and others of `DistillationLoss`.
 
     Raises:
-        ValueError: If an argument is another; in `build`, if the tensors are not two vectors, maps
-            or sequences of tokens, or the regressor does not lead from the one to the other.
+        ValueError: If an argument is not one of these; in `build`, if the tensors are not two
+            vectors, maps or sequences of tokens, or the regressor does not lead from the one to the
+            other.
 
     References:
         Romero et al., FitNets: hints for thin deep nets (arXiv:1412.6550), section 2.2;

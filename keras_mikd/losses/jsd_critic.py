@@ -23,19 +23,19 @@ class JSDCritic(DistillationLoss):
 
     `loss = softplus(-f(t, s)) + mean over negatives of softplus(f(t, s'))`, where `(t, s)` are the
     features of one example, `s'` is the student's feature of another, and `f` is the critic. The
-    ranks of the two tensors decide on the level:
+    ranks of the two tensors decide the level:
 
     - *global*: vector and vector;
     - *local*: vector and map, in either order; the vector is compared with every location;
     - *feature*: map and map, averaged to the smaller grid and compared location by location.
 
-    Sequences of tokens stand where maps do, see docs/tokens.md. Padded tokens are in no pair.
+    Sequences of tokens may replace maps, see docs/tokens.md. Padded tokens are in no pair.
 
     The objective bounds a Jensen-Shannon divergence, not the mutual information: it is a stable
-    training signal for which one negative suffices. The metric `<name>_mi_nats` reports the mutual
+    training signal, and one negative suffices. The metric `<name>_mi_nats` reports the mutual
     information in nats, by the Donsker-Varadhan bound on the same scores, or by `bounds.info_nce`
     where that trains the critic; `<name>_mi_nats_se` is its standard error, `<name>_mi_nats_limit`
-    the most that its pairs can tell: distrust what is near or above it. MIMKD's critics, layers and
+    the most that its pairs can show: distrust values near or above it. MIMKD's critics, layers and
     weights are not public: this is a *reconstruction*, after Deep InfoMax.
 
     Args:
@@ -47,9 +47,9 @@ class JSDCritic(DistillationLoss):
             `keras_mikd.bounds`, or your own (registered as serializable if the distiller is to be
             loaded; for padded tokens with an argument `mask`).
         critic: Score network, such as `ConcatCritic()`; the cheap `SeparableCritic()` if `None`.
-        negatives: Negatives for every positive, drawn at random from the batch, in training anew
-            in every step: an int of at least 1, or `"all"` for every other example of the batch
-            (one matrix product with a separable critic).
+        negatives: Negatives for every positive, drawn at random from the batch, and in training
+            redrawn in every step: an int of at least 1, or `"all"` for every other example of the
+            batch (one matrix product with a separable critic).
         negatives_from: `"batch"`: any other example. `"other_classes"`: examples of other classes,
             and of the same one only where the batch has too few; needs labels and an int of
             `negatives`, and `<name>_mi_nats` is then no bound on mutual information.
@@ -61,8 +61,8 @@ class JSDCritic(DistillationLoss):
         **kwargs: `name` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: If a tensor is neither vector, map nor sequence, an argument is out of range, or
-            labels are needed and missing.
+        ValueError: If a tensor is not a vector, a map or a sequence, an argument is out of range,
+            or labels are needed and missing.
 
     References:
         Shrivastava, Qi, Ordonez, Estimating and Maximizing Mutual Information for Knowledge

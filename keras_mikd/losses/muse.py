@@ -31,8 +31,8 @@ class MUSE(DistillationLoss):
         multiplicative:  -sum_i softplus(I(F_i; F_M)) * softplus(I(F_i; F_i)),
 
     where `I` is an estimate over the batch, in nats. The two terms and their two combinations are
-    the paper's. Its equations are not public: everything else is this library's, and no number of
-    the paper was there to check it against.
+    the paper's. Its equations are not public: everything else is this library's, and there was no
+    number of the paper to check it against.
 
     A `SeparableCritic` per stage projects `F_i` and `F_M` linearly to a common embedding, location
     by location. `I(F_i; F_M)` contrasts pairs of one image with pairs of two; `I(F_i; F_i)` does so
@@ -64,8 +64,8 @@ class MUSE(DistillationLoss):
         **kwargs: `weight`, `name` and other arguments of `DistillationLoss`.
 
     Raises:
-        ValueError: If an argument is out of range, `bound` has no ceiling, a tensor is neither
-            vector, map nor sequence, or labels are needed and missing.
+        ValueError: If an argument is out of range, `bound` has no ceiling, a tensor is not a
+            vector, a map or a sequence, or labels are needed and missing.
 
     References:
         Gong, Yu, Mittal, Mori, Chen, MUSE: Feature Self-Distillation with Mutual Information and

@@ -28,14 +28,14 @@ class RLD(DistillationLoss):
     temperature `T`, of the classes whose teacher logit is below that of the label's class. Where no
     class is below, the second part is 0. KL is in nats.
 
-    The authors' code has a `C` of 1 and an option for that of `T`, which their examples use. Their
-    weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.
+    The authors' code has a `C` of 1 and an option for the value of `T`, which their examples use.
+    Their weight rises from 0 over the first 20 epochs: a schedule, see docs/methods/logits.md.
 
     Args:
         alpha: Factor of the first part, a finite float of at least 0.
         beta: Factor of the second part, likewise.
         temperature: `T`, a finite float above 0, or a schedule like that of a weight.
-        confidence_temperature: `C`, likewise; `None` is that of `T`.
+        confidence_temperature: `C`, likewise; `None` for the value of `T`.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:

@@ -26,20 +26,20 @@ class SoftTargets(DistillationLoss):
     summed over the classes, in nats times `T^2`. The factor keeps the size of the gradient about
     the same for every temperature `T`. Both networks give logits of shape `(batch, classes)`, or a
     vector of logits at every position, `(batch, ..., classes)`, such as a pixel or a token. The
-    loss of an example is then the mean over its positions, those with an ignored label too, without
-    padded tokens. Maps of unlike size are averaged to the smaller grid.
+    loss of an example is then the mean over its positions, including those with an ignored label,
+    but not padded tokens. Maps of different sizes are averaged to the smaller grid.
 
     Args:
         temperature: `T`, a finite float above 0, or a schedule like that of a weight. Most
             comparisons on CIFAR-100 use 4.
         teacher_classes: For each class of the student the index of the teacher's class, or a list
-            of indices whose probabilities are added at temperature 1. The other classes of the
-            teacher count for nothing. `None` if the classes are the same.
+            of indices whose probabilities are added at temperature 1. The teacher's other classes
+            do not count. `None` if the classes are the same.
         standardize: Whether both logits are z-scored first (LSKD): their mean over the classes is
-            taken away, and they are divided by `1e-7 +` their standard deviation (with `classes -
-            1`, as in the authors' code). So the student need not have the teacher's scale. The
-            authors take a temperature of 2 and a weight of 9. Logits that are all equal stay 0,
-            without a gradient. Classes that are masked by `-inf` count in neither.
+            subtracted, and they are divided by `1e-7 +` their standard deviation (with
+            `classes - 1`, as in the authors' code). So the student need not match the teacher's
+            scale. The authors use a temperature of 2 and a weight of 9. Logits that are all equal
+            stay 0, without a gradient. Classes that are masked by `-inf` count in neither.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:

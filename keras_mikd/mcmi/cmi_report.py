@@ -131,7 +131,7 @@ def measure_cmi(
         model: Classifier, a `keras.Model` with one output of shape `(batch, C)`.
         data: `tf.data.Dataset` or `keras.utils.PyDataset` of `(images, labels, ...)`, or a tuple of
             arrays `(images, labels)`. Labels are integers from 0 to C - 1.
-        from_logits: Whether the model puts out logits. `None` looks at its last layer; a subclassed
+        from_logits: Whether the model outputs logits. `None` looks at its last layer; a subclassed
             model, which hides its layers, needs `True` or `False`.
         temperature: Temperature of the outputs, above 0.
         num_classes: Number of classes C; only a subclassed model needs it.

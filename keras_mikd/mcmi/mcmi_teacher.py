@@ -37,9 +37,9 @@ class MCMITeacher(BaseDistiller):
     Logs, beside `loss`, `task_loss` and metrics: `log_likelihood`; `cmi`, with the centroids of the
     examples that it covers; `stale_cmi`, the trained term, with the stored centroids;
     `effective_weight`, a mean; and `separation`, where it has a weight. `fit` first measures the
-    centroids on its own data, unless `fit_centroids` has measured them. Called, predicted with and
-    exported, an `MCMITeacher` is the tuned teacher. A `.keras` file of it continues training
-    exactly where it stopped.
+    centroids on its own data, unless `fit_centroids` has measured them. When it is called, used to
+    predict or exported, an `MCMITeacher` is the tuned teacher. A `.keras` file of it continues
+    training exactly where it stopped.
 
     Args:
         teacher: Trained classifier: a `keras.Model` with one output of logits, `(batch, C)`. It is
@@ -50,7 +50,7 @@ class MCMITeacher(BaseDistiller):
             `"running"`: moved towards the outputs of every batch.
         centroids_training: Whether the teacher runs in training mode while centroids are measured,
             which moves the statistics of its BatchNormalization: so does the released code. False
-            measures what the teacher puts out when it teaches.
+            measures what the teacher outputs when it teaches.
         momentum: For `"running"`, the share of a centroid that a batch leaves, in [0, 1).
         temperature: Temperature of `P_x`, above 0. The papers use 1.
         separation_weight: Weight, at least 0, of the mean cross entropy between outputs of
@@ -60,12 +60,12 @@ class MCMITeacher(BaseDistiller):
             probability of about 0.74. It does not limit a negative weight.
         batch_norm: Statistics of BatchNormalization: `"measured"`: in `fit`, their mean over the
             data, by a pass after each epoch; `"running"`: the moving averages, as released, which
-            lag behind for some hundred steps; `"frozen"`: those of the teacher, with their scales
-            and shifts, which takes a far lower rate.
+            lag behind by some hundred steps; `"frozen"`: those of the teacher, with their scales
+            and shifts, which needs a far lower learning rate.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
-        ValueError: If the teacher puts out probabilities, has several outputs or nothing to train,
+        ValueError: If the teacher outputs probabilities, has several outputs or nothing to train,
             or an argument is out of range; in `fit`, if a class has no examples (its number is
             named), the data can be read only once, `validation_split` is given instead of
             `validation_data`, or a term of the loss is not finite: before the update of that step,
