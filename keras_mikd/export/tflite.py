@@ -109,8 +109,8 @@ def export_tflite(
     fails is not written, and an older file at `path` stays as it was.
 
     A quantized file is smaller, but it rounds. Look at `accuracy` and `class_agreement` before you
-    ship it; a warning is given if less than 80 % of the classes agree. If it loses too much,
-    continue training with `quantization_aware`.
+    ship it; a warning is given if fewer than 80 % of the predicted classes agree. If it loses too
+    much, continue training with `quantization_aware`.
 
     A model with another float policy (`mixed_float16`) is converted, and compared, as a float32
     copy with the same weights. The model itself is not changed.
