@@ -89,3 +89,10 @@ def test_the_order_is_that_of_the_seed_and_the_buffer():
     assert _order(seed=0, shuffle_buffer=12) == _order(seed=0, shuffle_buffer=12)
     assert _order(seed=0, shuffle_buffer=12) != _order(seed=1, shuffle_buffer=12)
     assert _order(seed=0, shuffle_buffer=1) == list(range(12))
+
+
+def test_the_number_of_rows_is_known_before_an_image_is_read():
+    images = tf.data.Dataset.from_tensors(_objects([[0, 0, 1, 1]], [0]))
+    padded = images.map(lambda objects: box_pipeline.targets(objects, (8, 8), 3))
+    assert padded.element_spec["boxes"].shape == (3, 4)
+    assert padded.element_spec["classes"].shape == (3,)
