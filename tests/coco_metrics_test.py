@@ -22,6 +22,7 @@ class Oracle:
         self.found, self.most = list(found), most
 
     def predict(self, images, batch_size, verbose):
+        assert batch_size == len(images)
         batch = [self.found.pop(0) for _ in images]
         return {
             "boxes": _padded([[box for box, _, _ in each] for each in batch], (self.most, 4)),
@@ -29,6 +30,13 @@ class Oracle:
             "confidence": _padded([[s for _, _, s in each] for each in batch], (self.most,)),
             "num_detections": np.array([len(each) for each in batch], "int32"),
         }
+
+
+class Distiller:
+    """Has no box format of its own."""
+
+    def __init__(self, student):
+        self.student, self.predict = student, student.predict
 
 
 def _padded(rows, shape):
@@ -116,8 +124,12 @@ def test_nothing_is_printed(capsys):
 def test_another_box_format_is_refused():
     oracle = Oracle(_all())
     oracle.bounding_box_format = "xywh"
-    with pytest.raises(ValueError, match="'?xyxy.*Received: bounding_box_format='xywh'"):
-        coco_metrics(oracle, _dataset(TRUTHS))
+    distiller = Distiller(oracle)
+    for detector in (oracle, distiller):
+        with pytest.raises(ValueError, match="'?xyxy.*Received: bounding_box_format='xywh'"):
+            coco_metrics(detector, _dataset(TRUTHS))
+    oracle.bounding_box_format = "XYXY"
+    assert coco_metrics(distiller, _dataset(TRUTHS))["AP"] == pytest.approx(1)
 
 
 def test_raw_predictions_are_refused():
@@ -126,6 +138,9 @@ def test_raw_predictions_are_refused():
             return {"box": np.zeros((len(images), 5, 4)), "classification": np.zeros((2, 5, 3))}
 
     with pytest.raises(ValueError, match=r"decoded to .* Received: \['box', 'classification'\]"):
+        coco_metrics(Raw(), _dataset(TRUTHS))
+    Raw.predict = lambda self, images, batch_size, verbose: np.zeros((len(images), 5, 4))
+    with pytest.raises(ValueError, match="decoded to .* Received: ndarray"):
         coco_metrics(Raw(), _dataset(TRUTHS))
 
 

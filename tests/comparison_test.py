@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import statistics
+import time
 
 import cases
 import keras
@@ -12,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mikd as mikd
+from keras_mikd.comparison.cells import Progress
 from keras_mikd.comparison.methods import METHODS
 from keras_mikd.comparison.report import Comparison, half_interval, summarized
 from keras_mikd.comparison.step_time import StepTime
@@ -297,6 +299,13 @@ def test_a_data_set_is_read_as_it_is():
         ({"methods": {"own": lambda t, s, w: []}, "weights": None}, "Expected weights to try"),
         ({"methods": ["kd", "vid"], "weights": {"kd": [1.0]}}, "Expected as many weights"),
         ({"weights": {"KD": [5.0]}}, r"keys of `weights` to be among .*\['KD'\]"),
+        ({"weights": 1.0}, "Expected weights to try for 'kd'.*Received: weights=1.0"),
+        ({"weights": "0.3"}, "Expected weights to try for 'kd'"),
+        ({"weights": [1.0, -1.0]}, "`weights of kd` to be a finite number of at least 0"),
+        (
+            {"methods": {"own": lambda t, s, w: []}, "weights": [1.0, float("nan")]},
+            "`weights of own` to be a finite number. Received",
+        ),
         ({"weights": [1.0, 1.0]}, r"\('kd', 1.0\) and \('kd', 1.0\), both 'kd-weight1'"),
         ({"weights": [1.0000001, 1.0000004]}, "names of their runs tell apart"),
         (
@@ -333,6 +342,44 @@ def test_a_teacher_with_nan_in_its_weights_is_refused(monkeypatch):
         _compare(teacher)
 
 
+def test_a_step_is_measured_in_milliseconds():
+    steps = StepTime()
+    for _ in range(3):
+        steps.on_train_batch_begin(0)
+        time.sleep(0.02)
+        steps.on_train_batch_end(0)
+    assert 20 <= steps.median() < 2000
+
+
+def test_a_run_that_stops_in_its_first_step_has_a_time():
+    def stops(labels, outputs):
+        raise ValueError("not finite")
+
+    model, steps = cases.student(), StepTime()
+    model.compile("sgd", stops, run_eagerly=True)
+    with pytest.raises(ValueError, match="not finite"):
+        model.fit(*cases.data(), callbacks=[steps], verbose=0)
+    assert steps.times == [] and steps.median() > 0
+
+
+def test_the_time_left_is_that_of_the_runs_so_far(capsys):
+    progress, key = Progress(4, True), {"method": "kd", "weight": 3.0, "seed": 0}
+    progress.ran(key, {"validation": 50.0, "seconds": 9000.0}, False)
+    progress.ran(key, {"validation": 51.0, "seconds": 40.0}, True)
+    progress.ran(key, {"validation": 10.0, "seconds": 7320.0, "stopped": "NaN"}, True)
+    progress.ran(key, {"validation": 52.0, "seconds": 1.0}, True)
+    said = "kd-weight3-seed0: "
+    assert capsys.readouterr().out.splitlines() == [
+        f"[1/4] {said}50.00 on validation, from its file",
+        f"[2/4] {said}51.00 on validation, at most 1 min 20 s left",
+        f"[3/4] {said}10.00 on validation (stopped: its loss was not finite), "
+        "at most 1 h 1 min left",
+        f"[4/4] {said}52.00 on validation",
+    ]
+    Progress(1, False).ran(key, {"validation": 50.0, "seconds": 1.0}, True)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_first_step_counts_for_no_time():
     """It compiles."""
     steps = StepTime()
@@ -367,6 +414,8 @@ def test_the_docstring_names_every_method():
             "student",
             "above the student alone by more than its interval.$",
         ),
+        ({"kd": (2.0, 2.0)}, 90.0, "student", "^No method is above"),
+        ({"kd": (-1.0, None)}, 60.0, "student", "teacher is not above it either"),
         ({"kd": (-1.0, None)}, 50.0, "student", "teacher is not above it either, so there is no"),
         ({"kd": (-1.0, None)}, None, "student", "^1 seed: no intervals.\nNo .* its interval.$"),
         ({"kd": (2.0, None)}, 90.0, "kd", r"\+2.00, from one seed: take three to be sure"),
@@ -374,7 +423,7 @@ def test_the_docstring_names_every_method():
 )
 def test_the_table_ends_with_what_it_says(gains, teacher, best, said):
     common = {"weight": 1.0, "step": 1.0, "training_only_weights": 0, "interval": None}
-    seeds = 1 if any(half is None for _, half in gains.values()) else 3
+    seeds = 1 if any(half is None for _, half in gains.values()) else 2
     rows = [{"method": "student", "mean": 60.0, "values": [60.0] * seeds, "gains": {}, **common}]
     rows += [
         {"method": m, "mean": 60.0 + g, "values": [60.0 + g] * seeds, **common}
@@ -417,16 +466,41 @@ def test_the_table_and_the_figure_show_what_the_rows_say():
     assert lines[3].split()[:4] == ["vid", "1", "63.00", "±"]
     assert "+12.00 ± 25.41" in lines[3] and "+9.00 ± 50.82" in lines[3]
     assert "2.00" in lines[3] and "1,234" in lines[3]
+    chosen = "The weights were chosen on the same data."
+    assert chosen in str(Comparison("validation", 90.0, rows)) and chosen not in str(result)
     figure = result.figure()
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert labels == ["vid", "kd", "student"]
     assert "test" in axes.get_xlabel()
+    means = [tuple(each.lines[0].get_xydata()[0]) for each in axes.containers]
+    assert means == [(63.0, 0), (54.0, 1), (51.0, 2)]
+    bars = [each.lines[2][0].get_segments()[0][:, 0] for each in axes.containers]
+    halves = [half_interval(row["values"]) for row in reversed(rows)]
+    np.testing.assert_allclose([np.ptp(bar) / 2 for bar in bars], halves)
+    marks = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
+    assert [list(each) for each in marks if len(each) == 2] == [[60, 66], [55, 53], [50, 52]]
+    across = {line.get_label(): line.get_xdata()[0] for line in axes.lines}
+    assert (across["student alone"], across["teacher"]) == (51.0, 90.0)
     with_one = Comparison(
         "test", 90.0, [summarized("student", None, runs(50.0), {}, **{**options, "references": {}})]
     )
     assert "no intervals" in str(with_one)
     with_one.figure()
+
+
+def test_a_row_is_of_all_seeds():
+    times = (1.0, 2.0, 9.0)
+    runs = [
+        {"test": v, "milliseconds": t, "training_only_weights": 0}
+        for v, t in zip((50.0, 53.0, 56.0), times, strict=True)
+    ]
+    references = {"student": [50.0, 51.0, 52.0], "kd": [50.0, 53.0, 56.0]}
+    row = summarized("kd", 1.0, runs, {}, references=references, split="test", step=4.0)
+    assert row["deviation"] == pytest.approx(3.0)
+    assert row["step"] == 0.5
+    assert set(row["gains"]) == {"student"}
+    assert row["gains"]["student"] == (2.0, half_interval([0.0, 2.0, 4.0]))
 
 
 def test_a_weight_that_diverges_is_a_result_and_no_end(tmp_path, capsys):

@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import tensorflow as tf
 
@@ -66,3 +68,31 @@ def test_evaluation_keeps_the_order_and_the_rest():
         batches = streams.for_evaluation(_numbers(count), lambda x, y: (x, y), batch_size=4)
         assert np.concatenate([x for x, _ in batches]).tolist() == list(range(count))
         assert batches.element_spec[0].shape.as_list() == [4 if count == 8 else None]
+
+
+def _order(seed, shuffle_buffer):
+    classes = types.SimpleNamespace(num_classes=7)
+    features = {"objects": {"label": classes}}
+    splits = box_pipeline.build_splits(
+        types.SimpleNamespace(info=types.SimpleNamespace(features=features)),
+        *(_numbers(12), None, _numbers(5)),
+        prepare=lambda x, y, seed=None: (x, y),
+        image_shape=(),
+        **{"batch_size": 4, "seed": seed, "shuffle_buffer": shuffle_buffer},
+    )
+    assert (splits.num_train, splits.num_test, splits.num_classes) == (12, 5, 7)
+    assert splits.validation is None and splits.num_validation == 0
+    return np.concatenate([x for x, _ in splits.train]).tolist()
+
+
+def test_the_order_is_that_of_the_seed_and_the_buffer():
+    assert _order(seed=0, shuffle_buffer=12) == _order(seed=0, shuffle_buffer=12)
+    assert _order(seed=0, shuffle_buffer=12) != _order(seed=1, shuffle_buffer=12)
+    assert _order(seed=0, shuffle_buffer=1) == list(range(12))
+
+
+def test_the_number_of_rows_is_known_before_an_image_is_read():
+    images = tf.data.Dataset.from_tensors(_objects([[0, 0, 1, 1]], [0]))
+    padded = images.map(lambda objects: box_pipeline.targets(objects, (8, 8), 3))
+    assert padded.element_spec["boxes"].shape == (3, 4)
+    assert padded.element_spec["classes"].shape == (3,)

@@ -15,6 +15,7 @@ def test_class_indices_become_a_vector_of_integers(values):
     "values, message",
     [
         ([], r"n > 0.*shape \(0,\)"),
+        (np.zeros(0, int), r"n > 0.*shape \(0,\)"),
         ([0.0, 1.0], "`labels` to be class indices: integers.*dtype float64"),
         ([[0, 1], [1, 0]], r"Received: labels of shape \(2, 2\)"),
         ([0, -1], "at least 0 and below 3. Received: labels from -1 to 0"),

@@ -31,11 +31,14 @@ def test_each_run_is_a_line_from_its_first_epoch_to_its_last():
         "MLL teacher": [[-0.05, 0.001]],
     }
     (axes,) = figure.axes
-    _, ring, disc = axes.lines[:3]
+    line, ring, disc = axes.lines[:3]
     assert ring.get_markerfacecolor() == "none"
     assert ring.get_xydata().tolist() == [[-0.10, 0.01]]
     assert disc.get_xydata().tolist() == [[-0.20, 0.04]]
-    assert "nats" in axes.get_xlabel() and "nats" in axes.get_ylabel()
+    assert axes.get_xlabel() == "log-likelihood, nats"
+    assert axes.get_ylabel() == "conditional mutual information, nats"
+    of_teacher = axes.lines[3]
+    assert line.get_color() == ring.get_color() == disc.get_color() != of_teacher.get_color()
     titles = [text.get_text() for text in axes.get_legend().get_texts()]
     assert titles == ["weight 0.25", "MLL teacher"]
 
@@ -67,7 +70,7 @@ def test_what_fit_returns_and_what_a_csv_logger_writes_are_the_same(tmp_path):
 
 def test_epochs_without_validation_are_left_out_of_a_csv(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("epoch,loss,val_loss\n0,1.0,NA\n1,0.5,0.25\n")
+    path.write_text("epoch,loss,val_loss\n0,1.0,NA\n1,0.5,0.25\n2,0.4,\n")
     assert _only_line(cmi_trajectory(path, **KEYS)) == [[0.5, 0.25]]
 
 
@@ -82,6 +85,7 @@ def test_an_epoch_that_is_not_finite_is_left_out():
         ({}, "at least one entry"),
         ({"a": {"cmi": [1.0]}}, r"Received: \['cmi'\], without \['log_likelihood'\]"),
         ({"a": {"cmi": [1.0], "log_likelihood": [1.0, 2.0]}}, "run 'a'.*a number per epoch"),
+        ({"a": {"cmi": 1.0, "log_likelihood": 1.0}}, "run 'a'.*a number per epoch"),
         ({"a": {"cmi": [], "log_likelihood": []}}, "Received: none of 0"),
         ({"a": {"cmi": [np.nan], "log_likelihood": [1.0]}}, "Received: none of 1"),
         ({"a": [1.0, 2.0]}, "what `fit` returned.*Received: list"),

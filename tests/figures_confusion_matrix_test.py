@@ -47,6 +47,37 @@ def test_classes_that_nobody_mentions_count_where_their_number_is_given():
     assert [label.get_text() for label in axes.get_yticklabels()] == names
 
 
+@pytest.mark.parametrize("labels, predictions", [([0, 3], [0, 1]), ([0, 1], [0, 3])])
+def test_the_largest_index_on_either_side_is_the_last_class(labels, predictions):
+    axes, _ = confusion_matrix(labels, predictions).axes
+    assert _matrix(axes).shape == (4, 4)
+
+
+def test_all_shades_are_of_one_scale_and_numbers_stand_out():
+    """Without a cell of 1, and with one panel beside another, a shade means the same."""
+    figure = confusion_matrix([0] * 10, {"a": [0] * 6 + [1] * 4, "b": [0] * 10}, num_classes=2)
+    first, second, _ = figure.axes
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0.0, 1.0)
+    assert {text.get_text(): text.get_color() for text in first.texts} == {
+        "60": "white",
+        "40": "black",
+    }
+
+
+def test_names_are_on_both_axes_and_long_ones_are_turned():
+    for names, turned in ((["cat", "dog"], 0), (["cat", "aeroplane"], 90)):
+        axes, _ = confusion_matrix([0, 1], [0, 1], class_names=names).axes
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert [label.get_text() for label in labels] == names
+        assert {label.get_rotation() for label in axes.get_xticklabels()} == {turned}
+
+
+@pytest.mark.parametrize("classes", [20, 21])
+def test_twenty_classes_are_the_most_with_numbers(classes):
+    axes, _ = confusion_matrix(np.arange(classes), np.arange(classes)).axes
+    assert len(axes.texts) == (20 if classes == 20 else 0)
+
+
 def test_a_hundred_classes_are_drawn_without_numbers():
     labels = np.arange(100)
     axes, _ = confusion_matrix(labels, labels).axes

@@ -32,6 +32,16 @@ def test_a_row_for_the_images_and_one_for_every_model(channels):
     assert [axes.get_title() for axes in figure.axes[:2]] == ["0", "1"]
 
 
+def test_maps_lie_over_grey_images_on_scales_of_their_own():
+    images = np.random.default_rng(0).uniform(size=(1, 8, 8, 1))
+    above, below = eigen_cam_grid(_model(1), images).axes
+    (picture,), (under, heat) = above.images, below.images
+    assert picture.get_cmap().name == under.get_cmap().name == "gray"
+    assert picture.get_clim() == under.get_clim() == heat.get_clim() == (0.0, 1.0)
+    assert under.get_alpha() is None and 0 < heat.get_alpha() < 1
+    assert not len(above.get_xticks()) and not len(below.get_yticks())
+
+
 def test_one_model_and_a_black_image():
     (shown,), heat = (
         row[0] for row in _pictures(eigen_cam_grid(_model(1), np.zeros((1, 8, 8, 1))), 1)

@@ -26,12 +26,30 @@ def test_points_are_the_reports():
     assert len(mikd.figures.export_sizes(FILES).axes) == 1
 
 
+def test_files_that_lie_on_each_other_are_all_seen():
+    """From zero, so that a length is a size; later ones smaller, so that none hides another."""
+    many = {f"file {i}": _report(100, 0.5) for i in range(9)}
+    (axes,) = mikd.figures.export_sizes(many).axes
+    assert [line.get_label() for line in axes.lines] == list(many)
+    sizes = [line.get_markersize() for line in axes.lines]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 9 and sizes[-1] > 3
+    assert axes.get_xlim()[0] == 0
+
+
+def test_axes_have_their_units():
+    latency = Latency(1, 0.5, 0.6, 50)
+    axes = mikd.figures.export_sizes(FILES, dict.fromkeys(FILES, latency)).axes
+    assert [each.get_xlabel() for each in axes] == ["size, kB", "median latency, ms"]
+    assert {each.get_ylabel() for each in axes} == {"accuracy, %"}
+
+
 @pytest.mark.parametrize(
     "reports, latencies, said",
     [
         ({}, None, "with an accuracy"),
         ({"a": _report(1, None)}, None, "labels .x, y. to `export_tflite`. Received: .'a'."),
         (FILES, {"int8": Latency(1, 0.5, 0.6, 50)}, "for each of .'float32', 'int8'."),
+        (FILES, dict.fromkeys([*FILES, "b"], Latency(1, 0.5, 0.6, 50)), "Received: .*'b'"),
     ],
 )
 def test_what_is_missing_is_said(reports, latencies, said):

@@ -28,6 +28,10 @@ def test_a_png_has_the_size_and_the_picture(figure, tmp_path):
     np.testing.assert_array_equal(pixels[50, 120], [255, 255, 255, 255])
 
 
+def test_a_png_has_120_pixels_per_inch(figure, tmp_path):
+    assert _pixels(save_png(figure, tmp_path / "a.png").read_bytes()).shape == (240, 360, 4)
+
+
 def test_an_old_file_is_kept_unless_asked(figure, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")

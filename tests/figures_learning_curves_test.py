@@ -58,6 +58,72 @@ def test_lines_bands_and_limits_are_the_numbers():
     assert (heights.min(), heights.max()) == pytest.approx((0.4, 1.7))
 
 
+def test_training_and_validation_are_one_colour_and_validation_is_thicker():
+    figure = mikd.figures.learning_curves(HISTORY)
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == "metrics"]
+    training, validation = axes.lines
+    assert training.get_color() == validation.get_color()
+    assert training.get_linewidth() < validation.get_linewidth()
+
+
+def test_ticks_are_whole_epochs():
+    for axes in mikd.figures.learning_curves(HISTORY).axes:
+        ticks = axes.get_xticks()
+        np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
+def test_panels_fill_rows_of_three():
+    figure = mikd.figures.learning_curves(HISTORY)
+    assert len(figure.axes) == 7
+    assert figure.axes[0].get_gridspec().get_geometry() == (3, 3)
+    two = {key: HISTORY[key] for key in ("loss", "accuracy")}
+    assert mikd.figures.learning_curves(two).axes[0].get_gridspec().get_geometry() == (1, 2)
+
+
+def test_the_limit_is_that_of_the_last_epoch_and_metrics_may_have_longer_names():
+    history = {**HISTORY, "critic_mi_nats_limit": [3.0, 2.5], "top5_accuracy": [0.9, 1.0]}
+    labels = _labels(mikd.figures.learning_curves(history))
+    assert labels["mutual information, nats"] == ["critic_mi_nats, limit 2.5"]
+    assert labels["metrics"] == ["accuracy", "val_accuracy", "top5_accuracy"]
+
+
+def _as_csv(path, history):
+    rows = zip(*history.values(), strict=True)
+    path.write_text("\n".join(",".join(map(str, row)) for row in (history, *rows)))
+    return path
+
+
+def test_a_file_without_validation_has_no_curves_of_it(tmp_path):
+    """Its columns are there all the same."""
+    training = {key: values for key, values in HISTORY.items() if not key.startswith("val_")}
+    validation = {f"val_{key}": ["NA", "NA"] for key in training}
+    path = _as_csv(tmp_path / "log.csv", training | validation)
+    drawn = _labels(mikd.figures.learning_curves(path))
+    assert drawn == _labels(mikd.figures.learning_curves(training))
+
+
+def test_validation_of_some_epochs_is_drawn_at_these(tmp_path):
+    plain = {"loss": [4.0, 3.0, 2.0, 1.0], "c_mi_nats": [1.0, 1.5, 2.0, 2.5]}
+    some = {
+        "val_loss": ["NA", 5.0, "NA", 6.0],
+        "val_c_mi_nats": ["NA", 2.0, "NA", 1.0],
+        "val_c_mi_nats_se": ["NA", 0.5, "NA", 0.25],
+        "val_c_mi_nats_limit": ["NA", 3.0, "NA", 2.9],
+    }
+    file = _as_csv(tmp_path / "log.csv", plain | some)
+    loss, information = mikd.figures.learning_curves(file).axes
+    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[2, 5.0], [4, 6.0]])
+    _, line, limit = information.lines
+    assert line.get_label() == "val_c_mi_nats, limit 2.9"
+    np.testing.assert_array_equal(limit.get_xydata(), [[2, 3.0], [4, 2.9]])
+    (band,) = information.collections
+    vertices = band.get_paths()[0].vertices
+    assert vertices[:, 0].min() == 2 and vertices[:, 1].max() == 2.5
+    # What `fit` returns has two numbers, and says nothing of their epochs.
+    with pytest.raises(ValueError, match="each of 4 epochs. Received: {'val_loss': 2}.*CSVLogger"):
+        mikd.figures.learning_curves({"loss": plain["loss"], "val_loss": [5.0, 6.0]})
+
+
 def test_a_band_of_validation_is_its_own():
     validation = {"val_critic_mi_nats": [0.4, 1.0], "val_critic_mi_nats_se": [0.3, 0.3]}
     figure = mikd.figures.learning_curves(HISTORY | validation)

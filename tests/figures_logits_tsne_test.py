@@ -28,6 +28,17 @@ def test_the_same_seed_gives_the_same_figure():
     np.testing.assert_array_equal(first, second)
 
 
+def test_the_perplexity_is_that_of_the_embedding():
+    few, many = (_points(logits_tsne(LOGITS, LABELS, perplexity=p).axes[0])[0] for p in (5, 15))
+    assert np.abs(few - many).max() > 0.1
+
+
+def test_every_class_has_a_colour_of_its_own():
+    labels = np.arange(24) % 12
+    (axes,) = logits_tsne(np.random.default_rng(0).normal(size=(24, 12)), labels).axes
+    assert len({tuple(points.get_facecolor()[0]) for points in axes.collections}) == 12
+
+
 def test_panels_and_classes_are_named():
     figure = logits_tsne(
         {"MLL": LOGITS, "MCMI": 2 * LOGITS}, LABELS, class_names=["a", "b", "c (dropped)"]
@@ -38,11 +49,12 @@ def test_panels_and_classes_are_named():
 
 
 def test_many_classes_have_a_colour_bar():
-    figure = logits_tsne(np.random.default_rng(0).normal(size=(40, 30)), np.arange(40) % 30)
+    figure = logits_tsne(np.random.default_rng(0).normal(size=(40, 30)), 1 + np.arange(40) % 25)
     axes, bar = figure.axes
     assert bar.get_ylabel() == "class"
     (points,) = axes.collections
-    np.testing.assert_array_equal(points.get_array(), np.arange(40) % 30)
+    np.testing.assert_array_equal(points.get_array(), 1 + np.arange(40) % 25)
+    assert points.get_clim() == (0, 29)  # Of all classes, so that panels have the same colours.
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,14 @@ def test_the_first_batch_of_other_sources_is_looked_at(source):
         assert distiller.optimizer.iterations == (0 if refused else taken)
 
 
+def test_labels_by_name_of_one_batch_are_looked_at():
+    x, y = cases.data(16)
+    several = np.eye(4, dtype="float32")[y] + np.eye(4, dtype="float32")[(y + 1) % 4]
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match="rows of 0 and 1 with several"):
+        _distiller(cases.teacher(), loss=loss).train_on_batch(x, y=several)
+
+
 def test_one_batch_leaves_the_look_at_more_examples_to_fit(capsys):
     x, y = cases.data(64)
     distiller = _distiller(cases.teacher())
@@ -292,12 +300,27 @@ def _sorted_data(examples=512):
     return x, np.sort(np.arange(examples) % cases.NUM_CLASSES)
 
 
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 def test_data_sorted_by_class_is_told_where_examples_are_compared():
     distiller = _distiller(cases.teacher(), losses=[mikd.JSDCritic(name="critic")])
     with pytest.warns(UserWarning, match="all of one class.*critic compares examples"):
         _fit(distiller, *_sorted_data(), source="dataset")
-    _fit(distiller, *_sorted_data())  # Keras shuffles arrays.
+    batches = tf.data.Dataset.from_tensor_slices(_sorted_data()).batch(64).take(1)
+    distiller = _distiller(cases.teacher(), losses=[mikd.JSDCritic(name="critic")])
+    with pytest.warns(UserWarning, match="all of one class.*critic compares examples"):
+        distiller.fit(batches, verbose=0)  # Which Keras does not shuffle, whatever `shuffle` says.
+    distiller = _distiller(cases.teacher(), losses=[mikd.JSDCritic(name="critic")])
+    distiller.fit(*_sorted_data(2048), batch_size=512, verbose=0)  # Keras shuffles arrays.
     _fit(_distiller(cases.teacher()), *_sorted_data(), source="dataset")
+
+
+def test_a_few_examples_of_one_class_are_not_taken_for_sorted_data():
+    x, _ = cases.data(4)
+    distiller = _distiller(cases.teacher(), losses=[mikd.JSDCritic()])
+    batches = tf.data.Dataset.from_tensor_slices((x, np.zeros(4, int))).batch(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller.fit(batches, shuffle=False, verbose=0)
 
 
 def _right(model, x):
@@ -324,6 +347,41 @@ def test_a_teacher_no_better_than_chance_is_told_and_a_good_one_is_printed(sourc
     distiller = _distiller(cases.teacher())
     distiller.fit(x, y, verbose=2, epochs=2)
     assert capsys.readouterr().out.count("The teacher is right for 100.0% of the first 64") == 1
+
+
+@pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+def test_near_chance_is_less_than_a_fifth_of_the_way_to_perfection():
+    """Of 4 classes, below 40 %."""
+    x, y = _with_right_labels(cases.teacher())
+    wrong = (y + 1) % cases.NUM_CLASSES
+    with pytest.warns(UserWarning, match="right for 39.1% .*near chance for 4"):
+        _fit(_distiller(cases.teacher()), x, np.where(np.arange(64) < 25, y, wrong))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _fit(_distiller(cases.teacher()), x, np.where(np.arange(64) < 26, y, wrong))
+
+
+@pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+def test_a_smaller_student_may_be_better_than_its_teacher():
+    big, small = cases.teacher(), cases.student()
+    x, y = _with_right_labels(big)
+    y = np.where(np.arange(len(y)) % 5 < 2, y, _right(small, x))
+    assert 0.4 < np.mean(_right(big, x) == y) < np.mean(_right(small, x) == y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _fit(_distiller(big, small), x, y)
+
+
+@pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+def test_what_the_teacher_gets_right_is_printed_unless_silent(capsys):
+    x, y = _with_right_labels(cases.teacher())
+    distiller = _distiller(cases.teacher())
+    distiller.fit(x, y, verbose=0)
+    assert "is right for" not in capsys.readouterr().out
+    distiller = _distiller(cases.teacher())
+    distiller.fit(x, y)
+    distiller.fit(x, y)  # It has looked.
+    assert capsys.readouterr().out.count("is right for 100.0%") == 1
 
 
 @pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")

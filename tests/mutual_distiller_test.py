@@ -1,5 +1,7 @@
 """Peers that learn from one another: what each is taught, and by which optimizer."""
 
+import contextlib
+
 import cases
 import keras
 import numpy as np
@@ -136,6 +138,21 @@ def test_losses_and_metrics_by_peer():
     seen = _evaluate(distiller)
     assert seen["task_loss"] == pytest.approx(cross_entropy, rel=1e-4)
     assert "peer2_accuracy" in seen and "peer1_accuracy" not in seen
+
+
+@pytest.mark.parametrize("labelled", ["peer1", "peer2"])
+def test_labels_are_what_the_one_peer_that_learns_from_them_takes(labelled):
+    """They are checked for it, and a class that it leaves out is none for the losses either."""
+    ignoring = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=255)
+    loss = {"peer1": None, "peer2": None, labelled: ignoring}
+    distiller = _compiled(mikd.MutualDistiller(_peers(), [mikd.RLD(name="rld")]), loss=loss)
+    x, y = cases.data()
+    nothing = distiller.evaluate(x, np.full_like(y, 255), verbose=0, return_dict=True)
+    assert nothing["rld_peer1_to_peer2"] == nothing["rld_peer2_to_peer1"] == 0.0
+    for labels in (np.where(y == 0, 255, y), np.where(y == 0, 99, y)):
+        refused = pytest.raises(ValueError, match="Received: labels from .* to 99")
+        with refused if 99 in labels else contextlib.nullcontext():
+            distiller.fit(x, labels, verbose=0)
 
 
 def test_sample_weights_weigh_every_peer_and_term():

@@ -257,13 +257,14 @@ def test_probabilities_of_one_teacher_are_found():
 
 
 def test_a_run_goes_on_only_with_the_same_teachers(tmp_path):
-    def run(epochs, seed=3, size=12):
+    def run(epochs, seed=3, size=12, **kwargs):
         teachers = {"a": _teacher(), "b": cases.network((6, 8), seed=seed)}
         keras.utils.set_random_seed(0)
         distiller = _new(
             teachers,
             student=cases.student(),
             teacher_inputs={"b": keras.layers.CenterCrop(8, size)},
+            **kwargs,
         )
         resume = mikd.ExactResume(tmp_path, verbose=False)
         return _fit(distiller, epochs=epochs, callbacks=[resume])
@@ -273,6 +274,8 @@ def test_a_run_goes_on_only_with_the_same_teachers(tmp_path):
     assert len(run(2, size=x)["kd"]) == 2
     with pytest.raises(ValueError, match="teacher b="):
         run(3, seed=4, size=x)
+    with pytest.raises(ValueError, match="combine=mean. Received: combine=confidence"):
+        run(3, size=x, combine="confidence")
 
 
 # What does not fit

@@ -48,6 +48,18 @@ def test_fit_can_leave_the_teacher_out_of_validation(runs):
         [distiller.task_loss_weight * each for each in history["val_task_loss"]]
     )
     assert all(loss.name in history for loss in distiller.distillation_losses)
+    history = fit(epochs=2, validation_terms=False).history  # The second is after a validation.
+    assert runs[teacher] - before == 1 + 3 + 1 + 2
+    assert len(history[distiller.distillation_losses[0].name]) == 2
+
+
+def test_arrays_to_validate_on_may_be_a_list():
+    x, y = cases.data(8)
+    logs = [
+        _compiled().fit(x, y, validation_data=kind((x, y)), verbose=0).history
+        for kind in (tuple, list)
+    ]
+    assert logs[0] == logs[1] and "val_accuracy" in logs[0]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The methods that `compare` knows by name, with the weights that it tries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from keras_mikd import checks
 from keras_mikd.comparison.cells import name_of
 from keras_mikd.distillers import recipes
 
@@ -93,13 +94,14 @@ def checked_methods(methods, weights):
             )
         own = weights.get(name) if isinstance(weights, dict) else weights
         own = METHODS[name].weights if own is None and name in METHODS else own
-        if own is None or not len(own):
+        if not isinstance(own, Iterable) or isinstance(own, str) or not (own := list(own)):
             raise ValueError(
                 f"Expected weights to try for {name!r}: weights={{{name!r}: [0.3, 1, 3]}}. "
                 f"Received: weights={weights!r}"
             )
-        losses = METHODS[name].losses if losses is None else losses
-        chosen[name] = Method(losses, tuple(float(weight) for weight in own))
+        least = 0.0 if losses is None else None
+        own = tuple(checks.number(f"weights of {name}", each, at_least=least) for each in own)
+        chosen[name] = Method(METHODS[name].losses if losses is None else losses, own)
     trials = {name: len(method.weights) for name, method in chosen.items()}
     if STUDENT in chosen or not chosen:
         raise ValueError(

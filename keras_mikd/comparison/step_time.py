@@ -17,7 +17,11 @@ class StepTime(keras.callbacks.Callback):
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.times.append(1000 * (time.perf_counter() - self._start))
+        self.times.append(self._milliseconds())
 
     def median(self):
-        return statistics.median(self.times[1:] or self.times)
+        """Returns the median; the time until now if a loss that is not finite ended the first."""
+        return statistics.median(self.times[1:] or self.times or [self._milliseconds()])
+
+    def _milliseconds(self):
+        return 1000 * (time.perf_counter() - self._start)

@@ -224,10 +224,12 @@ class MutualDistiller(BaseDistiller):
     def _labelled(self, loss):
         networks = self._networks
         losses = self._by_peer("loss", loss) or {}
-        return [
+        labelled = [
             (model, losses.get(name), networks.taps[name].specs[OUTPUT])
             for name, model in networks.models.items()
         ]
+        # The labels are checked for the first, and not every peer has to learn from them.
+        return sorted(labelled, key=lambda each: each[1] is None)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()

@@ -51,7 +51,8 @@ def learning_curves(
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If there is nothing to draw, or a metric is not in the run.
+        ValueError: If there is nothing to draw, a metric is not in the run, or a list does not say
+            which epochs its numbers are of, as after `validation_freq=2`: a CSV file does.
         FileNotFoundError: If a CSV file does not exist.
         ImportError: If matplotlib is not installed.
 
@@ -61,7 +62,7 @@ def learning_curves(
     figures.save_png(figures.learning_curves(history), "curves.png")
     ```
     """
-    history = history_of(run)
+    history = _by_epoch(history_of(run))
     names = list(dict.fromkeys(key.removeprefix(_VALIDATION) for key in history))
     missing = [name for name in metrics or () if name not in names]
     if missing:
@@ -82,6 +83,20 @@ def learning_curves(
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     return figure
+
+
+def _by_epoch(history):
+    """Returns `{key: number of every epoch}` of what has numbers, NaN where there is none."""
+    # A CSV file has columns of validation, even if there never was any.
+    numbers = {key: np.asarray(values, np.float64) for key, values in history.items()}
+    numbers = {key: values for key, values in numbers.items() if not np.isnan(values).all()}
+    epochs = max(map(len, numbers.values()), default=0)
+    if short := {key: len(values) for key, values in numbers.items() if len(values) < epochs}:
+        raise ValueError(
+            f"Expected a number of each of {epochs} epochs. Received: {short}. To draw what some "
+            "epochs lack, pass the file of a keras.callbacks.CSVLogger, which says which."
+        )
+    return numbers
 
 
 def _panels(names, metrics):
@@ -106,22 +121,23 @@ def _draw(axis, history, name):
     """Draws a number in training and in validation, with its band and its limit."""
     colour = None
     for prefix, width in (("", 1.0), (_VALIDATION, 2.5)):
-        values = _numbers(history, prefix + name)
+        values, error, limit = (
+            history.get(f"{prefix}{name}{end}") for end in ("", "_se", "_limit")
+        )
         if values is None:
             continue
-        epochs = np.arange(1, len(values) + 1)
+        # Across epochs without a number, since a point between two of them would not be seen.
+        seen = ~np.isnan(values)
+        epochs, values = 1 + np.flatnonzero(seen), values[seen]
         (line,) = axis.plot(epochs, values, linewidth=width, color=colour, label=prefix + name)
         colour = line.get_color()
-        error, limit = (_numbers(history, f"{prefix}{name}{end}") for end in ("_se", "_limit"))
         if error is not None:
-            axis.fill_between(epochs, values - error, values + error, color=colour, alpha=0.2)
+            low, high = values - error[seen], values + error[seen]
+            axis.fill_between(epochs, low, high, color=colour, alpha=0.2)
         if limit is None:
             continue
+        limit = limit[seen]
         line.set_label(f"{prefix}{name}, limit {limit[-1]:.1f}")
         # A limit far above would press the curves flat.
-        if np.nanmax(values) > np.nanmin(limit) - _SATURATED:
+        if values.max() > np.nanmin(limit) - _SATURATED:
             axis.plot(epochs, limit, ":", linewidth=width, color=colour)
-
-
-def _numbers(history, key):
-    return np.asarray(history[key], np.float64) if key in history else None

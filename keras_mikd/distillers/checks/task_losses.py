@@ -54,7 +54,7 @@ def expects_logits(loss):
 
 def ignored_class(loss):
     """Returns the class that a task loss, or each of several, leaves out; `None` without one."""
-    found = {_ignored(each) for each in keras.tree.flatten(loss)}
+    found = {_ignored(each) for each in keras.tree.flatten(loss) if each is not None}
     return found.pop() if len(found) == 1 else None
 
 
