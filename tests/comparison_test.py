@@ -334,6 +334,72 @@ def test_a_student_is_made_by_a_function_of_no_arguments(make_student):
         mikd.compare(cases.teacher(), make_student, data, data, methods=["kd"])
 
 
+def test_students_that_share_weights_are_refused():
+    data, student = cases.data(16), cases.student()
+    backbone = keras.Sequential([keras.layers.Conv2D(2, 3, name="shared"), keras.layers.Flatten()])
+
+    def on_one_backbone():
+        images = keras.Input(cases.IMAGE_SHAPE)
+        return keras.Model(images, keras.layers.Dense(4)(backbone(images)))
+
+    for make, name in ((lambda: student, "conv1/kernel"), (on_one_backbone, "shared/kernel")):
+        with pytest.raises(ValueError, match=f"new student in every call.*{name}"):
+            mikd.compare(cases.teacher(), make, data, data, methods=["kd"])
+    backbone.trainable = False  # No run changes it then.
+    options = {"methods": ["kd"], "weights": [1.0], "seeds": 1, "epochs": 1, "verbose": False}
+    mikd.compare(cases.teacher(), on_one_backbone, data, data, batch_size=8, **options)
+
+
+def _of_one_logit(slope):
+    images = keras.Input((2,))
+    network = keras.Model(images, keras.layers.Dense(1, name="logit")(images))
+    network.layers[-1].set_weights([np.array([[slope], [0.0]]), np.zeros(1)])
+    return network
+
+
+def test_the_accuracy_of_one_logit_parts_the_classes_at_zero():
+    x = np.random.default_rng(0).choice([-1.0, 1.0], (64, 2)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64")
+    result = mikd.compare(
+        *(_of_one_logit(0.3), lambda: _of_one_logit(0.1), (x, y), (x, y)),
+        methods={
+            "hint": lambda *networks: [mikd.Hint(teacher_layer="logit", student_layer="logit")]
+        },
+        weights=[1.0],
+        seeds=1,
+        epochs=1,
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        verbose=False,
+    )
+    assert result.teacher == 100.0
+    assert [row["values"] for row in result.rows] == [[100.0], [100.0]]
+
+
+def test_tasks_without_an_accuracy_are_refused(monkeypatch):
+    monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
+    x, y = np.zeros((8, 2), "float32"), np.linspace(0, 3, 8, dtype="float32")
+    squares, binary = keras.losses.MeanSquaredError(), keras.losses.BinaryCrossentropy(True)
+    networks = _of_one_logit(1.0), lambda: _of_one_logit(1.0)
+    with pytest.raises(ValueError, match="a student of one output and loss=<.*MeanSquaredError"):
+        mikd.compare(*networks, (x, y), (x, y), loss=squares)
+    images, _ = cases.data(8)
+    several, numbers = np.eye(4)[np.arange(8) % 4], np.linspace(0, 9, 32).reshape(8, 4)
+    several[:, 0] = 1.0
+    for labels, loss in ((several, binary), (numbers, squares)):
+        data = images, labels.astype("float32")
+        batches = tf.data.Dataset.from_tensor_slices(data).batch(4)
+        for given in (data, batches):
+            with pytest.raises(ValueError, match="goes by accuracy"):
+                mikd.compare(cases.teacher(), cases.student, given, given, loss=loss)
+
+
+def test_a_teacher_of_another_strategy_is_refused():
+    teacher, data = cases.teacher(), cases.data(16)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        with pytest.raises(ValueError, match="the teacher made under no strategy, the students un"):
+            mikd.compare(teacher, cases.student, data, data, methods=["kd"], weights=[1.0])
+
+
 def test_a_teacher_with_nan_in_its_weights_is_refused(monkeypatch):
     monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
     teacher = cases.teacher()

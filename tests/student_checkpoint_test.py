@@ -232,6 +232,45 @@ def test_a_monitor_of_validation_without_validation_is_refused_before_a_step(tmp
     assert by_script.best == 1.0
 
 
+def test_a_run_that_saved_nothing_says_so(tmp_path):
+    never, nan = (tmp_path / name for name in ("never.keras", "nan.keras"))
+    other = keras.callbacks.Callback()
+    other.__class__ = type("Other", (keras.callbacks.Callback,), {"__module__": "theirs"})
+    with pytest.warns(UserWarning) as said:
+        _fit([other, mikd.StudentCheckpoint(never)], validated=False, epochs=2)
+    first, last = (str(each.message) for each in said)
+    assert f"saves nothing to '{never}' until a callback brings it" in first  # Not after hours.
+    assert "in the whole run: the logs have no finite 'val_accuracy'" in last
+    with pytest.warns(UserWarning, match="in the whole run"):
+        _fit([mikd.StudentCheckpoint(never)], validation_freq=2)
+    with pytest.warns(UserWarning, match=f"in the whole run.*'{LOSS}'"):
+        _fit([_Script([float("nan")]), mikd.StudentCheckpoint(nan, monitor=LOSS)])
+    assert not never.exists() and not nan.exists()
+
+
+def test_the_weights_that_are_saved_are_those_that_were_validated(tmp_path):
+    def saving(name):
+        return mikd.StudentCheckpoint(tmp_path / name, monitor="val_task_loss")
+
+    def averages(**options):
+        return keras.callbacks.SwapEMAWeights(**options)
+
+    model = _model()
+    average = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    model.compile(average, cases.cross_entropy(), run_eagerly=True)
+    for wrong in (
+        [averages(), saving("a.keras")],
+        [saving("a.keras"), averages(swap_on_epoch=True)],
+    ):
+        with pytest.raises(ValueError, match="before StudentCheckpoint.*Received: swap_on_epoch="):
+            _fit(wrong, model=model)
+    best = saving("b.keras")
+    _fit([averages(swap_on_epoch=True), best], model=model, epochs=3, batch_size=2)
+    saved = keras.saving.load_model(tmp_path / "b.keras")
+    saved.compile(loss=cases.cross_entropy())
+    assert saved.evaluate(*_data(), verbose=0) == pytest.approx(best.best, rel=1e-5)
+
+
 @pytest.mark.parametrize("monitor", ["val_acuracy", "acuracy"])
 def test_a_monitor_that_is_not_in_the_logs_is_refused_after_the_first_step(monitor, tmp_path):
     model = _model()

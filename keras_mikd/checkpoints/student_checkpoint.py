@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import string
+import warnings
 from typing import Any
 
 import keras
@@ -81,7 +82,8 @@ class StudentCheckpoint(keras.callbacks.Callback):
         self.overwrite, self.verbose = overwrite, verbose
         self.best = self.best_epoch = None
         self._reads_monitor = save_best_only or monitor in _fields(self.path)
-        self._others_log = self._knows_logs = False
+        self._others_log = self._knows_logs = self._has_saved = False
+        self._validated = True
 
     def expect(self, *, validated: bool, others_log: bool) -> None:
         """Refuses a monitor that cannot come; `others_log` says that other callbacks may bring it.
@@ -89,7 +91,7 @@ class StudentCheckpoint(keras.callbacks.Callback):
         Raises:
             ValueError: If it is one of validation, and `fit` is not `validated`.
         """
-        self._others_log = others_log
+        self._others_log, self._validated = others_log, validated
         of_validation = self._reads_monitor and self.monitor.startswith("val_")
         if of_validation and not validated and not others_log:
             raise ValueError(
@@ -126,6 +128,8 @@ class StudentCheckpoint(keras.callbacks.Callback):
         if self._reads_monitor and value is None:
             validated = any(name.startswith("val_") for name in logs or {})
             if self.monitor.startswith("val_") and not validated:
+                if epoch == 0 and not self._validated:
+                    self._warn("until a callback brings it")
                 return
             raise ValueError(self._no_monitor(logs or {}))
         if self.save_best_only and not self._improves(value):
@@ -134,11 +138,24 @@ class StudentCheckpoint(keras.callbacks.Callback):
         with written_whole(path) as unfinished:
             save = self._saved.save if path.endswith(_SUFFIXES[0]) else self._saved.save_weights
             save(unfinished)
+        self._has_saved = True
         if self.save_best_only:
             self.best, self.best_epoch = float(value), epoch
         if self.verbose:
             reached = "" if value is None else f" with {self.monitor} {float(value):.4f}"
             print(f"\nStudentCheckpoint: saved epoch {epoch + 1}{reached} as {path}")
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._has_saved and self.best is None:
+            self._warn("in the whole run")
+
+    def _warn(self, how_long):
+        warnings.warn(
+            f"StudentCheckpoint saves nothing to {self.path!r} {how_long}: the logs have no finite "
+            f"{self.monitor!r}. Pass `validation_data`, with a `validation_freq` of at most "
+            "`epochs`, name another `monitor`, or pass save_best_only=False.",
+            stacklevel=2,
+        )
 
     def _improves(self, value):
         if not math.isfinite(value):
@@ -157,13 +174,31 @@ def check(callbacks, *, validated):
     """Refuses, before the first step, monitors of validation where there is none.
 
     Raises:
-        ValueError: See above.
+        ValueError: See above, or if averaged weights are validated and others would be saved.
     """
+    _check_averages(callbacks)
     packages = {type(each).__module__.partition(".")[0] for each in callbacks}
     others_log = not packages <= {"keras", "keras_mikd"}  # Such as KerasCV's PyCOCOCallback.
     for each in callbacks:
         if isinstance(each, StudentCheckpoint):
             each.expect(validated=validated, others_log=others_log)
+
+
+def _check_averages(callbacks):
+    """Refuses to save weights after they were swapped back, or before they are swapped."""
+    averages = (keras.callbacks.SwapEMAWeights,)
+    swapping = [i for i, each in enumerate(callbacks) if isinstance(each, averages)]
+    saving = [i for i, each in enumerate(callbacks) if isinstance(each, StudentCheckpoint)]
+    if not swapping or not saving:
+        return
+    stays = all(callbacks[i].swap_on_epoch for i in swapping)
+    if not stays or max(swapping) > min(saving):
+        raise ValueError(
+            "Expected SwapEMAWeights(swap_on_epoch=True) before StudentCheckpoint among the "
+            "callbacks: otherwise the averaged weights are validated, and the others are saved. "
+            f"Received: swap_on_epoch={stays}, "
+            f"{[type(callbacks[i]).__name__ for i in sorted(swapping + saving)]}"
+        )
 
 
 def _network(model, name):

@@ -1,6 +1,5 @@
 """One call that says which method helps a student on a user's own data."""
 
-import inspect
 import json
 import os
 import statistics
@@ -16,6 +15,7 @@ from keras_mikd import checks
 from keras_mikd.atomic_files import write_whole
 from keras_mikd.cache.teacher_cache import TeacherCache
 from keras_mikd.checkpoints import fingerprints
+from keras_mikd.comparison import input_checks
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
@@ -107,15 +107,17 @@ def compare(
     checks.without_nan("teacher", checks.model("teacher", teacher))
     if balance is not None and weights is None:
         weights = BALANCED  # Published weights are for losses as they are.
-    _check_makes_student(make_student)
+    input_checks.check_makes_student(make_student)
     for name, data in {"train": train, "validation": validation, "test": test}.items():
         if name != "test" or data is not None:
-            _check_data(name, data)
+            input_checks.check_data(name, data)
     chosen = checked_methods(methods, weights)
     checks.integer("seeds", seeds, at_least=1)
     checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
     checks.integer("epochs", epochs, at_least=1)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    labels = validation if isinstance(validation, tf.data.Dataset) else validation[1]
+    input_checks.check_task(loss, make_student(), labels)
     places = _places(chosen, teacher, make_student, balance)
     data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
     runner = _Runner(
@@ -275,7 +277,7 @@ class _Runner:
         # A distiller of the user's own may read the teacher in another way than its tensors say.
         batches = self.data.batches(seed, with_teacher=bool(made) and model is not made)
         steps = self.epochs * len(batches)
-        model.compile(self.optimizer(steps), self.loss, metrics=["accuracy"])
+        model.compile(self.optimizer(steps), self.loss)
         time_of_steps = StepTime()
         start = time.perf_counter()
         options = {"epochs": self.epochs, "shuffle": False, "verbose": 0}
@@ -300,7 +302,7 @@ class _Runner:
     def accuracies(self, network):
         """Returns `{split: per cent}` of a network, which is left as it was compiled."""
         meter = SelfDistiller(network, [])
-        meter.compile(keras.optimizers.SGD(), self.loss, metrics=["accuracy"])
+        meter.compile(keras.optimizers.SGD(), self.loss, metrics=[_accuracy(self.loss)])
         found = {}
         for split, data in (("validation", self.validation), ("test", self.test)):
             if data is not None:
@@ -310,6 +312,18 @@ class _Runner:
                 values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
                 found[split] = 100 * values["accuracy"]
         return found
+
+
+def _accuracy(loss):
+    """Returns the accuracy of a task; Keras' own takes the logit of two classes for a share."""
+    if not input_checks.is_binary(loss) or not loss.get_config()["from_logits"]:
+        return "accuracy"
+
+    def share(labels, logits):
+        labels = keras.ops.reshape(keras.ops.cast(labels, "float32"), keras.ops.shape(logits))
+        return keras.ops.cast((labels > 0.5) == (logits > 0.0), "float32")
+
+    return keras.metrics.MeanMetricWrapper(share, name="accuracy")
 
 
 def _distiller(made, teacher, student, balance):
@@ -336,6 +350,7 @@ def _of_teacher(cells, runner, student):
     shapes = [getattr(each, "output_shape", None) for each in (student, runner.teacher)]
     if None not in shapes and shapes[0] != shapes[1]:
         return {}
+    input_checks.check_scope(runner.teacher, student)
     key = {"method": "teacher"}
     found = cells.get(key)
     if found is None:
@@ -353,22 +368,6 @@ def _fingerprint(data):
     return fingerprints.of_bytes(*map(np.ascontiguousarray, data))
 
 
-def _check_data(argument, data):
-    if isinstance(data, tf.data.Dataset):
-        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                f"Expected `{argument}` to end. Received: an endless tf.data.Dataset. Say what an "
-                f"epoch is: {argument}.take(steps)."
-            )
-        return
-    pair = isinstance(data, (tuple, list)) and len(data) == 2
-    if not pair or not all(isinstance(each, np.ndarray) for each in data):
-        raise ValueError(
-            f"Expected `{argument}` as two arrays (images, labels), or as a tf.data.Dataset of "
-            f"batches. Received: {keras.tree.map_structure(type, data)}"
-        )
-
-
 def _of_known_size(batches):
     """Returns a data set that knows its length, on which the schedule of a rate depends."""
     if batches.cardinality() >= 0:
@@ -379,19 +378,6 @@ def _of_known_size(batches):
 
 def _adam(steps):
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, steps))
-
-
-def _check_makes_student(make_student):
-    try:
-        if isinstance(make_student, keras.Model):  # It is a function as well, of images.
-            raise TypeError
-        inspect.signature(make_student).bind()
-    except TypeError:
-        raise ValueError(
-            "Expected `make_student` to be a function of no arguments that makes an untrained "
-            f"student, since every run has its own. Received: make_student={make_student!r}. Pass "
-            "`lambda: build(...)`, or the function that built it."
-        ) from None
 
 
 def _places(methods, teacher, make_student, balance):
