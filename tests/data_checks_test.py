@@ -117,6 +117,17 @@ def test_labels_that_are_no_numbers_are_refused(y, message):
     _refused(_distiller(), message, cases.data()[0], y)
 
 
+def test_lists_of_examples_are_refused_in_a_few_words():
+    x, y = cases.data()
+    _refused(
+        _distiller(),
+        "Expected `x` as one array.*which have 1. .*a list of 16.*np.stack",
+        list(x),
+        y,
+    )
+    _refused(_distiller(), "labels in `y` as an array.*int64 in a list", x, list(y.astype("int64")))
+
+
 @SOURCES
 def test_indices_for_a_loss_of_distributions_are_refused(source):
     distiller = _distiller(loss=keras.losses.CategoricalCrossentropy(from_logits=True))

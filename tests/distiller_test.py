@@ -554,6 +554,31 @@ def test_a_student_made_outside_of_the_scope_is_refused(two_replicas):
         _new(student=inside)
 
 
+def test_a_distiller_made_outside_of_the_scope_does_not_train_inside(two_replicas):
+    distiller = cases.distiller_with(mikd.SoftTargets())
+    distiller.compile("sgd", cases.cross_entropy())
+    with two_replicas.scope():
+        for train in (distiller.fit, distiller.train_on_batch):
+            with pytest.raises(
+                ValueError, match="outside of a scope, .*made: none. Received: the "
+            ):
+                train(*cases.data())
+
+
+def test_a_students_own_step_is_told():
+    class OwnStep(keras.Model):
+        def train_step(self, data):
+            raise NotImplementedError
+
+        def compute_loss(self, *args, **kwargs):
+            raise NotImplementedError
+
+    network = cases.student()
+    student = OwnStep(network.inputs, network.outputs[0])
+    with pytest.warns(UserWarning, match="has its own train_step, compute_loss, which a distiller"):
+        mikd.Distiller(cases.teacher(), student, [mikd.SoftTargets()])
+
+
 def test_a_teacher_may_be_made_outside_of_the_scope(two_replicas):
     teacher = cases.teacher()
     with two_replicas.scope():

@@ -385,6 +385,50 @@ def test_what_the_teacher_gets_right_is_printed_unless_silent(capsys):
 
 
 @pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+def _of_one_output(slope, activation=None):
+    numbers = keras.Input((2,))
+    network = keras.Model(numbers, keras.layers.Dense(1, activation, name="last")(numbers))
+    network.layers[-1].set_weights([np.array([[slope], [0.0]]), np.zeros(1)])
+    return network
+
+
+def _of_two_classes(loss, slope, activation=None):
+    hint = mikd.Hint(teacher_layer="last", student_layer="last")
+    teacher = _of_one_output(slope, activation)
+    return _distiller(teacher, _of_one_output(0.1), [hint], loss)
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_a_teacher_of_one_output_is_judged_by_the_side_that_it_is_on(activation, capsys):
+    x = np.random.default_rng(0).choice([-1.0, 1.0], (64, 2)).astype("float32")
+    y, binary = (x[:, 0] > 0).astype("int64"), keras.losses.BinaryCrossentropy(from_logits=True)
+    distiller = _of_two_classes(binary, 0.3, activation)
+    distiller.fit(x, y, verbose=1)
+    assert "The teacher is right for 100.0% of the first 64 examples" in capsys.readouterr().out
+    distiller = _of_two_classes(binary, 0.0, activation)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        distiller.fit(x, y, verbose=0)
+    assert any("near chance for 2 classes" in str(each.message) for each in said)
+
+
+def test_of_a_regression_nothing_is_said_about_classes(capsys):
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    _of_two_classes(keras.losses.MeanSquaredError(), 0.3).fit(x, x[:, :1], verbose=1)
+    assert "classes" not in capsys.readouterr().out
+
+
+def test_networks_of_a_fixed_batch_size_are_looked_at_in_one_batch():
+    def network(width):
+        steps = [keras.layers.LSTM(width, stateful=True), keras.layers.Dense(4)]
+        return keras.Sequential([keras.Input(batch_shape=(8, 5, 3)), *steps])
+
+    x = np.random.default_rng(0).normal(size=(32, 5, 3)).astype("float32")
+    distiller = _distiller(network(4), network(2))
+    history = distiller.fit(x, np.arange(32) % 4, batch_size=8, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 def test_swapped_networks_are_told():
     big, small = cases.teacher(), cases.student()
     x, y = _with_right_labels(big)

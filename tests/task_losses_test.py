@@ -85,6 +85,49 @@ def test_a_metric_of_probabilities_is_told():
     distiller.compile("sgd", cases.cross_entropy(), metrics=["accuracy", right])
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        ["AUC"],
+        ["sparse_categorical_crossentropy"],
+        [["accuracy", keras.metrics.AUC()]],
+        {"other": keras.metrics.Precision()},
+        [keras.metrics.Recall(thresholds=[0.5])],
+        [keras.metrics.SensitivityAtSpecificity(0.5)],
+    ],
+)
+def test_metrics_by_name_and_with_thresholds_are_told_too(metrics):
+    distiller = cases.distiller_with(mikd.SoftTargets())
+    with pytest.warns(UserWarning, match="expects probabilities, and .* puts out logits"):
+        distiller.compile("sgd", cases.cross_entropy(), metrics=metrics)
+
+
+def test_metrics_that_take_logits_are_not_told():
+    distiller = cases.distiller_with(mikd.SoftTargets())
+    top = keras.metrics.Precision(top_k=1), keras.metrics.SparseTopKCategoricalAccuracy(2)
+    metrics = ["accuracy", "crossentropy", "mse", *top, keras.metrics.F1Score()]
+    distiller.compile("sgd", cases.cross_entropy(), metrics=metrics)
+
+
+def _of_one_output(activation):
+    images = keras.Input(cases.IMAGE_SHAPE)
+    vector = keras.layers.GlobalAveragePooling2D(name="pooled")(images)
+    return keras.Model(images, keras.layers.Dense(1, activation=activation)(vector))
+
+
+def test_the_accuracy_of_one_logit_is_told():
+    hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled")
+    distiller = mikd.Distiller(cases.teacher(), _of_one_output(None), [hint])
+    binary = keras.losses.BinaryCrossentropy
+    for metric in ("accuracy", keras.metrics.BinaryAccuracy()):
+        with pytest.warns(UserWarning, match="accuracy' expects probabilities"):
+            distiller.compile("sgd", binary(from_logits=True), metrics=[metric])
+    distiller.compile("sgd", "mse", metrics=["mae"])
+    hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled")
+    distiller = mikd.Distiller(cases.teacher(), _of_one_output("sigmoid"), [hint])
+    distiller.compile("sgd", binary(), metrics=["accuracy", keras.metrics.AUC()])
+
+
 def test_losses_that_fit_pass():
     for as_dict, loss in (
         (True, {"a": cases.cross_entropy(), "b": None}),

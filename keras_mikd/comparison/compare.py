@@ -22,7 +22,7 @@ from keras_mikd.comparison.report import Comparison, summarized
 from keras_mikd.comparison.step_time import StepTime
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.callbacks import NOT_FINITE
-from keras_mikd.distillers.checks import loss_checks
+from keras_mikd.distillers.checks import loss_checks, task_losses
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller
 
@@ -316,7 +316,7 @@ class _Runner:
 
 def _accuracy(loss):
     """Returns the accuracy of a task; Keras' own takes the logit of two classes for a share."""
-    if not input_checks.is_binary(loss) or not loss.get_config()["from_logits"]:
+    if not task_losses.is_binary(loss) or not task_losses.expects_logits(loss):
         return "accuracy"
 
     def share(labels, logits):

@@ -6,10 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mikd.distillers.checks import output_rows
+from keras_mikd.distillers.checks import output_rows, task_losses
 from keras_mikd.keras_internals import strategy_made_under
 
-_BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 _LOOKED_AT = 1024  # Examples, whose labels say of what kind all of them are.
 
 
@@ -69,11 +68,6 @@ def check_data(argument, data):
         )
 
 
-def is_binary(loss):
-    """Whether a task loss is a cross-entropy of one number for two classes."""
-    return isinstance(loss, _BINARY)
-
-
 def check_task(loss, student, labels):
     """Refuses tasks whose accuracy says nothing: regression, and several labels for an example.
 
@@ -87,7 +81,7 @@ def check_task(loss, student, labels):
         return
     rule = "Expected a task whose classes exclude each other, since `compare` goes by accuracy. "
     if shape[-1] == 1:
-        if not is_binary(loss):
+        if not task_losses.is_binary(loss):
             raise ValueError(
                 f"{rule}Received: a student of one output and loss={loss!r}. For two classes, use "
                 "keras.losses.BinaryCrossentropy or an output for each class; compare students "

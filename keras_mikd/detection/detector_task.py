@@ -26,6 +26,8 @@ class DetectorTask:
     `YOLOV8Detector` have them; KerasCV is not imported.
     """
 
+    calls_steps_of_networks = True
+
     def compile(
         self,
         optimizer: str | dict | keras.optimizers.Optimizer = "rmsprop",

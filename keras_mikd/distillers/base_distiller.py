@@ -52,6 +52,9 @@ class BaseDistiller(checks.Settled, CheckedFit):
     )
     """Attributes that a compiled step has taken in, so that nothing may be assigned to them."""
 
+    calls_steps_of_networks = False
+    """Whether losses and metrics of the trained networks' own classes are called."""
+
     def _set_up(
         self,
         networks,
@@ -63,7 +66,10 @@ class BaseDistiller(checks.Settled, CheckedFit):
         readout_every=1,
     ):
         """Builds the losses of `Networks` and what logs them; the rest is as in `Distiller`."""
-        network_checks.check_scope({n: networks.models[n] for n in networks.trained}, self)
+        trained = {name: networks.models[name] for name in networks.trained}
+        network_checks.check_scope(trained, self)
+        if not self.calls_steps_of_networks:
+            network_checks.warn_of_own_steps(trained)
         losses = [term.loss for term in networks.terms]
         self.distillation_losses = tuple(losses)  # A change of a list would go unseen.
         self.task_loss_weight = schedules.checked_weight("task_loss_weight", task_loss_weight)

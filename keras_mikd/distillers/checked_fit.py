@@ -66,7 +66,7 @@ class CheckedFit(DistributedModel):
         for model, task_loss, output in self._labelled(loss):
             network_checks.check_task_loss(model, task_loss, output)
             for name in ("metrics", "weighted_metrics"):
-                network_checks.warn_of_metrics(model, kwargs.get(name), output)
+                network_checks.warn_of_metrics(model, kwargs.get(name), output, task_loss)
                 self._check_names_of(kwargs.get(name))
         keras_internals.forget_loss(self)
         super().compile(optimizer, loss, *args, **kwargs)
@@ -195,6 +195,7 @@ class CheckedFit(DistributedModel):
         return super().train_on_batch(x, *args, **kwargs)
 
     def _check_trained(self):
+        network_checks.check_entered_scope(self)
         if self.compiled:
             network_checks.check_trained(
                 self._networks,

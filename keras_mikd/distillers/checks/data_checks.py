@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_mikd.batches import take_apart
 from keras_mikd.cache.teacher_cache import TeacherCache
 from keras_mikd.distillers.checks import task_losses
+from keras_mikd.features.layer_graph import ends, has_graph
 from keras_mikd.keras_internals import layers_of
 
 _AT_ONCE = 4096  # Rows of an array that are looked at together, so that no large copy is made.
@@ -207,7 +208,7 @@ def _check_kind_of_labels(argument, y, loss):
             )
         return
     for labels in keras.tree.flatten(y):
-        if not hasattr(labels, "dtype"):
+        if not hasattr(labels, "dtype") or isinstance(labels, np.generic):  # Of a list of numbers.
             raise ValueError(
                 f"Expected the labels in `{argument}` as an array. Received: a "
                 f"{type(labels).__name__} in a {type(y).__name__}. Use np.array(labels)."
@@ -237,6 +238,7 @@ def _check_categorical(argument, shape, loss, output):
 def _check_inputs(taps, argument, x):
     """Checks what every network gets of `x`: arrays, or the specs of a batch."""
     arrays = keras.tree.flatten(x)
+    _check_one_array_each(taps, argument, x)
     for array in arrays:
         if array.shape[0] == 0:
             raise ValueError(
@@ -250,6 +252,18 @@ def _check_inputs(taps, argument, x):
             if len(fed.shape) == 4:
                 _check_size(name, each.model, shown, fed.shape)
                 _check_integers(name, each.model, shown, fed)
+
+
+def _check_one_array_each(taps, argument, x):
+    """Refuses a list of examples, which Keras takes for a list of inputs."""
+    read = [each.model for each in taps.values() if each.convert is None]
+    inputs = [len(keras.tree.flatten(ends(model)[0])) for model in read if has_graph(model)]
+    if isinstance(x, list) and inputs and len(x) > max(inputs):
+        raise ValueError(
+            f"Expected `{argument}` as one array for every input of the networks, which have "
+            f"{max(inputs)}. Received: a list of {len(x)}. Stack examples to one array: "
+            "np.stack(x)."
+        )
 
 
 def _check_integers(name, model, shown, array):

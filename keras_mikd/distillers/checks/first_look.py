@@ -15,9 +15,11 @@ from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import as_called, output_at, pick
 from keras_mikd.features.layer_graph import ends, has_graph
 from keras_mikd.features.places import OUTPUT
+from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.losses.parts import class_map
 
 _BATCH = 32  # Keras' default.
+_MOST_SHOWN = 4  # Arrays in a message.
 _NEAR_CHANCE = 0.2  # Share of the way from chance to perfection.
 
 
@@ -104,6 +106,7 @@ class FirstLook:
         self._done = True
         # Dense outputs of more examples than a step sees might not fit into memory.
         count = self.examples if self._rank == 2 else min(self._batch_size or _BATCH, self.examples)
+        count = min([count, *self._fixed_sizes()])
         x, y, teacher_features = _first((x, y, teacher_features), count)
         x = keras.tree.map_structure(_as_fed, x)
         self._check_whole_numbers(x)
@@ -118,6 +121,12 @@ class FirstLook:
             name = next(n for n, each in self._networks.models.items() if each is model)
             self._check_task(name, loss, output, features[name][OUTPUT])
         self._judge(features, y)
+
+    def _fixed_sizes(self):
+        """Returns the sizes of batches that networks are built for, where they are fixed."""
+        models = [model for model in self._networks.models.values() if has_graph(model)]
+        specs = [spec for model in models for spec in keras.tree.flatten(ends(model)[0])]
+        return [spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None]
 
     def _comparing(self):
         """Returns the names of the losses that compare the examples of a batch."""
@@ -264,6 +273,11 @@ class FirstLook:
                 )
         networks = self._networks
         ignored = task_losses.ignored_class(self._loss)
+        own = None if keras.tree.is_nested(self._output) else self._output.shape[-1]
+        if own == 1:
+            if not task_losses.is_binary(self._loss):
+                return  # A regression has no classes.
+            features = {name: self._of_two_classes(name, each) for name, each in features.items()}
         student = features.get("student", {}).get(OUTPUT)
         of_student = (
             None if student is None else output_rows.share_of_right(student, classes, ignored)
@@ -273,7 +287,6 @@ class FirstLook:
                 continue
             output = self._in_labels_classes(name, features[name])
             found = output.shape[-1]
-            own = None if keras.tree.is_nested(self._output) else self._output.shape[-1]
             own = max(2, own or found)  # One logit is for two classes.
             if found != own:
                 if self._verbose:
@@ -286,6 +299,14 @@ class FirstLook:
             right = output_rows.share_of_right(output, classes, ignored)
             if right is not None:
                 self._judge_teacher(name, right, of_student, len(classes), own)
+
+    def _of_two_classes(self, name, tensors):
+        """Returns a network's tensors with two columns in place of one logit or probability."""
+        output = tensors[OUTPUT]
+        if keras.tree.is_nested(output) or output.shape[-1] != 1:
+            return tensors
+        border = 0.5 if holds_probabilities(self._networks.models[name]) else 0.0
+        return {**tensors, OUTPUT: output_rows.in_two_columns(output, border)}
 
     def _in_labels_classes(self, name, tensors):
         """Returns a teacher's output, as logits of the labels' classes if a loss maps them."""
@@ -384,6 +405,8 @@ def _read(name, taps, x):
         if str(error).startswith("Expected"):  # One of ours, which says more.
             raise
         given = [f"{tuple(each.shape)} of {each.dtype}" for each in keras.tree.flatten(x)]
+        if len(given) > _MOST_SHOWN:
+            given = [*given[:_MOST_SHOWN], f"{len(given) - _MOST_SHOWN} others"]
         raise ValueError(
             f"Expected examples that the {name} {taps.model.name!r} takes. Received: "
             f"{', '.join(given)}, with which it stops: see the error above. Are they of its kind "

@@ -4,6 +4,7 @@ import itertools
 import warnings
 
 import keras
+import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.distillers.checks import task_losses
@@ -170,6 +171,34 @@ def check_scope(models, distiller):
             )
 
 
+def warn_of_own_steps(models):
+    """Warns of trained networks `{name: model}` whose own training step or loss is not called."""
+    steps = ("train_step", "compute_loss", "test_step", "compute_metrics")
+    for name, model in models.items():
+        own = [s for s in steps if getattr(type(model), s) is not getattr(keras.Model, s)]
+        if own:
+            warnings.warn(
+                f"The {name} {model.name!r} has its own {', '.join(own)}, which a distiller does "
+                "not call: it trains the network by the loss and the metrics of its own `compile`. "
+                "Pass what the step adds as a DistillationLoss, as `add_loss`, or as metrics.",
+                stacklevel=4,
+            )
+
+
+def check_entered_scope(distiller):
+    """Refuses to train inside the scope of another strategy than the distiller's."""
+    if not tf.distribute.has_strategy():
+        return
+    own, entered = strategy_made_under(distiller), tf.distribute.get_strategy()
+    if own is not entered:
+        raise ValueError(
+            "Expected `fit` outside of a scope, or in that of the strategy under which the "
+            f"distiller was made: {type(own).__name__ if own else 'none'}. Received: the scope of "
+            f"a {type(entered).__name__}. Make the networks and the distiller, and call `compile`, "
+            "inside of `with strategy.scope():`."
+        )
+
+
 def checked_peers(peers):
     """Returns peers as `{"peer1": model, ...}`, if they are at least two different models."""
     if not isinstance(peers, (list, tuple)) or len(peers) < 2:
@@ -241,19 +270,50 @@ def check_task_loss(model, loss, output=None):
             )
 
 
-def warn_of_metrics(model, metrics, output):
-    """Warns of metrics, a list, that take the logits of a network for probabilities."""
-    if keras.tree.is_nested(output) or not isinstance(metrics, (list, tuple)):
+def warn_of_metrics(model, metrics, output, loss=None):
+    """Warns of metrics that take the logits of a network for probabilities.
+
+    Of several outputs, all have to be logits. `loss` says whether one output is a logit.
+    """
+    if not _is_linear(model, OUTPUT) or holds_probabilities(model):
         return
-    for metric in metrics:
-        config = metric.get_config() if isinstance(metric, keras.metrics.Metric) else {}
-        wrong = config.get("from_logits") is False and _is_linear(model, OUTPUT)
-        if wrong and not holds_probabilities(model):
+    one_logit = not keras.tree.is_nested(output) and output.shape[-1] == 1
+    one_logit = one_logit and task_losses.is_binary(loss)
+    for metric in keras.tree.flatten(metrics):
+        name = metric if isinstance(metric, str) else getattr(metric, "name", None)
+        if one_logit and metric in _ACCURACIES:
+            metric = keras.metrics.BinaryAccuracy()
+        if isinstance(metric, str) and metric not in _ACCURACIES:
+            metric = _metric_of_name(metric)
+        if _reads_probabilities(metric):
             warnings.warn(
-                f"The metric {metric.name!r} expects probabilities, and {model.name!r} puts out "
-                "logits: its values mean nothing. Use from_logits=True in it.",
+                f"The metric {name!r} expects probabilities, and {model.name!r} puts out logits: "
+                "its values mean nothing. Use from_logits=True in it, or, if it has no such "
+                "argument, build the network with its softmax or sigmoid.",
                 stacklevel=3,
             )
+
+
+_ACCURACIES = ("accuracy", "acc", "crossentropy", "ce")  # Keras makes them fit the output.
+
+
+def _metric_of_name(name):
+    try:
+        return keras.metrics.get(name)
+    except ValueError:
+        return None  # Keras tells of it.
+
+
+def _reads_probabilities(metric):
+    """Whether a metric takes its predictions for probabilities, as all with thresholds do."""
+    if not isinstance(metric, keras.metrics.Metric):
+        return task_losses.expects_logits(metric) is False
+    config = metric.get_config()
+    if "from_logits" in config:
+        return config["from_logits"] is False
+    if "thresholds" in config:  # Keras allows none outside of 0 to 1.
+        return config.get("top_k") is None
+    return config.get("threshold") is not None or "num_thresholds" in config
 
 
 def _is_linear(model, place):

@@ -88,6 +88,12 @@ def share_of_right(logits, classes, ignored=None):
     return float(np.mean(rows.argmax(axis=1) == classes))
 
 
+def in_two_columns(outputs, border):
+    """Returns one number for each example as scores of two classes, which part at `border`."""
+    scores = keras.ops.cast(outputs, "float32") - border
+    return keras.ops.concatenate([-scores, scores], axis=-1)
+
+
 def _rows(outputs):
     flat = keras.ops.reshape(outputs, (-1, outputs.shape[-1]))
     return np.asarray(_spread(flat), "float64")

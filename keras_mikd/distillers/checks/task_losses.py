@@ -19,6 +19,10 @@ _OF_PROBABILITIES = (
 )
 
 
+_BINARY_CLASSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+_BINARY = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
+
+
 def by_place(loss, outputs):
     """Returns `[(place of the output, loss)]` of what `compile` takes as `loss`.
 
@@ -50,6 +54,14 @@ def expects_logits(loss):
         config = loss.get_config()
         said = config.get("from_logits", config.get("fn_kwargs", {}).get("from_logits"))
     return None if said is None else bool(said)
+
+
+def is_binary(loss):
+    """Whether a task loss, or the only one in a structure, takes one number for two classes."""
+    alone = keras.tree.flatten(loss)
+    loss = _object(alone[0]) if len(alone) == 1 else None
+    loss = loss.func if isinstance(loss, functools.partial) else loss
+    return isinstance(loss, _BINARY_CLASSES) or loss in _BINARY
 
 
 def ignored_class(loss):
