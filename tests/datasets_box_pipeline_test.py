@@ -92,7 +92,13 @@ def test_the_order_is_that_of_the_seed_and_the_buffer():
 
 
 def test_the_number_of_rows_is_known_before_an_image_is_read():
-    images = tf.data.Dataset.from_tensors(_objects([[0, 0, 1, 1]], [0]))
+    images = tf.data.Dataset.from_generator(
+        lambda: iter([_objects([[0, 0, 1, 1]], [0])]),
+        output_signature={
+            "bbox": tf.TensorSpec((None, 4)),
+            "label": tf.TensorSpec((None,), tf.int64),
+        },
+    )
     padded = images.map(lambda objects: box_pipeline.targets(objects, (8, 8), 3))
     assert padded.element_spec["boxes"].shape == (3, 4)
     assert padded.element_spec["classes"].shape == (3,)

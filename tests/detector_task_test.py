@@ -60,7 +60,8 @@ def test_the_total_is_the_weighted_sum_and_a_regularizer_counts_once():
     student = detectors.retinanet(regularizer=keras.regularizers.L2(0.1))
     pyramid = detectors.hint("feature_pyramid/P3", name="pyramid", weight=2.0)
     losses = [detectors.hint(weight=3.0), pyramid]
-    logs = _evaluate(detectors.eager(detectors.offline(student, losses, task_loss_weight=0.5)))
+    half = keras.optimizers.schedules.PolynomialDecay(0.5, 10, 0.5)
+    logs = _evaluate(detectors.eager(detectors.offline(student, losses, task_loss_weight=half)))
     penalty = 0.1 * np.sum(student.box_head.kernel.numpy() ** 2)
     detector = logs["box_loss"] + logs["classification_loss"]
     assert logs["task_loss"] == pytest.approx(detector, rel=1e-5)
@@ -76,6 +77,16 @@ def test_evaluation_changes_no_variable_and_starts_anew():
     assert _evaluate(distiller) == pytest.approx(first)
     for old, variable in zip(before, distiller.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
+
+
+def test_an_evaluation_counts_its_own_data_alone():
+    distiller = detectors.eager(detectors.alone())
+    x, y = detectors.scenes(4, seed=1)
+    first, _, again = (
+        distiller.evaluate(*data, batch_size=4, verbose=0, return_dict=True)
+        for data in ((x, y), detectors.scenes(4), (x, y))
+    )
+    assert again == pytest.approx(first)
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
@@ -241,6 +252,20 @@ def test_a_detector_that_is_not_compiled_is_refused(make):
 def test_another_model_is_refused(make):
     with pytest.raises(ValueError, match="Expected a detector of KerasCV.*Received: Functional"):
         make(detectors.backbone(3))
+
+
+def test_a_model_with_one_of_a_detectors_methods_is_refused():
+    class Decodes(keras.Model):
+        def decode_predictions(self, predictions, images):
+            return predictions
+
+    class HasLoss(keras.Model):
+        def compute_loss(self, x, y, y_pred, sample_weight):
+            return 0.0
+
+    for kind in (Decodes, HasLoss):
+        with pytest.raises(ValueError, match=f"a detector of KerasCV.*Received: {kind.__name__}"):
+            mikd.SelfDetectorDistiller(kind(), [detectors.muse()])
 
 
 def test_data_without_boxes_is_refused():

@@ -99,16 +99,6 @@ def test_the_last_stage_is_read_unless_a_place_is_named():
     assert np.abs(default - eigen_cam(model, images, "stage1")).max() > 0.1
 
 
-def test_an_average_that_keeps_its_axes_is_no_map():
-    """It has one location, and no direction to look."""
-    inputs = keras.Input((6, 6, 3))
-    x = layers.Conv2D(4, 3, activation="relu", name="conv")(inputs)
-    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
-    images = _images(2, 6, 6, 3)
-    np.testing.assert_array_equal(eigen_cam(model, images), eigen_cam(model, images, "conv"))
-
-
 def test_a_model_of_any_size_takes_images_of_any_size():
     images = _images(2, 6, 4, 3)
     maps = eigen_cam(_identity((None, None, 3)), images)

@@ -373,6 +373,18 @@ def test_a_smaller_student_may_be_better_than_its_teacher():
 
 
 @pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
+def test_networks_that_are_equally_good_are_not_swapped():
+    big, small = cases.teacher(), cases.student()
+    x, _ = cases.data(500)
+    y = _right(big, x)
+    both = np.flatnonzero(y == _right(small, x))[:64]
+    assert len(both) >= 32 and len(np.unique(y[both])) >= 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _fit(_distiller(small, big), x[both], y[both])
+
+
+@pytest.mark.filterwarnings("default:The teacher is right for:UserWarning")
 def test_what_the_teacher_gets_right_is_printed_unless_silent(capsys):
     x, y = _with_right_labels(cases.teacher())
     distiller = _distiller(cases.teacher())

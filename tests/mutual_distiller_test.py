@@ -330,6 +330,45 @@ def test_called_it_is_all_of_its_peers(tmp_path):
         distiller.export(tmp_path / "model")
 
 
+def test_called_in_training_its_peers_are():
+    distiller = _dml(_peers(normalize=True))
+    x, _ = cases.data()
+    plain, training = distiller(x), distiller(x, training=True)
+    for i, peer in enumerate(_peers(normalize=True), 1):
+        np.testing.assert_allclose(training[f"peer{i}"], peer(x, training=True), atol=1e-6)
+        assert np.abs(training[f"peer{i}"] - plain[f"peer{i}"]).max() > 0.01
+
+
+class _Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.dense = keras.layers.Dense(cases.NUM_CLASSES)
+
+    def call(self, x):
+        return self.dense(self.pool(x))
+
+
+def test_a_function_gives_the_places_of_a_subclassed_peer():
+    def features(model, x, training):
+        pooled = model.pool(x)
+        return {"pooled": pooled, "output": model.dense(pooled)}
+
+    x, _ = cases.data()
+    own = _Subclassed()
+    own(x)
+    hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled", name="hint")
+    history = _fit(_compiled(_dml([_peers()[0], own], hint, features=[None, features])))
+    assert history["hint_peer1_to_peer2"][0] > 0 and history["hint_peer2_to_peer1"][0] > 0
+
+
+def test_every_peer_is_checked_with_its_own_loss():
+    probabilities = keras.losses.SparseCategoricalCrossentropy()
+    loss = {"peer1": cases.cross_entropy(), "peer2": probabilities}
+    with pytest.raises(ValueError, match="puts out logits at .* and the task loss expects probab"):
+        _compiled(_dml(), loss=loss)
+
+
 def test_two_runs_of_one_seed_are_the_same():
     def history():
         keras.utils.set_random_seed(0)

@@ -199,6 +199,31 @@ def _heads(distiller):
     return {loss.name: loss for loss in distiller.distillation_losses}
 
 
+class _Batches(keras.utils.PyDataset):
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        rows = slice(10 * number, 10 * number + 10)
+        return self.x[rows], self.y[rows]
+
+
+@pytest.mark.parametrize("source", ["long", "PyDataset"])
+def test_the_first_256_examples_of_all_batches_are_measured(source):
+    x, y = cases.data(300 if source == "long" else 30)
+    distiller = _auto()
+    distiller.compile(keras.optimizers.SGD(0.0), cases.cross_entropy(), run_eagerly=True)
+    long = tf.data.Dataset.from_tensor_slices((x, y)).batch(100)
+    distiller.fit(long if source == "long" else _Batches(x, y), shuffle=False, verbose=0)
+    for name, place in (("vid_stage2", "relu2"), ("vid_logits", "logits")):
+        expected = _channel_variances(distiller.teacher, place, x[:256])
+        np.testing.assert_allclose(_heads(distiller)[name].variance(), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("source", ["arrays", "dataset", "one batch"])
 def test_measured_variances_are_those_of_the_teacher_at_the_first_step(source):
     x, y = cases.data(24)
