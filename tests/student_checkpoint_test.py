@@ -232,6 +232,27 @@ def test_a_monitor_of_validation_without_validation_is_refused_before_a_step(tmp
     assert by_script.best == 1.0
 
 
+def test_a_network_that_no_file_holds_is_refused_before_the_first_step(tmp_path):
+    class Subclassed(keras.Model):
+        def __init__(self, units):
+            super().__init__()
+            self.last = keras.layers.Dense(units)
+
+        def call(self, x):
+            return self.last(x)
+
+    student = Subclassed(2)
+    student(np.zeros((1, 3), "float32"))
+    model = mikd.Distiller(_network(), student, [mikd.SoftTargets()])
+    model.compile("sgd", cases.cross_entropy(), metrics=["accuracy"], run_eagerly=True)
+    before = student.last.kernel.numpy()
+    with pytest.raises(ValueError, match="class Subclassed has no `get_config`.*'.weights.h5'"):
+        _fit([mikd.StudentCheckpoint(tmp_path / "a.keras")], model=model)
+    np.testing.assert_array_equal(student.last.kernel, before)
+    _fit([mikd.StudentCheckpoint(tmp_path / "a.weights.h5")], model=model)
+    assert (tmp_path / "a.weights.h5").exists()
+
+
 def test_a_run_that_saved_nothing_says_so(tmp_path):
     never, nan = (tmp_path / name for name in ("never.keras", "nan.keras"))
     other = keras.callbacks.Callback()

@@ -54,7 +54,7 @@ class StudentCheckpoint(keras.callbacks.Callback):
     Raises:
         ValueError: If the path has another suffix or fields, `"auto"` does not know the monitor,
             or `network` is none of the model's; in `fit`, as soon as it is clear that the monitor
-            never comes.
+            never comes; before the first step, if a `.keras` file cannot hold the network.
         FileExistsError: Before the first step, if there is such a file and `overwrite` is false.
     """
 
@@ -112,7 +112,20 @@ class StudentCheckpoint(keras.callbacks.Callback):
                 f"{min(there)!r} exists. Name another path, or pass overwrite=True to replace it. "
                 "To go on with a run that was killed, use ExactResume beside this callback."
             )
+        if self.path.endswith(_SUFFIXES[0]):
+            self._check_can_be_saved()
         self.overwrite = True  # From now on, what is there is this run's.
+
+    def _check_can_be_saved(self):
+        try:
+            keras.saving.serialize_keras_object(self._saved)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"Expected a network that a {_SUFFIXES[0]} file can hold. Received: "
+                f"{self._saved.name!r}, whose class {type(self._saved).__name__} has no "
+                f"`get_config` for the arguments of its constructor. Write one, or save the "
+                f"weights alone: a path that ends in {_SUFFIXES[1]!r}."
+            ) from error
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._knows_logs or self._others_log or not self._reads_monitor:

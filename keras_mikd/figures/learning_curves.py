@@ -1,6 +1,7 @@
 """What `fit` logs, epoch by epoch."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,12 +48,14 @@ def learning_curves(
         metrics: Names of metrics, without `"val_"`; those that end with `"accuracy"` if `None`.
             Other names are taken for terms of the loss.
 
+    A `history` does not say of which epochs the numbers of `validation_freq=2` are. They are left
+    out with a warning; a CSV file has them.
+
     Returns:
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If there is nothing to draw, a metric is not in the run, or a list does not say
-            which epochs its numbers are of, as after `validation_freq=2`: a CSV file does.
+        ValueError: If there is nothing to draw, or a metric is not in the run.
         FileNotFoundError: If a CSV file does not exist.
         ImportError: If matplotlib is not installed.
 
@@ -92,11 +95,12 @@ def _by_epoch(history):
     numbers = {key: values for key, values in numbers.items() if not np.isnan(values).all()}
     epochs = max(map(len, numbers.values()), default=0)
     if short := {key: len(values) for key, values in numbers.items() if len(values) < epochs}:
-        raise ValueError(
-            f"Expected a number of each of {epochs} epochs. Received: {short}. To draw what some "
-            "epochs lack, pass the file of a keras.callbacks.CSVLogger, which says which."
+        warnings.warn(
+            f"Left out {sorted(short)}: a history does not say which of the {epochs} epochs have "
+            "these numbers. To draw them, pass the file of a keras.callbacks.CSVLogger.",
+            stacklevel=3,
         )
-    return numbers
+    return {key: values for key, values in numbers.items() if key not in short}
 
 
 def _panels(names, metrics):
