@@ -127,6 +127,7 @@ LOSSES = {
     "soft_targets_map": lambda: mikd.SoftTargets(teacher_classes=[3, 1, 0, 2]),
     "lwf": lambda: mikd.LwF(),
     "lwf_dense": lambda: mikd.LwF(student_layer="stage1"),
+    "soft_targets_binary": lambda: mikd.SoftTargets(binary=True),
     "soft_targets_standardized": lambda: mikd.SoftTargets(temperature=2.0, standardize=True),
     "dkd": lambda: mikd.DKD(),
     "dist": lambda: mikd.DIST(),

@@ -363,7 +363,8 @@ def test_the_accuracy_of_one_logit_parts_the_classes_at_zero():
     result = mikd.compare(
         *(_of_one_logit(0.3), lambda: _of_one_logit(0.1), (x, y), (x, y)),
         methods={
-            "hint": lambda *networks: [mikd.Hint(teacher_layer="logit", student_layer="logit")]
+            "hint": lambda *networks: [mikd.Hint(teacher_layer="logit", student_layer="logit")],
+            "kd": None,  # Of one logit.
         },
         weights=[1.0],
         seeds=1,
@@ -372,7 +373,7 @@ def test_the_accuracy_of_one_logit_parts_the_classes_at_zero():
         verbose=False,
     )
     assert result.teacher == 100.0
-    assert [row["values"] for row in result.rows] == [[100.0], [100.0]]
+    assert [row["values"] for row in result.rows] == [[100.0]] * 3
 
 
 def test_tasks_without_an_accuracy_are_refused(monkeypatch):

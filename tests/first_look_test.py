@@ -285,6 +285,16 @@ def test_several_labels_for_one_example_are_no_classes(source):
     assert np.isfinite(_fit(plain, x, y, source=source)["loss"])
 
 
+def test_several_labels_are_what_binary_soft_targets_learn(capsys):
+    x, y = cases.data(64)
+    several = np.eye(4, dtype="float32")[y] + np.eye(4, dtype="float32")[(y + 1) % 4]
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    exclusive = _distiller(cases.teacher(), loss=loss)
+    _refused(exclusive, "one class for each example.*SoftTargets\\(binary=True\\)", x, several)
+    binary = _distiller(cases.teacher(), losses=[mikd.SoftTargets(binary=True)], loss=loss)
+    assert np.isfinite(_fit(binary, x, several)["loss"])
+
+
 def test_outputs_without_an_axis_of_classes_pass():
     student = cases.student()
     one = keras.layers.Reshape(())(keras.layers.Dense(1)(student.get_layer("gap").output))

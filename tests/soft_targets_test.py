@@ -33,6 +33,43 @@ def test_value_equals_numpy(temperature):
     np.testing.assert_allclose(loss, _twin(TEACHER, STUDENT, temperature), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("labels", [1, 3])
+def test_binary_logits_equal_numpy(labels, temperature):
+    teacher, student = (8.0 * x[:, :labels] for x in (TEACHER, STUDENT))
+    value, gradient = _gradient(SoftTargets(temperature=temperature, binary=True), teacher, student)
+    p, q = (1 / (1 + np.exp(-x.astype("float64") / temperature)) for x in (teacher, student))
+    of_each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    np.testing.assert_allclose(value, temperature**2 * of_each.mean(-1), rtol=1e-4)
+    np.testing.assert_allclose(gradient, temperature * (q - p) / labels, rtol=1e-4, atol=1e-6)
+
+
+def test_one_logit_is_two_classes_of_which_one_stays_at_zero():
+    teacher, student = np.array([[3.0], [-0.5]]), np.array([[-1.0], [100.0]])
+    one = SoftTargets(temperature=2.0, binary=True)(teacher, student)
+    two = SoftTargets(temperature=2.0)(*(np.hstack([0 * x, x]) for x in (teacher, student)))
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    assert np.isfinite(one).all()
+
+
+def test_binary_logits_take_a_position_each():
+    teacher, student = (np.random.default_rng(i).normal(size=(2, 4, 4, 1)) for i in range(2))
+    value = SoftTargets(binary=True)(teacher, student)
+    each = SoftTargets(binary=True)(teacher.reshape(-1, 1), student.reshape(-1, 1))
+    np.testing.assert_allclose(value, np.reshape(each, (2, 16)).mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"standardize": True}, {"teacher_classes": [1, 0]}])
+def test_binary_logits_have_no_classes_to_map_or_to_standardize(options):
+    with pytest.raises(ValueError, match="neither `teacher_classes` nor `standardize` with binary"):
+        SoftTargets(binary=True, **options)
+
+
+def test_one_logit_of_a_softmax_is_refused():
+    with pytest.raises(ValueError, match="at least two classes.*SoftTargets\\(binary=True\\)"):
+        SoftTargets()(np.ones((2, 1)), np.ones((2, 1)))
+
+
 def test_value_worked_out_by_hand():
     loss = SoftTargets(temperature=1.0)(np.log([[3.0, 1.0]]), np.log([[1.0, 1.0]]))
     np.testing.assert_allclose(loss, [0.75 * np.log(1.5) - 0.25 * np.log(2.0)], rtol=1e-5)

@@ -322,6 +322,8 @@ def test_teachers_and_losses_that_do_not_fit_are_refused():
         _new(one, combine="confidence")
     with pytest.raises(ValueError, match="several teachers and a loss of logits without"):
         _new(two, _kd(teacher="a"), combine="confidence")
+    with pytest.raises(ValueError, match="classes that exclude each other.*'kd'. with binary=True"):
+        _new(two, mikd.SoftTargets(binary=True, name="kd"), combine="confidence")
     with pytest.raises(ValueError, match="`teacher` to be None or the name"):
         mikd.SoftTargets(teacher=one)
 

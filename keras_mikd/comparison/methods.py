@@ -23,6 +23,12 @@ def _vid(teacher, student, weight):
     return recipes.vid(teacher, student, stage_weight=weight, initial_variance="auto")
 
 
+def _kd(teacher, student, weight):
+    # `compare` takes no other task with one output than that of two classes.
+    one = getattr(student, "output_shape", (None,))[-1] == 1
+    return recipes.kd(teacher, student, weight=weight, binary=one)
+
+
 def _mimkd(teacher, student, weight):
     levels = dict.fromkeys(("global_weight", "local_weight", "feature_weight"), weight)
     return recipes.mimkd(teacher, student, **levels)
@@ -34,7 +40,7 @@ def _weighted(recipe):
 
 # Weights a decade apart around those of the authors, where there are any.
 METHODS = {
-    "kd": Method(_weighted(recipes.kd), (0.3, 3.0, 30.0)),
+    "kd": Method(_kd, (0.3, 3.0, 30.0)),
     "lskd": Method(_weighted(recipes.lskd), (0.9, 9.0, 90.0)),
     "dkd": Method(_weighted(recipes.dkd), (0.1, 1.0, 10.0)),
     "rld": Method(_weighted(recipes.rld), (0.1, 1.0, 10.0)),

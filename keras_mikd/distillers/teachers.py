@@ -96,6 +96,13 @@ def terms(losses, names):
 def check_combined(networks, combine):
     """Refuses a way to combine teachers where no loss reads several together."""
     together = any(term.teacher == ALL for term in networks.terms)
+    binary = [t.loss.name for t in networks.terms if not t.loss.exclusive_classes]
+    if combine == "confidence" and binary:
+        raise ValueError(
+            "Expected losses of classes that exclude each other with combine='confidence', which "
+            f"weights teachers by the probability of the one class. Received: {binary} with "
+            "binary=True. Use combine='mean'."
+        )
     if combine != "mean" and not together:
         raise ValueError(
             f"Expected several teachers and a loss of logits without `teacher=`, since combine="

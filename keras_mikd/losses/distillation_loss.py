@@ -60,6 +60,9 @@ class DistillationLoss(checks.Settled, keras.layers.Layer):
     """Whether places must hold logits, `True` or only the teacher's, `"teacher"` (of a list, the
     last one); the distiller refuses probabilities then."""
 
+    exclusive_classes = True
+    """Whether the classes of these logits exclude each other, as those of a softmax."""
+
     compares_examples = False
     """Whether the loss of an example depends on others in its batch."""
 

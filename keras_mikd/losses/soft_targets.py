@@ -13,7 +13,7 @@ from keras_mikd import checks, masks
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.parts import class_map, schedules
 from keras_mikd.losses.parts.centering import deviations, gently, length, number_left
-from keras_mikd.losses.parts.divergence import softened_divergence
+from keras_mikd.losses.parts.divergence import beside_zero, softened_divergence
 from keras_mikd.losses.parts.shape_checks import compared_logits
 
 
@@ -40,13 +40,16 @@ class SoftTargets(DistillationLoss):
             `classes - 1`, as in the authors' code). So the student need not match the teacher's
             scale. The authors use a temperature of 2 and a weight of 9. Logits that are all equal
             stay 0, without a gradient. Classes that are masked by `-inf` count in neither.
+        binary: Whether each logit says yes or no by itself, as for a sigmoid: one logit for two
+            classes, or several labels for an example. The loss is then that of `(0, logit)`, as
+            the mean over the logits, like Keras' `BinaryCrossentropy`.
         **kwargs: `weight` and other arguments of `DistillationLoss`.
 
     Raises:
         ValueError: If `temperature` is not a finite number above 0, or `teacher_classes` names a
             class twice or none; in `build`, if the tensors are not logits of the same two or more
             classes, or of two with `standardize`, or the map is not for these classes, or positions
-            differ.
+            differ; if `binary` is combined with `teacher_classes` or `standardize`.
 
     References:
         Hinton et al., Distilling the knowledge in a neural network (arXiv:1503.02531), section 2.
@@ -62,17 +65,26 @@ class SoftTargets(DistillationLoss):
         temperature: float | LearningRateSchedule = 4.0,
         teacher_classes: Sequence[int | Sequence[int]] | np.ndarray | None = None,
         standardize: bool = False,
+        binary: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.temperature = schedules.checked_temperature("temperature", temperature)
         self.teacher_classes = class_map.checked_map(teacher_classes)
         self.standardize = checks.boolean("standardize", standardize)
+        self.binary = checks.boolean("binary", binary)
+        if binary and (standardize or teacher_classes is not None):
+            raise ValueError(
+                "Expected neither `teacher_classes` nor `standardize` with binary=True: both are "
+                "for classes that exclude each other. Received: "
+                f"teacher_classes={teacher_classes!r}, standardize={standardize}"
+            )
+        self.exclusive_classes = not binary
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
     ) -> None:
-        self.compared = compared_logits(teacher_shape, student_shape)
+        self.compared = compared_logits(teacher_shape, student_shape, binary=self.binary)
         if self.teacher_classes is not None:
             class_map.check_fits(self.teacher_classes, teacher_shape, student_shape)
         elif teacher_shape[-1] != student_shape[-1]:
@@ -103,7 +115,11 @@ class SoftTargets(DistillationLoss):
         temperature = schedules.now(self.temperature)
         if self.standardize:
             teacher, student = _z_scores(teacher), _z_scores(student)
+        if self.binary:
+            teacher, student = beside_zero(teacher), beside_zero(student)
         divergence = softened_divergence(teacher, student, temperature)
+        if self.binary:
+            divergence = ops.mean(divergence, axis=-1)
         return temperature**2 * masks.mean_of_positions(divergence, mask)
 
     def get_config(self) -> dict[str, Any]:
@@ -112,6 +128,7 @@ class SoftTargets(DistillationLoss):
             "temperature": schedules.serialized(self.temperature),
             "teacher_classes": self.teacher_classes,
             "standardize": self.standardize,
+            "binary": self.binary,
         }
 
 

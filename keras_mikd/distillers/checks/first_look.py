@@ -228,12 +228,14 @@ class FirstLook:
             )
         self._check_ignored(term.loss, y)
         # A head of its own may learn the teacher's classes beside any labels.
-        wants_classes = term.loss.reads_classes or term.loss.expects_logits is True
+        of_logits = term.loss.expects_logits is True and term.loss.exclusive_classes
+        wants_classes = term.loss.reads_classes or of_logits
         if wants_classes and output_rows.are_several_labels(y, self._rank):
             raise ValueError(
                 f"Expected one class for each example, since {term.loss.name!r} takes classes that "
                 "exclude each other. Received: rows of 0 and 1 with several, or no, classes for an "
-                'example. Match features instead, or use `negatives_from="batch"`.'
+                "example. Match features instead, use SoftTargets(binary=True), or, in a critic, "
+                '`negatives_from="batch"`.'
             )
 
     def _check_ignored(self, loss, y):

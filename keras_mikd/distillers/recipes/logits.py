@@ -20,6 +20,7 @@ def kd(
     *,
     weight: float | LearningRateSchedule = 0.9,
     temperature: float | LearningRateSchedule = 4.0,
+    binary: bool = False,
 ) -> list[DistillationLoss]:
     """Soft targets, `"kd"` (Hinton et al., arXiv:1503.02531).
 
@@ -28,8 +29,9 @@ def kd(
         student: Network that learns them.
         weight: Factor of the loss.
         temperature: See `SoftTargets`.
+        binary: See `SoftTargets`; for the logits of a sigmoid.
     """
-    return [SoftTargets(temperature=temperature, weight=weight, name="kd")]
+    return [SoftTargets(temperature=temperature, weight=weight, binary=binary, name="kd")]
 
 
 def lskd(

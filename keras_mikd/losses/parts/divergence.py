@@ -28,3 +28,8 @@ def softened_divergence(teacher, student, temperature, log_sizes=None):
     u = ops.where(close[..., None], u, 0.0)
     beyond_linear = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 24 - u / 120)))
     return ops.where(close, ops.log1p(ops.sum(p * beyond_linear, axis=-1)), direct)
+
+
+def beside_zero(x):
+    """Returns logits `(..., 2)` of no and yes from those of yes, `(...)`, as a sigmoid has them."""
+    return ops.stack([ops.zeros_like(x), x], axis=-1)

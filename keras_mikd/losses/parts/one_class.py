@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_mikd.losses.parts.centering import number_left
-from keras_mikd.losses.parts.divergence import softened_divergence
+from keras_mikd.losses.parts.divergence import beside_zero, softened_divergence
 
 
 def is_class(classes, logits):
@@ -20,8 +20,8 @@ def divergence_of_one(teacher, student, temperature, *, of_teacher, of_student):
     teacher, others = _against_rest(teacher, of_teacher, temperature)
     student, of_its_own = _against_rest(student, of_student, temperature)
     # 0, unless one of the networks masks more classes than the other.
-    student = student + _beside_zero(of_its_own - others)
-    return softened_divergence(teacher, student, 1.0, log_sizes=_beside_zero(others))
+    student = student + beside_zero(of_its_own - others)
+    return softened_divergence(teacher, student, 1.0, log_sizes=beside_zero(others))
 
 
 def _against_rest(logits, chosen, temperature):
@@ -48,10 +48,6 @@ def _against_rest(logits, chosen, temperature):
     far = ops.logsumexp(without(logits, left_out), axis=-1, keepdims=True) - number
     rest = ops.squeeze(ops.where(close, of_close, far), axis=-1)
     return ops.stack([own, rest], axis=-1), ops.squeeze(number, axis=-1)
-
-
-def _beside_zero(x):
-    return ops.stack([ops.zeros_like(x), x], axis=-1)
 
 
 def without(logits, left_out):

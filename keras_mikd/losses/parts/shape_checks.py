@@ -43,7 +43,7 @@ def check_pair(teacher_shape, student_shape, *, ranks=(2, 3, 4), unfolds=False):
         raise ValueError(f"Expected the last axis of both tensors to be known. {received}")
 
 
-def compared_logits(teacher_shape, student_shape):
+def compared_logits(teacher_shape, student_shape, *, binary=False):
     """Returns the `Alignment` of logits at positions, `(batch, ..., classes)`.
 
     Maps are averaged to the smaller grid; others have the same positions, or none. The student's
@@ -51,11 +51,12 @@ def compared_logits(teacher_shape, student_shape):
 
     Raises:
         ValueError: If the ranks differ, the positions differ and are not those of two maps, or the
-            teacher has fewer than two classes.
+            teacher has fewer than two classes, where logits are not `binary`.
     """
     received = f"Received: teacher_shape={teacher_shape}, student_shape={student_shape}"
     check_pair(teacher_shape, student_shape, ranks=None)
-    _check_classes(teacher_shape, received)
+    if not binary:
+        _check_classes(teacher_shape, received)
     same = tuple(teacher_shape[1:-1]) == tuple(student_shape[1:-1])
     if not same and len(teacher_shape) != 4:
         raise ValueError(
@@ -85,7 +86,8 @@ def _check_classes(teacher_shape, received):
     if teacher_shape[-1] < 2:
         raise ValueError(
             "Expected logits of at least two classes: the softmax of one is always 1, so that "
-            f"the loss would always be 0. {received}. Train networks with one logit per class."
+            f"the loss would always be 0. {received}. Train networks with one logit per class, or "
+            "use SoftTargets(binary=True) for one logit of a sigmoid."
         )
 
 
