@@ -72,6 +72,17 @@ def test_the_same_function_made_again_has_the_same_name():
     assert fingerprints.of_function(_scaled(2.0)) == fingerprints.of_function(_scaled(2.0))
 
 
+def test_the_text_of_a_docstring_does_not_count():
+    def named(text, factor=2):
+        names = {}
+        exec(f"def double(x):\n    {text!r}\n    return {factor!r} * x", names)
+        return fingerprints.of_function(names["double"])
+
+    assert named("Twice.") == named("Returns twice a number.")
+    assert named("Twice.") != named("Twice.", factor=3)
+    assert named("", factor="a") != named("", factor="b")  # Texts of the code count.
+
+
 def test_a_function_that_encloses_itself_has_a_name():
     def again(factor):
         def halved(image, seed):

@@ -78,8 +78,9 @@ def of_teacher(model, steps=None):
 def of_function(function):
     """Returns a name of a function, or of `None`, by its code, defaults and what it encloses.
 
-    Constants and functions count by their content, anything else by its type alone. So do global
-    numbers and texts. Another global name counts as a name, whatever it stands for.
+    The text of a docstring does not count. Constants and functions count by their content, anything
+    else by its type alone. So do global numbers and texts. Another global name counts as a name,
+    whatever it stands for.
     """
     return of_bytes(json.dumps(_described(function)).encode())
 
@@ -104,11 +105,20 @@ def _described(value, around=()):
         parts = [value.co_code, value.co_consts, value.co_names]
     elif isinstance(value, types.FunctionType):
         enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, enclosed]
+        code = value.__code__
+        code = code.replace(co_consts=_without_docstring(code.co_consts, value.__doc__))
+        parts = [code, value.__defaults__, value.__kwdefaults__, enclosed]
         known = {n: value.__globals__.get(n) for n in value.__code__.co_names}
         if numbers := {n: v for n, v in known.items() if v is not None and isinstance(v, _SIMPLE)}:
             parts.append(numbers)
     return [_kind(value), *(_described(each, around) for each in parts or ())]
+
+
+def _without_docstring(constants, docstring):
+    """Returns the constants of a function as they are without its docstring, the first of them."""
+    if docstring is None or constants[:1] != (docstring,):
+        return constants
+    return (None, *constants[1:])
 
 
 def _operation(call):
