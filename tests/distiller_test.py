@@ -589,6 +589,18 @@ def test_a_teacher_may_be_made_outside_of_the_scope(two_replicas):
     _assert_close(_values(distiller.student), _values(alone.student))
 
 
+def test_a_student_may_ignore_an_input_of_its_teacher():
+    image, text = keras.Input(cases.IMAGE_SHAPE), keras.Input((3,))
+    logits = cases.teacher()(image) + keras.layers.Dense(cases.NUM_CLASSES)(text)
+    classifier = cases.student()
+    student = keras.Model([image, text], classifier(image))
+    distiller = _compiled(_new(teacher=keras.Model([image, text], logits), student=student))
+    x, y = cases.data()
+    before = _values(classifier)
+    distiller.fit([x, x[:, 0, 0, :1] * np.ones((1, 3), "float32")], y, verbose=0)
+    assert any(np.any(old != new) for old, new in zip(before, _values(classifier), strict=True))
+
+
 def _two_tensors(model, x, training):
     return {"output": model(x, training=training)}
 
