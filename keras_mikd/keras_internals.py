@@ -22,6 +22,21 @@ def layers_of(model, *, include_self=True, recursive=True):
     return model._flatten_layers(include_self=include_self, recursive=recursive)
 
 
+def weights_as_saved(model):
+    """Returns the weights of a model with LoRA's factors in the kernels that they change.
+
+    Files hold them so. `Dense._kernel`, and `_kernel` or `_embeddings` of the others with
+    `enable_lora`. Without it: a teacher with LoRA is another one once it was saved and loaded.
+    """
+    merged, factors = {}, set()
+    for layer in layers_of(model):
+        if getattr(layer, "lora_enabled", False):
+            name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
+            factors |= {id(getattr(layer, f"lora_{name}_{end}")) for end in "ab"}
+            merged[id(getattr(layer, f"_{name}"))] = getattr(layer, name)
+    return [merged.get(id(each), each) for each in model.weights if id(each) not in factors]
+
+
 def strategy_made_under(model):
     """Returns the strategy in whose scope a model was made; `None` for none.
 

@@ -323,6 +323,17 @@ def test_bad_arguments_are_refused_before_training(arguments, message, monkeypat
         _compare(**arguments)
 
 
+def test_labels_by_name_and_lists_are_refused_in_a_few_words():
+    x, y = cases.data(16)
+    named = np.array(["cat", "dog"])[y % 2]
+    for data, message in (
+        ((x, named), "numbers as the labels in `train`.*<U3"),
+        ((list(x), list(y)), "`train` as two arrays.*Received: a tuple of list$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mikd.compare(cases.teacher(), cases.student, data, data, methods=["kd"])
+
+
 def _of_images(images):
     return cases.student()
 

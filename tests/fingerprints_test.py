@@ -72,6 +72,24 @@ def test_the_same_function_made_again_has_the_same_name():
     assert fingerprints.of_function(_scaled(2.0)) == fingerprints.of_function(_scaled(2.0))
 
 
+def test_a_model_with_lora_is_the_same_once_it_was_saved(tmp_path):
+    tokens = keras.Input((3,), dtype="int32")
+    x = keras.layers.Embedding(5, 4)(tokens)
+    x = keras.layers.Conv1D(4, 2)(x)
+    model = keras.Model(tokens, keras.layers.Dense(2)(x))
+    before = fingerprints.of_model(model)
+    for layer in model.layers[1:]:
+        layer.enable_lora(2)
+    for variable in model.trainable_variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    tuned = fingerprints.of_model(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = np.arange(6).reshape(2, 3) % 5
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5)
+    assert fingerprints.of_model(loaded) == tuned != before
+
+
 def test_the_text_of_a_docstring_does_not_count():
     def named(text, factor=2):
         names = {}

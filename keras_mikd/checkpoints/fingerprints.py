@@ -44,7 +44,7 @@ def of_model(model):
             config = run_identity.settings("", layer)
         kind = type(layer).__name__
         digest.update(json.dumps([kind, config], sort_keys=True, default=_kind).encode())
-    for weight in model.weights:
+    for weight in keras_internals.weights_as_saved(model):
         value = keras.ops.convert_to_numpy(weight)
         digest.update(repr((value.shape, str(value.dtype))).encode())
         digest.update(value.tobytes())

@@ -66,6 +66,11 @@ def check_data(argument, data):
             f"Expected `{argument}` as two arrays (images, labels), or as a tf.data.Dataset of "
             f"batches. Received: {received}"
         )
+    if data[1].dtype.kind in "OSU":
+        raise ValueError(
+            f"Expected numbers as the labels in `{argument}`. Received: dtype={data[1].dtype}. "
+            "Number the classes: classes, y = np.unique(labels, return_inverse=True)."
+        )
 
 
 def check_task(loss, student, labels):
