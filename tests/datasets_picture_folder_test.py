@@ -112,7 +112,7 @@ def test_only_pictures_of_other_formats(tmp_path):
         _write(tmp_path / "test" / name, _png())
     for name in ("a/1.webp", "b/1.webp"):
         _write(tmp_path / "train" / name)
-    with pytest.raises(ValueError, match=r"`folder` to have pictures in .*/train/<class>/"):
+    with pytest.raises(ValueError, match=r"Received: .*train/a \(1 .webp\), .*train/b"):
         _load(tmp_path)
 
 

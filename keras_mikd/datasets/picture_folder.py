@@ -47,16 +47,7 @@ def folder_builder(folder, train_split):
         raise FileNotFoundError(
             f"Expected `folder` to be a folder. Received: folder={folder!r}. {layout}"
         )
-    tops = _inside(_listed(folder))
-    below = {top: _inside(listed) for top, listed in tops.items()}
-    has_splits = any(_count(found) for found in below.values())
-    if has_splits:
-        _check_split(folder, train_split, tops, below, layout)
-        splits = {_name(top): found for top, found in below.items() if _count(found, others=True)}
-    elif _count(tops):
-        splits = {train_split: tops}
-    else:
-        raise _nothing(folder, [*tops.items(), *_joined(below).items()], layout)
+    splits, has_splits = _splits(folder, train_split, layout)
     _check_classes(splits)
     _warn_of_others(folder, [found for classes in splits.values() for found in classes.values()])
     splits = {
@@ -74,6 +65,19 @@ def validation_of(builder, taken):
     """Returns the split that a folder has for validation by its name, or None; none of `taken`."""
     named = (name for name in _VALIDATION if name in builder.info.splits and name not in taken)
     return next(named, None)
+
+
+def _splits(folder, train_split, layout):
+    """Returns `{split: {path of a class: what is in it}}`, and whether the folder has splits."""
+    tops = _inside(_listed(folder))
+    below = {top: _inside(listed) for top, listed in tops.items()}
+    if any(_count(found) for found in below.values()):
+        _check_split(folder, train_split, tops, below, layout)
+        splits = {_name(top): found for top, found in below.items() if _count(found, others=True)}
+        return splits, True
+    if _count(tops):
+        return {train_split: tops}, False
+    raise _nothing(folder, [*tops.items(), *_joined(below).items()], layout)
 
 
 def _listed(folder):
@@ -108,7 +112,7 @@ def _name(path):
 
 def _check_split(folder, train_split, tops, below, layout):
     """Refuses folders of classes with folders in them, which look like splits."""
-    if train_split in map(_name, (top for top, found in below.items() if _count(found))):
+    if train_split in (_name(top) for top, found in below.items() if _count(found, others=True)):
         return
     nested = [path for path, found in _joined(below).items() if found.pictures]
     direct = [path for path, found in tops.items() if found.pictures]
