@@ -7,6 +7,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_mikd as mikd
 
@@ -58,6 +59,29 @@ def test_a_model_is_to_be_exported_first():
         mikd.measure_latency(model)
     with pytest.raises(TypeError, match=r"export_tflite\(distiller.student, "):
         mikd.measure_latency(mikd.SelfDistiller(model, []))
+
+
+def test_ids_are_those_that_an_embedding_has(tmp_path):
+    options = {"vocabulary_size": 50, "max_length": 12, "width": 8}
+    model = mikd.models.text_transformer(depth=1, num_classes=3, **options)
+    (found,) = mikd.measure_latency(mikd.export_tflite(model, tmp_path / "a.tflite").path, runs=5)
+    assert 0 <= found.median_ms <= found.p95_ms
+
+
+def test_inputs_in_int16_are_made(tmp_path):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    options = {"quantize": "int16", "integer_io": True, "calibrate_on": np.ones((20, 5))}
+    report = mikd.export_tflite(model, tmp_path / "a.tflite", **options)
+    (found,) = mikd.measure_latency(report.path, runs=5)
+    assert 0 <= found.median_ms <= found.p95_ms
+
+
+def test_inputs_of_text_are_told(tmp_path):
+    same = tf.function(lambda x: x).get_concrete_function(tf.TensorSpec((1,), tf.string))
+    content = tf.lite.TFLiteConverter.from_concrete_functions([same]).convert()
+    (tmp_path / "a.tflite").write_bytes(content)
+    with pytest.raises(RuntimeError, match="makes no inputs of text.*the ids of the words"):
+        mikd.measure_latency(tmp_path / "a.tflite", runs=5)
 
 
 def test_what_is_no_file_is_refused(tmp_path):

@@ -570,6 +570,47 @@ def test_an_augmentation_that_ignores_its_seed_is_refused():
         cache.build(verbose=0)
 
 
+@pytest.mark.parametrize(
+    "augment, received",
+    [
+        (lambda image, seed: tf.cast(image, "float32"), r"\(8, 8, 3\) float32.*tf.cast"),
+        (lambda image, seed: image[:5], r"\(5, 8, 3\) uint8.*tf.image.resize"),
+        (lambda image, seed: (image, seed), "tuple"),
+        (lambda image, seed: None, "NoneType"),
+    ],
+)
+def test_an_augmentation_keeps_shape_and_dtype(augment, received):
+    teacher = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    x, y = np.zeros((4, 8, 8, 3), "uint8"), np.zeros(4, int)
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\) uint8. Received: " + received):
+        mikd.TeacherCache(teacher, x, y, augment=augment)
+
+
+def test_labels_in_a_column_are_those_of_a_row():
+    """As Keras' CIFAR has them."""
+    (x, y), teacher = cases.data(16), cases.teacher(normalize=True)
+    column = y.astype("uint8")[:, None]
+    flat = _cache(teacher=teacher).build(verbose=0)
+    for data in ((x, column), (tf.data.Dataset.from_tensor_slices((x, column)).batch(5),)):
+        cache = mikd.TeacherCache(teacher, *data, places=PLACES, batch_size=8).build(verbose=0)
+        for batch, expected in zip(_batches(cache), _batches(flat), strict=True):
+            np.testing.assert_array_equal(batch[1], expected[1])
+    mixed = mikd.TeacherCache(teacher, x, column, PLACES, mix="mixup").build(verbose=0)
+    assert _batches(mixed)[0][1].shape == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "labels, advice",
+    [
+        (np.eye(4)[np.arange(16) % 4], r"float64 labels of shape \(16, 4\).*np.argmax\(labels"),
+        (np.zeros((16, 1)), r"float64 labels of shape \(16, 1\).*labels\[:, 0\]"),
+    ],
+)
+def test_other_labels_are_refused_with_a_way_out(labels, advice):
+    with pytest.raises(ValueError, match=advice):
+        mikd.TeacherCache(cases.teacher(), cases.data(16)[0], labels)
+
+
 def test_a_folder_knows_every_image(tmp_path):
     x, y = cases.data(40)
     mikd.TeacherCache(cases.teacher(), x, y, folder=tmp_path).build(verbose=0)

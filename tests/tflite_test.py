@@ -618,3 +618,62 @@ def test_the_float32_copy_has_the_statistics_of_normalization(tmp_path):
     report = export_tflite(model, tmp_path / "a.tflite", check_on=x)
     assert report.ok
     np.testing.assert_allclose(_run(tmp_path / "a.tflite", x), model(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "layer, said",
+    [
+        (
+            keras.layers.LSTM(4, name="r"),
+            r"unroll=False in r\. .*get_layer\('r'\).unroll = T",
+        ),
+        (
+            keras.layers.Bidirectional(keras.layers.GRU(4, name="r")),
+            r"unroll=False in backward_r, forward_r\. .*in layer.unroll = True",
+        ),
+    ],
+    ids=["lstm", "bidirectional"],
+)
+def test_a_recurrent_layer_is_to_be_unrolled(layer, said, tmp_path):
+    model = keras.Sequential([keras.Input((3, 2)), layer, keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    with pytest.raises(ValueError, match=said):
+        export_tflite(model, tmp_path / "a.tflite")
+    # The advice is good, for a model that was trained.
+    for each in keras_internals.layers_of(model):
+        if hasattr(each, "unroll"):
+            each.unroll = True
+    assert export_tflite(model, tmp_path / "a.tflite", check_on=x).ok
+    np.testing.assert_allclose(_run(tmp_path / "a.tflite", x), expected, atol=1e-5)
+
+
+def _tokens():
+    layers = [keras.layers.Embedding(9, 4), keras.layers.Flatten(), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((5,), dtype="int32"), *layers])
+
+
+def _bytes():
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((5,), dtype="uint8"), *layers])
+
+
+def _normalized():
+    layers = [keras.layers.Dense(4), keras.layers.LayerNormalization(), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((5,)), *layers])
+
+
+@pytest.mark.parametrize(
+    "model, received",
+    [
+        (_tokens, "an input of integers, such as tokens"),
+        (_bytes, "CAST, which it has not"),
+        (_normalized, "NEG, which it has not"),
+    ],
+)
+def test_what_int16_cannot_be_is_said_with_a_way_out(model, received, tmp_path):
+    model, x = model(), np.random.default_rng(0).integers(0, 9, (20, 5))
+    with pytest.raises(ValueError, match=f'in int16. Received: {received}. quantize="int8" or "dy'):
+        export_tflite(model, tmp_path / "a.tflite", quantize="int16", calibrate_on=x)
+    export_tflite(model, tmp_path / "a.tflite", quantize="int8", calibrate_on=x)
+    export_tflite(model, tmp_path / "b.tflite", quantize="dynamic")

@@ -43,12 +43,12 @@ class TeacherCache:
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
             of batches `(images, labels)`, read once, here. For a `folder`, it must give the same
             in every run.
-        labels: Integer labels, shape `(n,)`, or one for every position of a dense output,
-            `(n, ...)`; none for a data set. With a dense output, `augment` and `mix` are refused,
-            because they leave labels where they are.
+        labels: Integer labels, shape `(n,)` or `(n, 1)`, or one for every position of a dense
+            output, `(n, ...)`; none for a data set. With a dense output, `augment` and `mix` are
+            refused, because they leave labels where they are.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
-            with `seed` an int32 tensor of shape `(2,)`; or `None`.
+            with `seed` an int32 tensor of shape `(2,)`; or `None`. Shape and dtype stay.
         mix: `"mixup"`, `"cutmix"` or `None`. The labels become distributions: train with
             `CategoricalCrossentropy`.
         num_classes: Number of classes of the labels, over which a `mix` makes distributions; `None`
@@ -104,6 +104,7 @@ class TeacherCache:
         # With the masks of padded sequences beside them.
         self._specs = {place: _fixed(place, spec) for place, spec in self._taps.specs.items()}
         self._classes = self._specs[OUTPUT].shape[-1]
+        labels = _flat(labels, self._specs[OUTPUT])
         _check_labels(labels, images, self._specs[OUTPUT], augment, mix)
         num_classes = checks.integer("num_classes", num_classes, at_least=2, optional=True)
         num_classes = num_classes or self._classes
@@ -432,6 +433,12 @@ def _check(images, labels, mix_alpha, views, seed, dtype, batch_size):
     checks.one_of("dtype", dtype, ("float32", "float16"))
 
 
+def _flat(labels, output):
+    """Returns the classes of a column `(n, 1)`, the form of Keras' CIFAR, as `(n,)`."""
+    column = labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iu"
+    return labels[:, 0] if column and len(output.shape) == 2 and output.shape[1] > 1 else labels
+
+
 def _check_labels(labels, images, output, augment, mix):
     """Checks that labels are no distributions, and of every position only where images stay."""
     if labels.ndim == 1:
@@ -440,7 +447,12 @@ def _check_labels(labels, images, output, augment, mix):
         raise ValueError(
             "Expected `images` of shape (n, ...) and `labels` of shape (n,), since the teacher has "
             f"one output for each example, {tuple(output.shape)}. Received: images of shape "
-            f"{images.shape} and labels of shape {labels.shape}"
+            f"{images.shape} and {labels.dtype} labels of shape {labels.shape}. "
+            + (
+                "Pass the column itself, labels[:, 0]."
+                if labels.shape[1] == 1
+                else "One-hot labels become integers with np.argmax(labels, axis=-1)."
+            )
         )
     if augment is not None or mix is not None:
         raise ValueError(

@@ -26,6 +26,7 @@ class Views:
         self.num_classes, self.seed = num_classes, seed
         self.examples = len(images)
         self.rows = views * self.examples
+        self._check_augmentation()
 
     def __call__(self, rows):
         """Returns the images and labels of rows, an int64 tensor of shape `(batch,)`."""
@@ -37,6 +38,25 @@ class Views:
         if self.mix is not None:
             label = tf.TensorSpec((self.num_classes,), tf.float32)
         return tf.map_fn(self._row, rows, fn_output_signature=(image, label))
+
+    def _check_augmentation(self):
+        """Refuses an augmentation that returns an image of another shape or dtype."""
+        if self.augment is None or not self.examples:
+            return
+        image = self.images[0]
+        seen = self.augment(image, self._seed(0, 0))
+        received = type(seen).__name__
+        if hasattr(seen, "shape"):
+            seen = tf.convert_to_tensor(seen)
+            if (seen.shape, seen.dtype) == (image.shape, image.dtype):
+                return
+            received = f"{tuple(seen.shape)} {seen.dtype.name}"
+        raise ValueError(
+            "Expected `augment` to return an image of the shape and dtype that it gets, "
+            f"{tuple(image.shape)} {image.dtype.name}. Received: {received}. Bring all `images` to "
+            "the shape and dtype that the networks take before, or end `augment` with a tf.cast or "
+            "tf.image.resize back."
+        )
 
     def check_repeats(self):
         """Refuses an augmentation that makes a row anew, and other, every time."""

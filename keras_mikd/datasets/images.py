@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_mikd import checks
 from keras_mikd.datasets import streams
 from keras_mikd.datasets.image_pipeline import ImagePipeline
-from keras_mikd.datasets.picture_folder import folder_builder
+from keras_mikd.datasets.picture_folder import folder_builder, validation_of
 from keras_mikd.datasets.splits import (
     Splits,
     Training,
@@ -88,7 +88,8 @@ def load_images(
     Args:
         name: Name in TFDS: `"fashion_mnist"`, `"imagenet2012"`, `"caltech_birds2011"`.
         folder: Instead of a name, a folder of pictures, `folder/train/<class>/<picture>.png`; or
-            `folder/<class>/<picture>.png`, of which `test_fraction` is held out.
+            `folder/<class>/<picture>.png`, of which `test_fraction` is held out. Pictures are .jpg,
+            .jpeg or .png; others are left out with a warning. Names with a dot first are hidden.
         batch_size: Images in a batch, at least 1.
         image_size: Height and width of the images in pixels; None keeps theirs, if all are alike.
         pipeline: Scaling and augmentation. None takes those of the papers for CIFAR and
@@ -110,8 +111,8 @@ def load_images(
         train_split: Name of the split to train on.
         test_split: Name of the split to test on; that of ImageNet has no labels, its "validation"
             has. None takes `test_fraction` of the training images, where there is no other split.
-        validation_split: Name of the validation split; None takes `validation_fraction` of the
-            training images.
+        validation_split: Name of the validation split. None takes `validation`, `val` or `valid`
+            of a folder that has one, and otherwise `validation_fraction` of the training images.
         validation_fraction: Fraction of the training images of each class that becomes the
             validation split, in [0, 1). With 0 there is none, and `Splits.validation` is None.
         test_fraction: Fraction of the training images of each class that becomes the test split if
@@ -123,7 +124,8 @@ def load_images(
         A `Splits`. Images are float32.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the data.
+        ValueError: If an argument is out of range or does not fit the data, a class of a folder has
+            no picture, or one of its files is no whole JPEG or PNG.
         FileNotFoundError: If the data is not there and `download` is False.
         RuntimeError: If the download fails.
         ImportError: If tensorflow-datasets is not installed.
@@ -143,6 +145,8 @@ def load_images(
     builder, has_splits = _builder(name, folder, data_dir, download, train_split)
     if not has_splits and test_split == "test":
         test_split = None
+    if folder is not None and has_splits and validation_split is None and validation_fraction:
+        validation_split = validation_of(builder, taken=(train_split, test_split))
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     held_out = _held_out(names, validation_fraction, test_fraction)
     shape = _checked_shape(builder, names, image_size)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mikd import checks
+from keras_mikd.datasets.picture_files import undecodable
 from keras_mikd.datasets.splits import LabelledImages
 
 
@@ -104,9 +105,24 @@ def read_resized(builder, split, size):
     channels = builder.info.features[builder.info.supervised_keys[0]].shape[-1]
     images = np.empty((len(examples), size, size, channels), np.uint8)
     labels = np.empty(len(examples), np.int32)
-    for position, example in enumerate(examples.as_numpy_iterator()):
-        images[position], labels[position] = example
+    position = -1
+    try:
+        for position, example in enumerate(examples.as_numpy_iterator()):
+            images[position], labels[position] = example
+    except tf.errors.InvalidArgumentError as error:
+        # The examples come in the order of the files, so it is the next one that failed.
+        damaged = _damaged(builder, split, position + 1)
+        if damaged is None:
+            raise
+        raise damaged from error
     return LabelledImages(images, labels)
+
+
+def _damaged(builder, split, position):
+    """Returns an error that names the file of an example in a folder, or None."""
+    if not isinstance(builder, import_tfds().ImageFolder):
+        return None
+    return undecodable(builder.path(split, position))
 
 
 def encoded_split(builder, split, *, start=0, stop=None, shuffle_seed=None):

@@ -8,7 +8,15 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
+
 from keras_mikd import checks
+
+_TOOL = pathlib.Path(__file__).with_name("latency_tool.py")
+_INPUTS = (
+    "The inputs were random, and zeros for integers that may be ids: does the network take them?"
+)
+_TEXT = "It makes no inputs of text: export a network that takes the ids of the words."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +42,9 @@ def measure_latency(
     """Times a `.tflite` file on the CPU of this machine, with inputs of its own.
 
     Runs `litert-benchmark` of the package `ai-edge-litert` in a process for each number of threads.
-    A phone is another machine: compare files with each other, and time the one that you choose on
-    the device.
+    Inputs are random numbers, and zeros for integers of more than 8 bits, which may be the ids of
+    an embedding. A phone is another machine: compare files with each other, and time the one that
+    you choose on the device.
 
     Args:
         path: A `.tflite` file, as `export_tflite` writes it.
@@ -50,7 +59,8 @@ def measure_latency(
         TypeError: If `path` is no path, such as a model.
         ValueError: If an argument is out of range, or no number of threads is given.
         FileNotFoundError: If there is no such file.
-        RuntimeError: If the benchmark fails; the message has the end of what it printed.
+        RuntimeError: If the benchmark fails, as for inputs of text; the message has the end of what
+            it printed.
 
     Example:
     ```python
@@ -94,14 +104,32 @@ def _timed(path, threads, runs):
             "warmup_runs": max(runs // 10, 1),
             "result_json": result,
         }
-        command = [sys.executable, "-m", "ai_edge_litert.tools.benchmark_litert_model"]
+        # Without -P, the folder of the script would stand before the packages in sys.path.
+        command = [sys.executable, "-P", str(_TOOL)]
         command += [f"--{name}={value}" for name, value in options.items()]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode or not result.exists():
-            said = (ended.stdout + ended.stderr)[-500:]
-            raise RuntimeError(
-                f"Expected LiteRT's benchmark to run {str(path)!r}. Received: exit code "
-                f"{ended.returncode}, after {said!r}"
-            )
+            raise _failure(path, ended)
         latency = json.loads(result.read_text())["latency"]
     return Latency(threads, float(latency["median_ms"]), float(latency["p95_ms"]), runs)
+
+
+def _failure(path, ended):
+    said = ended.stdout + ended.stderr
+    advice = f" {_INPUTS}" if "Failed to invoke" in said else ""
+    if _takes_text(path):
+        advice = f" {_TEXT}"
+    return RuntimeError(
+        f"Expected LiteRT's benchmark to run {str(path)!r}. Received: exit code "
+        f"{ended.returncode}, after {said[-500:]!r}.{advice}"
+    )
+
+
+def _takes_text(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        details = Interpreter(model_path=str(path)).get_input_details()
+    except ValueError:  # It is no network.
+        return False
+    return any(np.dtype(detail["dtype"]).kind in "SU" for detail in details)

@@ -21,6 +21,7 @@ from keras_mikd.export.agreement import (
     inputs_in,
     inputs_of,
 )
+from keras_mikd.export.conversion_errors import explained
 from keras_mikd.export.file_contents import float_operators, minimum_runtime
 from keras_mikd.export.folding import folded
 from keras_mikd.export.quantization_aware import is_quantization_aware
@@ -126,7 +127,8 @@ def export_tflite(
         quantize: `None` for float32; `"float16"`: weights in half precision, about half the size;
             `"dynamic"`: weights in int8, about a quarter of the size, activations in float32;
             `"int8"`: weights and activations in int8, where LiteRT has the operator so;
-            `"int16"`: the same with activations in int16, larger and slower, and closer.
+            `"int16"`: the same with activations in int16, larger and slower, and closer; without
+            normalization by layer or group, and for inputs of floats only.
         calibrate_on: For `"int8"` and `"int16"`: a hundred or more real examples of the training
             set, in the forms of `check_on`, which give the ranges of the activations. The model
             needs to have a single input. A model of `quantization_aware` has its own ranges.
@@ -143,7 +145,7 @@ def export_tflite(
             float32, or has a weight that is not a number or that the file cannot hold; `path` has
             another suffix, `tolerance` is negative or not finite, `check_on` or `calibrate_on` is
             empty, endless or not of what the model takes, `quantize` is unknown, or it does not fit
-            the model, `calibrate_on` or `integer_io`.
+            the model, `calibrate_on` or `integer_io`, or a recurrent layer is not unrolled.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`, or a model of
             `quantization_aware` has an operator left in float32. (An operator that LiteRT does not
@@ -313,7 +315,8 @@ def _convert(model, quantize=None, examples=None, integer_io=False):
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "model.tflite")
-            model.export(file, format="litert", verbose=False, **options)
+            with explained(model, quantize):
+                model.export(file, format="litert", verbose=False, **options)
             return file.read_bytes()
     finally:
         logger.setLevel(level)
