@@ -85,7 +85,8 @@ def compare(
         epochs: Epochs of a run.
         batch_size: Images in a batch of arrays; an incomplete last one is dropped.
         make_optimizer: Function `(steps) -> optimizer`; Adam from 1e-2 to 0 as a cosine if `None`.
-        loss: Task loss; sparse categorical cross-entropy from logits if `None`.
+        loss: Task loss of classes that exclude each other, which accuracy measures; a binary
+            cross-entropy for one output; sparse categorical cross-entropy from logits if `None`.
         balance: As in `Distiller`; refused beside a method that makes its own distiller.
         augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.
         views: Views of every image with `augment`.
