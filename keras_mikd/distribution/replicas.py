@@ -10,6 +10,11 @@ def count():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def entered_strategy():
+    """Returns the strategy in whose scope this is called, or `None`."""
+    return tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+
+
 def on_several_hosts():
     """Whether the replicas of the current step belong to several processes."""
     strategy = tf.distribute.get_strategy()

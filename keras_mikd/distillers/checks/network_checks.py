@@ -4,11 +4,11 @@ import itertools
 import warnings
 
 import keras
-import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.distillers.checks import task_losses
 from keras_mikd.distillers.checks.data_checks import accepts_integers
+from keras_mikd.distribution import replicas
 from keras_mikd.features.feature_taps import output_at
 from keras_mikd.features.inputs import compatible, shapes
 from keras_mikd.features.layer_graph import (
@@ -187,10 +187,8 @@ def warn_of_own_steps(models):
 
 def check_entered_scope(distiller):
     """Refuses to train inside the scope of another strategy than the distiller's."""
-    if not tf.distribute.has_strategy():
-        return
-    own, entered = strategy_made_under(distiller), tf.distribute.get_strategy()
-    if own is not entered:
+    own, entered = strategy_made_under(distiller), replicas.entered_strategy()
+    if entered is not None and own is not entered:
         raise ValueError(
             "Expected `fit` outside of a scope, or in that of the strategy under which the "
             f"distiller was made: {type(own).__name__ if own else 'none'}. Received: the scope of "
