@@ -96,8 +96,10 @@ def check_task(loss, student, labels):
     if isinstance(labels, tf.data.Dataset):
         element = next(iter(labels), None)
         labels = element[1] if isinstance(element, tuple) and len(element) > 1 else None
-    rows = None if labels is None else np.asarray(labels[:_LOOKED_AT])
-    if rows is None or rows.ndim != len(shape) or rows.shape[-1] != shape[-1]:
+    if labels is None or keras.tree.is_nested(labels):
+        return
+    rows = np.asarray(labels[:_LOOKED_AT])
+    if rows.ndim != len(shape) or rows.shape[-1] != shape[-1]:
         return
     sums = rows.sum(axis=-1)
     shares = rows.min() >= 0 and np.allclose(sums, 1.0, atol=1e-2)

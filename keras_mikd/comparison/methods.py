@@ -25,8 +25,9 @@ def _vid(teacher, student, weight):
 
 def _kd(teacher, student, weight):
     # `compare` takes no other task with one output than that of two classes.
-    one = getattr(student, "output_shape", (None,))[-1] == 1
-    return recipes.kd(teacher, student, weight=weight, binary=one)
+    shape = getattr(student, "output_shape", None)
+    binary = isinstance(shape, tuple) and shape[-1] == 1
+    return recipes.kd(teacher, student, weight=weight, binary=binary)
 
 
 def _mimkd(teacher, student, weight):
