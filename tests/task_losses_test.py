@@ -89,6 +89,7 @@ def test_a_metric_of_probabilities_is_told():
     "metrics",
     [
         ["AUC"],
+        ["crossentropy"],
         ["sparse_categorical_crossentropy"],
         [["accuracy", keras.metrics.AUC()]],
         {"other": keras.metrics.Precision()},
@@ -105,7 +106,7 @@ def test_metrics_by_name_and_with_thresholds_are_told_too(metrics):
 def test_metrics_that_take_logits_are_not_told():
     distiller = cases.distiller_with(mikd.SoftTargets())
     top = keras.metrics.Precision(top_k=1), keras.metrics.SparseTopKCategoricalAccuracy(2)
-    metrics = ["accuracy", "crossentropy", "mse", *top, keras.metrics.F1Score()]
+    metrics = ["accuracy", "Accuracy", "mse", *top, keras.metrics.F1Score()]
     distiller.compile("sgd", cases.cross_entropy(), metrics=metrics)
 
 

@@ -108,7 +108,7 @@ def compare(
     checks.without_nan("teacher", checks.model("teacher", teacher))
     if balance is not None and weights is None:
         weights = BALANCED  # Published weights are for losses as they are.
-    input_checks.check_makes_student(make_student)
+    student = input_checks.check_makes_student(make_student)
     for name, data in {"train": train, "validation": validation, "test": test}.items():
         if name != "test" or data is not None:
             input_checks.check_data(name, data)
@@ -118,7 +118,7 @@ def compare(
     checks.integer("epochs", epochs, at_least=1)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     labels = validation if isinstance(validation, tf.data.Dataset) else validation[1]
-    input_checks.check_task(loss, make_student(), labels)
+    input_checks.check_task(loss, student, labels)
     places = _places(chosen, teacher, make_student, balance)
     data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
     runner = _Runner(

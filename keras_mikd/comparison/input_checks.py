@@ -13,7 +13,7 @@ _LOOKED_AT = 1024  # Examples, whose labels say of what kind all of them are.
 
 
 def check_makes_student(make_student):
-    """Refuses what is no function, or one whose students share weights that training changes."""
+    """Returns a student, and refuses what makes none or students that share trained weights."""
     try:
         if isinstance(make_student, keras.Model):  # It is a function as well, of images.
             raise TypeError
@@ -33,6 +33,7 @@ def check_makes_student(make_student):
             f"{' and others' if len(shared) > 3 else ''}. Build the network inside of the "
             "function, a pretrained backbone too: load it there, or freeze it."
         )
+    return second
 
 
 def check_scope(teacher, student):

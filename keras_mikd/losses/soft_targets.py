@@ -79,7 +79,10 @@ class SoftTargets(DistillationLoss):
                 "for classes that exclude each other. Received: "
                 f"teacher_classes={teacher_classes!r}, standardize={standardize}"
             )
-        self.exclusive_classes = not binary
+
+    @property
+    def exclusive_classes(self) -> bool:
+        return not self.binary
 
     def build(
         self, teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]

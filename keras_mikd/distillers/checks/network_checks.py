@@ -279,11 +279,7 @@ def warn_of_metrics(model, metrics, output, loss=None):
     one_logit = one_logit and task_losses.is_binary(loss)
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", None)
-        if one_logit and metric in _ACCURACIES:
-            metric = keras.metrics.BinaryAccuracy()
-        if isinstance(metric, str) and metric not in _ACCURACIES:
-            metric = _metric_of_name(metric)
-        if _reads_probabilities(metric):
+        if _reads_probabilities(_resolved(metric, one_logit)):
             warnings.warn(
                 f"The metric {name!r} expects probabilities, and {model.name!r} puts out logits: "
                 "its values mean nothing. Use from_logits=True in it, or, if it has no such "
@@ -292,12 +288,16 @@ def warn_of_metrics(model, metrics, output, loss=None):
             )
 
 
-_ACCURACIES = ("accuracy", "acc", "crossentropy", "ce")  # Keras makes them fit the output.
-
-
-def _metric_of_name(name):
+def _resolved(metric, one_logit):
+    """Returns a metric as Keras makes it of its name, as far as it reads probabilities or not."""
+    if not isinstance(metric, str):
+        return metric
+    if metric.lower() in ("accuracy", "acc"):
+        return keras.metrics.BinaryAccuracy() if one_logit else None
+    if metric.lower() in ("crossentropy", "ce"):
+        return keras.metrics.CategoricalCrossentropy()  # Of any output, and of probabilities.
     try:
-        return keras.metrics.get(name)
+        return keras.metrics.get(metric)
     except ValueError:
         return None  # Keras tells of it.
 
