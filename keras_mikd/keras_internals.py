@@ -49,10 +49,24 @@ def strategy_made_under(model):
 def constant_arguments(node):
     """Returns what a call in a model's graph was made with, beside tensors and `None`.
 
-    `Node.arguments`. Without it: fingerprints of models know no constants of operations.
+    `...` stands for a tensor among the arguments of an operation, whose order is that of `1 - x` or
+    `x - 1`. `Node.arguments`. Without it: fingerprints of models know no constants of operations,
+    and `quantization_aware` takes none.
     """
     given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-    return [x for x in given if x is not None and not isinstance(x, keras.KerasTensor)]
+    given = [... if isinstance(x, keras.KerasTensor) else x for x in given if x is not None]
+    constants = [x for x in given if x is not ...]
+    is_layer = isinstance(node.operation, keras.layers.Layer)
+    return given if constants and not is_layer else constants
+
+
+def operation_name(operation):
+    """Returns the name of a Keras operation's class, as "Add" of `a + b`; `None` of a layer.
+
+    Classes of `keras.src.ops`. Without them: `quantization_aware` knows no operations.
+    """
+    is_layer = isinstance(operation, keras.layers.Layer)
+    return None if is_layer else type(operation).__name__
 
 
 def operation_of(tensor):

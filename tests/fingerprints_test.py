@@ -125,6 +125,7 @@ def test_bytes_that_differ_have_other_names():
         (lambda x: keras.ops.reshape(x, (-1, 3, 8)), lambda x: keras.ops.reshape(x, (-1, 2, 12))),
         (lambda x: x * np.ones(6, "float32"), lambda x: x * np.zeros(6, "float32")),
         (lambda x: x + 1.0, lambda x: x - 1.0),
+        (lambda x: x - 1.0, lambda x: 1.0 - x),
         (lambda x: x * keras.ops.ones(6), lambda x: x * keras.ops.zeros(6)),
         (lambda x: x[:, :2], lambda x: x[:, 2:]),
         (lambda x: x[:, ::2], lambda x: x[:, ::3]),

@@ -63,6 +63,7 @@ def _every_layer():
     x = layers.Activation("relu")(layers.Conv2D(6, 3, groups=2, name="grouped")(x))
     x = layers.Dropout(0.5)(layers.Flatten()(layers.Permute((2, 1, 3))(x)))
     x = layers.Dense(12, activation="tanh")(x)
+    x = layers.Dense(12, activation="hard_sigmoid")(layers.Activation("hard_silu")(x))
     x = layers.BatchNormalization(name="vector_bn")(layers.Dense(10, name="before")(x))
     x = layers.Activation("relu6")(x)
     outputs = {
@@ -322,11 +323,6 @@ def _twice():
     return keras.Model(image, convolution(convolution(image)))
 
 
-def _sum():
-    image = keras.Input((8, 8, 3))
-    return keras.Model(image, layers.Conv2D(4, 3)(image) + 1.0)
-
-
 def _two_inputs():
     inputs = [keras.Input((4,)), keras.Input((4,))]
     return keras.Model(inputs, layers.Dense(2)(layers.Add()(inputs)))
@@ -342,18 +338,13 @@ def _two_inputs():
         (lambda: _with(layers.Activation("gelu", name="act")), "silu, .*'act' with 'gelu'"),
         (lambda: _with(layers.ReLU(3.0, name="act")), "'act' with 'ReLU.max_value.*3.0"),
         (
-            lambda: _with(layers.GlobalAveragePooling2D(), layers.BatchNormalization(name="bn")),
-            "maps, or right behind.*'bn', whose output has the shape .None, 4.",
-        ),
-        (
             lambda: _with(layers.BatchNormalization(axis=1, name="rows")),
             "over the last axis.*'rows' with axis=1",
         ),
         (_twice, "called once.*'shared', called 2 times"),
-        (_sum, "keras.layers.Add..*a . b"),
         (_two_inputs, "one input"),
     ],
-    ids=["layer", "activation", "clip", "vectors", "axis", "twice", "sum", "inputs"],
+    ids=["layer", "activation", "clip", "axis", "twice", "inputs"],
 )
 def test_what_int8_does_not_know_is_refused(student, said):
     with pytest.raises(ValueError, match=said):

@@ -90,7 +90,7 @@ def test_a_batch_of_several_gets_a_gradient(name):
 
 
 # Those that divide by a length or a distance.
-@pytest.mark.parametrize("name", ["rkd", "pkt", "itrd", "itrd_same_width", "nst"])
+@pytest.mark.parametrize("name", ["rkd", "pkt", "itrd", "itrd_same_width", "nst", "sp"])
 @pytest.mark.parametrize("scale", [1e-3, 1e-4, 1e-5, 1e-7])
 def test_features_without_activity_get_gradients_that_float16_holds(name, scale):
     """Their own would be the inverse of their scale."""
@@ -102,7 +102,7 @@ def test_features_without_activity_get_gradients_that_float16_holds(name, scale)
     assert np.max(np.abs(gradient)) < 500.0 * np.max(np.abs(ordinary))
 
 
-@pytest.mark.parametrize("name", ["rkd", "pkt", "nst"])
+@pytest.mark.parametrize("name", ["rkd", "pkt", "nst", "sp"])
 def test_ordinary_features_get_the_gradient_of_the_published_loss(name):
     """One that no scale changes: of features ten times as large it is a tenth."""
     make, shapes = LOSSES[name]
@@ -111,6 +111,17 @@ def test_ordinary_features_get_the_gradient_of_the_published_loss(name):
     _, larger = _value_and_gradient(make(), teacher, 1e3 * student)
     size = np.max(np.abs(gradient))
     np.testing.assert_allclose(1e3 * larger, gradient, rtol=2e-3, atol=2e-3 * size)
+
+
+def test_similarities_of_small_features_keep_their_gradient():
+    """They are products: a hundredth of the scale is a ten-thousandth of the products' length."""
+    make, shapes = LOSSES["sp"]
+    teacher, student = random_features(shapes)
+    _, gradient = _value_and_gradient(make(), teacher, student)
+    scale = 0.03 / np.abs(np.asarray(student)).max()
+    _, smaller = _value_and_gradient(make(), teacher, scale * student)
+    size = np.max(np.abs(gradient))
+    np.testing.assert_allclose(scale * smaller, gradient, rtol=2e-3, atol=2e-3 * size)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -58,14 +58,28 @@ def _copied(layer, copies):
 
 
 def _copy_weights(layer, copies):
-    copies[id(layer)].set_weights(layer.get_weights())
+    copies[id(layer)].set_weights(_told_apart(layer, layer.get_weights()))
+
+
+def _told_apart(layer, weights):
+    """Returns kernel and bias of a layer, the first bias one float up if all are the same number.
+
+    LiteRT's converter rounds biases that are one number with the scale of the first channel.
+    """
+    if isinstance(layer, (FakeQuantizedConv2D, FakeQuantizedDepthwiseConv2D)) and layer.use_bias:
+        kernel, bias = weights
+        bias = np.array(bias, "float32")
+        if bias[0] != 0 and np.ptp(bias) == 0:
+            bias[0] = np.nextafter(bias[0], np.float32(np.inf))
+        return [kernel, bias]
+    return weights
 
 
 def _with_normalization(layer, normalization, value):
     config = layer.get_config() | {"use_bias": True, "name": f"{layer.name}_normalized"}
     new = type(layer).from_config(config)
     result = new(value)
-    new.set_weights(folded_weights(layer, normalization))
+    new.set_weights(_told_apart(new, folded_weights(layer, normalization)))
     return result
 
 
@@ -80,13 +94,30 @@ def folded_weights(layer, normalization):
 
 
 def affine(name, value, scale, offset):
-    """Applies `scale * value + offset`, numbers of the channels, as a depthwise convolution."""
+    """Applies `scale * value + offset`, numbers of the channels, as a depthwise convolution.
+
+    They are constants: training does not change them.
+    """
+
+    def of_map(name, value):
+        channels = value.shape[-1]
+        layer = FakeQuantizedDepthwiseConv2D(1, name=name, dtype="float32", trainable=False)
+        result = layer(value)
+        kernel = np.broadcast_to(scale, channels).reshape(layer.kernel.shape)
+        layer.set_weights(_told_apart(layer, [kernel, np.broadcast_to(offset, channels)]))
+        return result
+
+    return on_map(name, value, of_map)
+
+
+def on_map(name, value, of_map):
+    """Applies `of_map(name, map)` to a map, or to vectors or tokens as a map."""
+    if len(value.shape) == 4:
+        return of_map(name, value)
     channels = value.shape[-1]
-    layer = FakeQuantizedDepthwiseConv2D(1, name=name, dtype="float32")
-    result = layer(value)
-    kernel = np.broadcast_to(scale, channels).reshape(layer.kernel.shape)
-    layer.set_weights([kernel, np.broadcast_to(offset, channels)])
-    return result
+    result = of_map(f"{name}_on_map", layers.Reshape((-1, 1, channels))(value))
+    places = (-1,) * (len(value.shape) - 2)
+    return layers.Reshape((*places, channels), name=name)(result)
 
 
 def scale_and_offset(normalization):

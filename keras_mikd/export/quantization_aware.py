@@ -1,5 +1,7 @@
 """A trained student, rewritten to train on with the rounding of an int8 file."""
 
+import collections
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -13,7 +15,8 @@ from keras_mikd.export.fake_quantization import (
     FakeQuantizedDense,
     FakeQuantizedDepthwiseConv2D,
 )
-from keras_mikd.export.folding import affine, folded_weights, numpy
+from keras_mikd.export.folding import affine, folded_weights, numpy, on_map
+from keras_mikd.export.primitives import primitives
 from keras_mikd.features.layer_graph import LayerGraph, check_channels_last, ends, has_graph
 
 _WITH_KERNEL = {
@@ -54,13 +57,14 @@ _KNOWN = (
 )
 # LiteRT computes these together with the layer before.
 _FUSED = ("linear", "relu", "relu6")
-# LiteRT fixes the scales of what these put out.
+# Of what these put out; LiteRT fixes those of sigmoid, softmax and tanh.
 _FIXED_LIMITS = {
+    "hard_sigmoid": (0.0, 1.0),
     "sigmoid": (0.0, 255 / 256),
     "softmax": (0.0, 255 / 256),
     "tanh": (-1.0, 127 / 128),
 }
-_KNOWN_ACTIVATIONS = (*_FUSED, "leaky_relu", "silu", *_FIXED_LIMITS)
+_KNOWN_ACTIVATIONS = (*_FUSED, "leaky_relu", "silu", "hard_silu", *_FIXED_LIMITS)
 
 
 def quantization_aware(
@@ -175,8 +179,9 @@ class _Rewriting:
     """The calls of a network, and which of them an int8 file computes as one."""
 
     def __init__(self, model):
-        self._graph = LayerGraph(model)
-        self._calls = self._graph.calls
+        graph = LayerGraph(model)
+        _check_calls(graph.calls)
+        self._calls, self._outputs = primitives(graph)
         self._ends = ends(model)
         self._readers = [[] for _ in self._calls]
         for position, call in enumerate(self._calls):
@@ -195,30 +200,23 @@ class _Rewriting:
         for position, call in enumerate(self._calls):
             feeds = [self._made[parent] for parent in call.parents]
             self._made.append(self._rewritten(position, call, feeds))
-        outputs = [self._made[position] for position in self._graph.outputs]
+        outputs = [self._made[position] for position in self._outputs]
         return keras.Model(
             self._input, keras.tree.pack_sequence_as(self._ends[1], outputs), name=name
         )
 
     def _check(self):
-        calls = [id(call.layer) for call in self._calls]
         for call in self._calls:
             _check_layer(call)
             if isinstance(call.layer, layers.BatchNormalization):
                 _check_axis(call)
-            if calls.count(id(call.layer)) > 1:
-                raise ValueError(
-                    "Expected layers that are called once: the values of two calls have two "
-                    f"ranges. Received: {call.layer.name!r}, called {calls.count(id(call.layer))} "
-                    "times"
-                )
         for position, call in enumerate(self._calls):
             if isinstance(call.layer, _NORMALIZATIONS) and not self._belongs_to_kernel(position):
                 _check_affine(call)
 
     def _rewritten(self, position, call, feeds):
         """Returns the tensor that stands for the result of a call."""
-        layer, name = call.layer, call.path.replace("/", ".")
+        layer, name = call.layer, call.path.replace("/", ".").replace("@", ".")
         activation = _activation(layer)
         if isinstance(layer, layers.InputLayer):
             self._input = keras.Input(layer.batch_shape[1:], dtype="float32", name=name)
@@ -248,7 +246,11 @@ class _Rewriting:
                 return self._quantizer_behind(*call.parents)(value)
             if isinstance(layer, (*_IDLE, *_SAME_SCALE)) or _is_linear(layer):
                 return value
-        return value if self._meets_relu(position) else _quantized(name, value)
+        # Of what is no map, a file makes one, and a ReLU behind it stays by itself.
+        is_reshaped = isinstance(layer, _NORMALIZATIONS) and len(value.shape) != 4
+        if self._meets_relu(position) and not is_reshaped:
+            return value
+        return _quantized(name, value)
 
     def _quantizer_behind(self, position):
         """Returns the layer that rounds a result, or what it was made from at the same scale."""
@@ -266,12 +268,12 @@ class _Rewriting:
             type(self._calls[before].layer) in _WITH_KERNEL
             and _activation(self._calls[before].layer) == "linear"
             and self._readers[before] == [position]
-            and before not in self._graph.outputs
+            and before not in self._outputs
         )
 
     def _meets_relu(self, position):
         """Whether nothing but a ReLU reads a result, so that LiteRT computes both as one."""
-        while len(self._readers[position]) == 1 and position not in self._graph.outputs:
+        while len(self._readers[position]) == 1 and position not in self._outputs:
             (position,) = self._readers[position]
             layer = self._calls[position].layer
             if isinstance(layer, _ACTIVATION_LAYERS) and not _is_linear(layer):
@@ -282,14 +284,24 @@ class _Rewriting:
         return False
 
 
+def _check_calls(calls):
+    """Checks that the weights of every layer are used once."""
+    times = collections.Counter(id(call.layer) for call in calls)
+    for call in calls:
+        if times[id(call.layer)] > 1 and getattr(call.layer, "weights", None):
+            raise ValueError(
+                "Expected layers with weights that are called once: the values of two calls have "
+                f"two ranges. Received: {call.layer.name!r}, called {times[id(call.layer)]} times"
+            )
+
+
 def _check_layer(call):
     layer = call.layer
     if type(layer) not in _KNOWN:
         raise ValueError(
             "Expected layers that are known in int8: "
             f"{', '.join(kind.__name__ for kind in _KNOWN)}. Received: {call.path!r}, a "
-            f"{type(layer).__module__}.{type(layer).__name__}. Of sums and products, write the "
-            "layer, as keras.layers.Add()([a, b]) for a + b."
+            f"{type(layer).__module__}.{type(layer).__name__}"
         )
     dilation = getattr(layer, "dilation_rate", 1)
     if np.any(np.asarray(dilation) > 1):
@@ -316,11 +328,10 @@ def _check_axis(call):
 
 def _check_affine(call):
     """Checks what becomes a depthwise 1x1 convolution."""
-    if len(call.shapes[0]) != 4:
+    if len(call.shapes[0]) not in (2, 3, 4):
         raise ValueError(
-            "Expected normalization of feature maps, or right behind a convolution or a dense "
-            f"layer without activation. Received: {call.path!r}, whose output has the shape "
-            f"{call.shapes[0]}"
+            "Expected normalization of vectors, tokens or feature maps. Received: "
+            f"{call.path!r}, whose output has the shape {call.shapes[0]}"
         )
 
 
@@ -366,11 +377,19 @@ def _activated(name, activation, value, layer=None):
         gate = layers.Activation("sigmoid", name=f"{name}_sigmoid", dtype="float32")(value)
         gate = _quantized(f"{name}_sigmoid", gate, _FIXED_LIMITS["sigmoid"])
         result = layers.Multiply(name=name, dtype="float32")([value, gate])
+    elif activation == "hard_sigmoid":
+        result = on_map(name, value, _hard_sigmoid)
     elif layer is None:
         result = layers.Activation(activation, name=name, dtype="float32")(value)
     else:
         result = _again(layer, name)(value)
     return _quantized(name, result, _FIXED_LIMITS.get(activation))
+
+
+def _hard_sigmoid(name, value):
+    """Returns `relu6(x + 3) / 6` of a map: LiteRT has no operator for it."""
+    shifted = layers.ReLU(6.0, name=f"{name}_relu6")(affine(f"{name}_shifted", value, 1.0, 3.0))
+    return affine(name, _quantized(f"{name}_shifted", shifted, (0.0, 6.0)), 1 / 6, 0.0)
 
 
 def _with_weights(layer, name, value):

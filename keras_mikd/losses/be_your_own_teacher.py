@@ -28,7 +28,8 @@ class BeYourOwnTeacher(DistillationLoss):
         sum_i (1 - alpha) * CE(labels, head_i) + alpha * KL(softmax(logits / T) || softmax(head_i /
         T)) + feature_weight * |f_i - f_M|^2.
 
-    As in the authors' code, whose weights are the defaults, there is no factor `T^2`. The heads and
+    `alpha`, `T` and no factor `T^2` are as in the authors' code. Its 0.03 weighs another distance:
+    not squared, over the whole batch, after a linear layer, without the first head. The heads and
     the squared distance follow the paper and public re-implementations.
 
     Args:

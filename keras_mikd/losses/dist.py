@@ -29,7 +29,8 @@ class DIST(DistillationLoss):
     holds its own part of it, so that the mean is the published value. In a batch of one there is
     nothing to correlate: the term is its constant 1, without a gradient. Of two classes a row has
     the correlation 1 or -1, and only the second term teaches. Rows and columns that are constant up
-    to float32's rounding have the correlation 0 and no gradient.
+    to float32's rounding have the correlation 0 and no gradient; where deviations are about a
+    hundredth of the probabilities, as before training at a high `T`, it is smaller than published.
 
     Args:
         inter: Factor of the first term, between the classes of an example; at least 0.

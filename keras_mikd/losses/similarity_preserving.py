@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_mikd import checks
 from keras_mikd.losses.distillation_loss import DistillationLoss
+from keras_mikd.losses.parts.centering import SHORTEST
 from keras_mikd.losses.parts.shape_checks import check_known
 from keras_mikd.losses.parts.similarities import directions, flattened, whole_batch
 
@@ -64,4 +65,5 @@ class SimilarityPreserving(DistillationLoss):
     def _similarities(self, feature):
         feature = flattened(feature)
         everyone = whole_batch(feature, self.gather)
-        return directions(ops.matmul(feature, ops.transpose(everyone)))
+        # A product of two features is as short as the square of one.
+        return directions(ops.matmul(feature, ops.transpose(everyone)), shortest=SHORTEST**2)

@@ -135,7 +135,8 @@ class CMIRegularizer(checks.Settled, keras.layers.Layer):
         """Mean cross entropy `H(P_x, P_u)` over the pairs of a batch with different labels.
 
         Under replicas, u runs over the global batch and the result is this replica's share: the
-        shares add up to the mean. Gradients flow through both outputs.
+        shares add up to the mean. Gradients flow through both outputs; the `pair_wise_CE` that the
+        authors of MCMI released stops that of the second, so its weights pull less.
 
         Args:
             logits: Tensor of shape `(batch, C)`.

@@ -177,6 +177,8 @@ def fsp(
 ) -> list[DistillationLoss]:
     """Flow between consecutive stages, `"fsp"` (Yim et al., CVPR 2017), for equal channels.
 
+    RepDistiller has one flow more, from the first convolution to the first stage.
+
     Args:
         teacher: Network with two or more stages.
         student: Another one, as wide.

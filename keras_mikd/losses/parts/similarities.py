@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_mikd.distribution import replicas
-from keras_mikd.losses.parts.centering import gently, length
+from keras_mikd.losses.parts.centering import SHORTEST, gently, length
 
 
 def flattened(feature):
@@ -46,13 +46,13 @@ def embedding(shape, width, dtype):
     return layer
 
 
-def directions(x, *, at_least=1e-12, added=0.0):
+def directions(x, *, at_least=1e-12, added=0.0, shortest=SHORTEST):
     """Returns `x / (max(length, at_least) + added)`, over the last axis.
 
     What is not longer than `at_least` has no direction and gets no gradient, which would be huge.
-    What is short gets that of a longer one (`gently`).
+    What is shorter than `shortest` gets that of a longer one (`gently`).
     """
-    x = gently(x, length(x, axis=-1))
+    x = gently(x, length(x, axis=-1), shortest)
     size_of_each = length(x, axis=-1)
     x = ops.where(size_of_each > at_least, x, ops.stop_gradient(x))
     return x / (ops.maximum(size_of_each, at_least) + added)
