@@ -217,6 +217,12 @@ def extra(name):
         ) from error
 
 
+def listed(names, most):
+    """Returns names for a message, the first `most` of them and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _message(argument, expected, value, optional=False):
     expected += " or None" if optional else ""
     return f"Expected `{argument}` to be {expected}. Received: {argument}={value!r}"

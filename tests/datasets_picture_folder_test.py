@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mikd.datasets import ImagePipeline, images, load_images
+from keras_mikd.datasets import ImagePipeline, images, load_images, picture_files
 
 PLAIN = ImagePipeline(max_value=1.0)
 
@@ -199,3 +199,12 @@ def test_a_folder_for_validation_is_used(tmp_path, name):
     assert (splits.num_train, splits.num_validation, splits.num_test) == (16, 4, 6)
     splits = _load(tmp_path, validation_fraction=0.0)
     assert (splits.num_train, splits.num_validation) == (20, 0)
+
+
+def test_a_look_at_many_files_shows_its_progress(pics, monkeypatch, capsys):
+    paths = [str(path) for path in pics.glob("*/*.png")]
+    picture_files.check_pictures(paths)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(picture_files, "_MANY", 19)
+    picture_files.check_pictures(paths)
+    assert "20/20" in capsys.readouterr().out

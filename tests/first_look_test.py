@@ -513,3 +513,26 @@ def test_a_network_that_stops_at_the_first_examples_is_named(source):
         y,
         source=source,
     )
+
+
+class _CountsCalls(keras.layers.Layer):
+    def build(self, input_shape):
+        self.calls = self.add_weight(shape=(), trainable=False, initializer="zeros", name="calls")
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        return inputs
+
+
+def test_a_teacher_that_inference_changes_is_told():
+    inputs = keras.Input(cases.IMAGE_SHAPE)
+    counts = _CountsCalls(name="counts")
+    teacher = keras.Model(inputs, counts(cases.teacher()(inputs)), name="big")
+    distiller = _distiller(teacher)
+    with pytest.warns(UserWarning, match="'big', whose counts/calls changes.*load the file"):
+        _fit(distiller, *cases.data(32))
+    assert float(counts.calls) == 4  # Those of the steps; the look is undone.
+    student = keras.Model(inputs, _CountsCalls()(cases.student()(inputs)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*inference does not change")
+        _fit(_distiller(cases.teacher(), student), *cases.data(32))

@@ -1,9 +1,13 @@
 """Files of pictures, looked at before they are read: what they hold, and whether they are whole."""
 
+import keras
 import tensorflow as tf
+
+from keras_mikd import checks
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _SHOWN = 5
+_MANY = 20_000  # Files that take some seconds to look at.
 
 
 def check_pictures(paths):
@@ -12,12 +16,16 @@ def check_pictures(paths):
     Raises:
         ValueError: If one is empty, holds no JPEG or PNG, or is cut off; the message names it.
     """
-    wrong = [f"{path} ({problem})" for path in paths if (problem := _problem(path))]
+    progress = keras.utils.Progbar(len(paths), verbose=int(len(paths) > _MANY), unit_name="picture")
+    wrong = []
+    for i, path in enumerate(paths):
+        if problem := _problem(path):
+            wrong.append(f"{path} ({problem})")
+        progress.update(i + 1)
     if wrong:
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ValueError(
             "Expected every .jpg, .jpeg and .png to hold a whole JPEG or PNG. Received: "
-            f"{', '.join(wrong[:_SHOWN])}{more}. Convert, replace or remove them."
+            f"{checks.listed(wrong, _SHOWN)}. Convert, replace or remove them."
         )
 
 

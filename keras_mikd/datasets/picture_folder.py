@@ -1,13 +1,13 @@
 """A folder of pictures as a builder of TensorFlow Datasets."""
 
 import collections
-import itertools
 import os
 import warnings
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_mikd import checks
 from keras_mikd.datasets.picture_files import check_pictures
 from keras_mikd.datasets.tfds_arrays import import_tfds
 
@@ -54,7 +54,7 @@ def folder_builder(folder, train_split):
         split: {_name(path): found.pictures for path, found in classes.items()}
         for split, classes in splits.items()
     }
-    check_pictures(itertools.chain(*(paths for each in splits.values() for paths in each.values())))
+    check_pictures([path for of in splits.values() for paths in of.values() for path in paths])
     import_tfds()
     from keras_mikd.datasets.picture_folder_builder import PictureFolder
 
@@ -185,5 +185,4 @@ def _counted(suffixes):
 
 
 def _some(names):
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return checks.listed(names, _SHOWN)

@@ -3,6 +3,7 @@
 import difflib
 import re
 
+from keras_mikd import checks
 from keras_mikd.features.layer_graph import LayerGraph
 from keras_mikd.features.stages import POOLED, all_stages
 
@@ -92,8 +93,7 @@ class _Places:
             if len(positions) == 1 and re.fullmatch(numbered, name)
         ]
         if calls:
-            more = f" and {len(calls) - _LISTED} more" if len(calls) > _LISTED else ""
-            return f"Read one of its calls: {', '.join(calls[:_LISTED])}{more}."
+            return f"Read one of its calls: {checks.listed(calls, _LISTED)}."
         single = [
             name for name in self.graph.names if re.fullmatch(rf"{re.escape(path)}/\d+", name)
         ]
@@ -108,10 +108,9 @@ class _Places:
         ends_alike = [name for name in known if name.rpartition("/")[2] == place]
         close = dict.fromkeys(ends_alike[:3] + difflib.get_close_matches(place, known, n=3))
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
         return (
             f"Expected a place of {described(self.model)}. Received: {place!r}.{hint} "
-            f"Its places: {', '.join(known[:_LISTED])}{more}."
+            f"Its places: {checks.listed(known, _LISTED)}."
         )
 
 

@@ -169,9 +169,15 @@ class FirstLook:
             states = taps.model.non_trainable_variables
             before = [state.numpy() for state in states]
             features[name] = _read(name, taps, x)
-            for state, value in zip(states, before, strict=True):
-                if not np.array_equal(state.numpy(), value):  # Of a layer that counts its calls.
-                    state.assign(value)
+            changed = [
+                (state, value)
+                for state, value in zip(states, before, strict=True)
+                if not np.array_equal(state.numpy(), value)  # Of a layer that counts its calls.
+            ]
+            for state, value in changed:
+                state.assign(value)
+            if changed and name in self._networks.fixed:
+                _warn_of_changes(taps.model, [state.path for state, _ in changed])
         return features
 
     def _check_whole_numbers(self, x):
@@ -397,6 +403,16 @@ def _as_fed(array):
     tensor = keras.ops.convert_to_tensor(array)
     is_double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
     return keras.ops.cast(tensor, keras.config.floatx()) if is_double else tensor
+
+
+def _warn_of_changes(teacher, paths):
+    warnings.warn(
+        "Expected a teacher that inference does not change. Received: "
+        f"{teacher.name!r}, whose {', '.join(paths)} changes when it is called. Training changes "
+        "it further. To keep the teacher as it is, give the distiller a copy: save it, and load "
+        "the file.",
+        stacklevel=2,
+    )
 
 
 def _read(name, taps, x):
