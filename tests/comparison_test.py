@@ -16,6 +16,7 @@ import keras_mikd as mikd
 from keras_mikd.comparison.cells import Progress
 from keras_mikd.comparison.methods import METHODS
 from keras_mikd.comparison.report import Comparison, half_interval, summarized
+from keras_mikd.comparison.score import Score
 from keras_mikd.comparison.step_time import StepTime
 
 
@@ -403,6 +404,111 @@ def test_tasks_without_an_accuracy_are_refused(monkeypatch):
         for given in (data, batches):
             with pytest.raises(ValueError, match="goes by accuracy"):
                 mikd.compare(cases.teacher(), cases.student, given, given, loss=loss)
+
+
+def _regress(**options):
+    """A teacher that is right and a student that is far off, compared by their error."""
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    return mikd.compare(
+        *(_of_one_logit(1.0), lambda: _of_one_logit(0.2), (x, x[:, :1]), (x, x[:, :1])),
+        **{
+            "methods": {"mse": _follow_output, "none": lambda *networks: []},
+            **{"weights": [1.0], "seeds": 2, "epochs": 2, "verbose": False, **options},
+        },
+        loss=keras.losses.MeanSquaredError(),
+    )
+
+
+def _follow_output(teacher, student, weight):
+    error = keras.distillation.FeatureDistillation("mse", "logit", "logit")
+    return [mikd.KerasLossAdapter(error, weight=5.0 * weight)]
+
+
+def _sgd(steps):
+    return keras.optimizers.SGD(0.01)
+
+
+def test_other_tasks_are_compared_by_their_metric(tmp_path, capsys):
+    options = {"metric": keras.metrics.MeanSquaredError, "mode": "min", "make_optimizer": _sgd}
+    options["folder"] = tmp_path / "own"
+    result = _regress(**options, verbose=True)
+    assert (result.metric, result.mode, result.teacher) == ("mean_squared_error", "min", 0.0)
+    by_name = {row["method"]: row for row in result.rows}
+    assert by_name["mse"]["mean"] < by_name["student"]["mean"] == by_name["none"]["mean"]
+    assert result.best == "mse"
+    printed = capsys.readouterr().out
+    assert "teacher: 0 mean_squared_error on the validation data" in printed
+    assert re.search(r"mse gains most over the student alone, -0\.\d+", printed)
+    assert "validation mean_squared_error" in printed and "%" not in printed.replace("95 %", "")
+    (axes,) = result.figure().axes
+    assert axes.get_xlabel().startswith("mean_squared_error on the validation data;")
+    with pytest.raises(ValueError, match="runs with the same metric"):
+        _regress(**options | {"mode": "max"})
+    assert _regress(**options).rows == result.rows
+
+
+def test_several_labels_are_compared_by_their_metric():
+    images, _ = cases.data(32)
+    labels = (images.mean(axis=(1, 2))[:, :1] > [[-0.1, 0.0, 0.1, 0.2]]).astype("float32")
+    labels[:, 0] = 1.0
+    result = mikd.compare(
+        *(cases.teacher(), cases.student, (images, labels), (images, labels)),
+        **{"methods": ["hint"], "weights": [1.0], "seeds": 1, "epochs": 1, "verbose": False},
+        batch_size=16,
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metric=lambda: keras.metrics.BinaryAccuracy(threshold=0.0, name="right"),
+    )
+    logits = cases.teacher()(images).numpy()
+    expected = np.mean((logits > 0) == (labels > 0.5))
+    assert result.teacher == pytest.approx(expected) and result.metric == "right"
+
+
+def test_segmenters_are_compared_by_their_metric():
+    def segmenter():
+        images = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(images)
+        return keras.Model(images, keras.layers.Conv2D(3, 1)(x))
+
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
+    y = np.argmax(x, axis=-1)
+    hint = mikd.Hint(teacher_layer="conv", student_layer="conv")
+    result = mikd.compare(
+        *(segmenter(), segmenter, (x, y), (x, y)),
+        methods={"kd": None, "hint": lambda *networks: [hint.from_config(hint.get_config())]},
+        **{"weights": [1.0], "seeds": 1, "epochs": 1, "batch_size": 8, "verbose": False},
+        metric=lambda: keras.metrics.MeanIoU(3, sparse_y_pred=False, name="iou"),
+    )
+    assert 0 < result.teacher < 1 and len(result.rows) == 3
+    assert "validation iou" in str(result)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_weight_is_that_of_the_best_metric(mode, monkeypatch):
+    """A value that is not a number is the worst."""
+    values = iter([1.0, 3.0, 2.0, float("nan"), 2.5, 3.0])  # The teacher, the student, 4 weights.
+    monkeypatch.setattr(Score, "of", lambda self, logs: next(values))
+    result = _regress(
+        methods={"mse": _follow_output},
+        **{"weights": [1.0, 2.0, 3.0, 4.0], "seeds": 1, "mode": mode},
+        metric=lambda: keras.metrics.MeanAbsoluteError(name="error"),
+    )
+    assert result.rows[1]["weight"] == {"max": 4.0, "min": 1.0}[mode]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "auc"}, "metric='auc'. Pass, for example, `lambda"),
+        ({"metric": keras.metrics.AUC()}, "to be a function of no arguments that makes"),
+        ({"metric": lambda: "auc"}, "makes a Keras metric"),
+        ({"mode": "min"}, 'mode="max" for accuracy'),
+        ({"metric": keras.metrics.AUC, "mode": "least"}, "mode='least'"),
+    ],
+)
+def test_what_is_no_metric_is_refused(options, message, monkeypatch):
+    monkeypatch.setattr(mikd.SelfDistiller, "fit", None)
+    with pytest.raises(ValueError, match=message):
+        _compare(**options)
 
 
 def test_a_teacher_of_another_strategy_is_refused(two_replicas):

@@ -123,6 +123,8 @@ def test_the_accuracy_of_one_logit_is_told():
     for metric in ("accuracy", keras.metrics.BinaryAccuracy()):
         with pytest.warns(UserWarning, match="accuracy' expects probabilities"):
             distiller.compile("sgd", binary(from_logits=True), metrics=[metric])
+    parted = keras.metrics.BinaryAccuracy(threshold=0.0)  # As 0.5 parts probabilities.
+    distiller.compile("sgd", binary(from_logits=True), metrics=[parted])
     distiller.compile("sgd", "mse", metrics=["mae"])
     hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled")
     distiller = mikd.Distiller(cases.teacher(), _of_one_output("sigmoid"), [hint])

@@ -600,15 +600,28 @@ def test_labels_in_a_column_are_those_of_a_row():
 
 
 @pytest.mark.parametrize(
-    "labels, advice",
+    "labels, mix, advice",
     [
-        (np.eye(4)[np.arange(16) % 4], r"float64 labels of shape \(16, 4\).*np.argmax\(labels"),
-        (np.zeros((16, 1)), r"float64 labels of shape \(16, 1\).*labels\[:, 0\]"),
+        (np.eye(4)[np.arange(16) % 4], "mixup", r"of shape \(16, 4\).*np.argmax\(labels"),
+        (np.zeros((16, 1)), None, r"float64 labels of shape \(16, 1\).*labels\[:, 0\]"),
     ],
 )
-def test_other_labels_are_refused_with_a_way_out(labels, advice):
+def test_other_labels_are_refused_with_a_way_out(labels, mix, advice):
     with pytest.raises(ValueError, match=advice):
-        mikd.TeacherCache(cases.teacher(), cases.data(16)[0], labels)
+        mikd.TeacherCache(cases.teacher(), cases.data(16)[0], labels, mix=mix)
+
+
+@pytest.mark.parametrize("augment", [None, lambda image, seed: image * 2.0])
+def test_rows_of_labels_stay_beside_their_images(augment):
+    """Several labels of an example, or numbers."""
+    x, _ = cases.data(16)
+    labels = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    cache = mikd.TeacherCache(cases.teacher(), x, labels, augment=augment, batch_size=8)
+    factor = 1.0 if augment is None else 2.0
+    for images, rows, *_ in _batches(cache.build(verbose=0)):
+        for image, row in zip(images, rows, strict=True):
+            (same,) = [i for i in range(16) if np.array_equal(factor * x[i], image)]
+            np.testing.assert_array_equal(row, labels[same])
 
 
 def test_a_folder_knows_every_image(tmp_path):

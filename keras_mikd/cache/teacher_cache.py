@@ -43,9 +43,10 @@ class TeacherCache:
         images: Array of shape `(n, ...)`, as the networks take them; or a finite `tf.data.Dataset`
             of batches `(images, labels)`, read once, here. For a `folder`, it must give the same
             in every run.
-        labels: Integer labels, shape `(n,)` or `(n, 1)`, or one for every position of a dense
-            output, `(n, ...)`; none for a data set. With a dense output, `augment` and `mix` are
-            refused, because they leave labels where they are.
+        labels: Integer labels, shape `(n,)` or `(n, 1)`; or rows of numbers, such as several labels
+            of an example, `(n, k)`, without a `mix`; or one for every position of a dense output,
+            `(n, ...)`; none for a data set. With a dense output, `augment` and `mix` are refused,
+            because they leave labels where they are.
         places: Places to keep, see `FeatureTaps`; always with `"output"`.
         augment: Function `(image, seed) -> image` of stateless TensorFlow operations on one image,
             with `seed` an int32 tensor of shape `(2,)`; or `None`. Shape and dtype stay.
@@ -440,20 +441,24 @@ def _flat(labels, output):
 
 
 def _check_labels(labels, images, output, augment, mix):
-    """Checks that labels are no distributions, and of every position only where images stay."""
+    """Checks that labels are those of the outputs, and of every position only where images stay."""
     if labels.ndim == 1:
         return
     if labels.ndim == 2 and len(output.shape) == 2:
-        raise ValueError(
-            "Expected `images` of shape (n, ...) and `labels` of shape (n,), since the teacher has "
-            f"one output for each example, {tuple(output.shape)}. Received: images of shape "
-            f"{images.shape} and {labels.dtype} labels of shape {labels.shape}. "
-            + (
-                "Pass the column itself, labels[:, 0]."
-                if labels.shape[1] == 1
-                else "One-hot labels become integers with np.argmax(labels, axis=-1)."
+        if labels.shape[1] == 1 < output.shape[1]:
+            raise ValueError(
+                "Expected `images` of shape (n, ...) and `labels` of shape (n,), since the teacher "
+                f"has {output.shape[1]} outputs for each example. Received: images of shape "
+                f"{images.shape} and {labels.dtype} labels of shape {labels.shape}. Pass the "
+                "column itself, labels[:, 0]."
             )
-        )
+        if mix is not None:
+            raise ValueError(
+                f"Expected integer labels of shape (n,) with mix={mix!r}, which makes "
+                f"distributions of them. Received: labels of shape {labels.shape}. One-hot labels "
+                "become integers with np.argmax(labels, axis=-1)."
+            )
+        return
     if augment is not None or mix is not None:
         raise ValueError(
             "Expected neither `augment` nor `mix` with labels of every position: they change the "

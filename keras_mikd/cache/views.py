@@ -34,7 +34,7 @@ class Views:
             chosen = rows % self.examples
             return tf.gather(self.images, chosen), tf.gather(self.labels, chosen)
         image = tf.TensorSpec(self.images.shape[1:], self.images.dtype)
-        label = tf.TensorSpec((), self.labels.dtype)
+        label = tf.TensorSpec(self.labels.shape[1:], self.labels.dtype)
         if self.mix is not None:
             label = tf.TensorSpec((self.num_classes,), tf.float32)
         return tf.map_fn(self._row, rows, fn_output_signature=(image, label))

@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from keras_mikd.atomic_files import write_whole
+from keras_mikd.comparison.score import ACCURACY, written
 
 _SETTINGS = "settings.json"
 
@@ -62,8 +63,8 @@ class Cells:
 class Progress:
     """Says what runs, and how long the rest takes as the runs so far went."""
 
-    def __init__(self, total, show):
-        self.total, self.show = total, show
+    def __init__(self, total, show, metric=ACCURACY):
+        self.total, self.show, self.metric = total, show, metric
         self.done, self.seconds = 0, []
 
     def ran(self, key, run, is_new):
@@ -73,7 +74,8 @@ class Progress:
             self.seconds.append(run["seconds"])
         if not self.show:
             return
-        said = f"[{self.done}/{self.total}] {name_of(key)}: {run['validation']:.2f} on validation"
+        value = written(self.metric, run["validation"])
+        said = f"[{self.done}/{self.total}] {name_of(key)}: {value} on validation"
         if "stopped" in run:
             said += " (stopped: its loss was not finite)"
         if not is_new:

@@ -19,10 +19,11 @@ from keras_mikd.comparison import input_checks
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
+from keras_mikd.comparison.score import checked_score, written
 from keras_mikd.comparison.step_time import StepTime
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.callbacks import NOT_FINITE
-from keras_mikd.distillers.checks import loss_checks, task_losses
+from keras_mikd.distillers.checks import loss_checks
 from keras_mikd.distillers.distiller import Distiller
 from keras_mikd.distillers.self_distiller import SelfDistiller
 
@@ -42,6 +43,8 @@ def compare(
     batch_size: int = 64,
     make_optimizer: Callable[[int], keras.optimizers.Optimizer] | None = None,
     loss: keras.losses.Loss | None = None,
+    metric: Callable[[], keras.metrics.Metric] | None = None,
+    mode: str = "max",
     balance: str | None = None,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
     views: int = 1,
@@ -51,8 +54,9 @@ def compare(
 ) -> Comparison:
     """Trains a student alone and with every method, all alike, and says which method helps.
 
-    Weights are chosen on the validation data, with as many trials for every method. The accuracies
-    of the teacher and of the student alone come first; a teacher of other classes has none. With
+    Weights are chosen on the validation data, with as many trials for every method. The accuracies,
+    or the values of `metric`, of the teacher and of the student alone come first; a teacher of
+    other classes has none. With
     arrays, the teacher runs only once; with data sets, it runs in every step. Validation does not
     run it. Every run sets Keras' global seed. A call that was killed continues in its `folder`, and
     one with more methods, weights or seeds adds to it.
@@ -85,8 +89,11 @@ def compare(
         epochs: Epochs of a run.
         batch_size: Images in a batch of arrays; an incomplete last one is dropped.
         make_optimizer: Function `(steps) -> optimizer`; Adam from 1e-2 to 0 as a cosine if `None`.
-        loss: Task loss of classes that exclude each other, which accuracy measures; a binary
-            cross-entropy for one output; sparse categorical cross-entropy from logits if `None`.
+        loss: Task loss; sparse categorical cross-entropy from logits if `None`. Accuracy needs one
+            of classes that exclude each other, or a binary cross-entropy for one output.
+        metric: Function of no arguments that makes the Keras metric to compare by, for other tasks;
+            accuracy in per cent if `None`.
+        mode: `"max"` if more of the metric is better, `"min"` if less is.
         balance: As in `Distiller`; refused beside a method that makes its own distiller.
         augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.
         views: Views of every image with `augment`.
@@ -117,13 +124,15 @@ def compare(
     checks.integer("trial_seeds", trial_seeds, at_least=1, at_most=seeds)
     checks.integer("epochs", epochs, at_least=1)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    labels = validation if isinstance(validation, tf.data.Dataset) else validation[1]
-    input_checks.check_task(loss, student, labels)
+    score = checked_score(metric, mode)
+    if metric is None:
+        labels = validation if isinstance(validation, tf.data.Dataset) else validation[1]
+        input_checks.check_task(loss, student, labels)
     places = _places(chosen, teacher, make_student, balance)
     data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
     runner = _Runner(
         *(teacher, make_student, data, validation, test, epochs),
-        *(make_optimizer or _adam, loss, balance),
+        *(make_optimizer or _adam, loss, score, balance),
     )
     keras.utils.set_random_seed(0)
     student = make_student()
@@ -138,11 +147,14 @@ def compare(
         "augment": fingerprints.of_function(augment),
         "optimizer": fingerprints.of_function(make_optimizer),
     }
+    if metric is not None:
+        settings["metric"] = [mode, fingerprints.of_function(metric)]
     cells = Cells(folder, settings)
     split = "validation" if test is None else "test"
-    teacher_accuracy = _of_teacher(cells, runner, student).get(split)
-    if verbose and teacher_accuracy is not None:
-        print(f"teacher: {teacher_accuracy:.2f} % of the {split} data", flush=True)
+    of_teacher = _of_teacher(cells, runner, student).get(split)
+    if verbose and of_teacher is not None:
+        what = "% of the" if metric is None else f"{score.name} on the"
+        print(f"teacher: {written(score.name, of_teacher)} {what} {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
     references = {
         name: [run[split] for run in found[name].runs] for name in (STUDENT, "kd") if name in found
@@ -152,7 +164,7 @@ def compare(
         summarized(name, *each, references=references, split=split, step=step)
         for name, each in found.items()
     ]
-    result = Comparison(split, teacher_accuracy, rows)
+    result = Comparison(split, of_teacher, rows, score.name, mode)
     if cells.folder is not None:
         content = json.dumps(result.as_dict(), indent=1)
         write_whole(cells.folder / "comparison.json", content.encode())
@@ -177,7 +189,7 @@ class _Sweep:
         self.seeds, self.trial_seeds = seeds, trial_seeds
         trials = len(next(iter(methods.values())).weights)
         each = trials * trial_seeds + seeds - trial_seeds
-        self.progress = Progress(seeds + len(methods) * each, verbose)
+        self.progress = Progress(seeds + len(methods) * each, verbose, runner.score.name)
 
     def found(self):
         """Returns `{method: _Found}`, the student alone first."""
@@ -189,7 +201,7 @@ class _Sweep:
     def _best(self, name, weights):
         tried = {w: [self._run(name, w, seed) for seed in range(self.trial_seeds)] for w in weights}
         means = {w: statistics.mean(r["validation"] for r in runs) for w, runs in tried.items()}
-        best = max(means, key=means.get)
+        best = max(means, key=lambda weight: self.runner.score.worth(means[weight]))
         rest = [self._run(name, best, seed) for seed in range(self.trial_seeds, self.seeds)]
         return _Found(best, tried[best] + rest, means)
 
@@ -263,11 +275,11 @@ class _Runner:
     """Trains one student after another, all alike."""
 
     def __init__(
-        self, teacher, make_student, data, validation, test, epochs, optimizer, loss, balance
+        self, teacher, make_student, data, validation, test, epochs, optimizer, loss, score, balance
     ):
         self.teacher, self.make_student, self.data = teacher, make_student, data
         self.validation, self.test, self.epochs = validation, test, epochs
-        self.optimizer, self.loss, self.balance = optimizer, loss, balance
+        self.optimizer, self.loss, self.score, self.balance = optimizer, loss, score, balance
 
     def run(self, method, weight, seed):
         """Returns the student of a method (`None`: alone), a weight and a seed, and its numbers."""
@@ -293,17 +305,17 @@ class _Runner:
         seconds = time.perf_counter() - start
         run = {
             **({} if stopped is None else {"stopped": stopped}),
-            **self.accuracies(student),
+            **self.scores(student),
             "seconds": seconds,
             "milliseconds": time_of_steps.median(),
             "training_only_weights": model.count_params() - student.count_params(),
         }
         return student, run
 
-    def accuracies(self, network):
-        """Returns `{split: per cent}` of a network, which is left as it was compiled."""
+    def scores(self, network):
+        """Returns `{split: value}` of a network, which is left as it was compiled."""
         meter = SelfDistiller(network, [])
-        meter.compile(keras.optimizers.SGD(), self.loss, metrics=[_accuracy(self.loss)])
+        meter.compile(keras.optimizers.SGD(), self.loss, metrics=[self.score.metric(self.loss)])
         found = {}
         for split, data in (("validation", self.validation), ("test", self.test)):
             if data is not None:
@@ -311,20 +323,8 @@ class _Runner:
                 x, y = data if arrays else (data, None)
                 options = {"batch_size": self.data.batch_size} if arrays else {}
                 values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
-                found[split] = 100 * values["accuracy"]
+                found[split] = self.score.of(values)
         return found
-
-
-def _accuracy(loss):
-    """Returns the accuracy of a task; Keras' own takes the logit of two classes for a share."""
-    if not task_losses.is_binary(loss) or not task_losses.expects_logits(loss):
-        return "accuracy"
-
-    def share(labels, logits):
-        labels = keras.ops.reshape(keras.ops.cast(labels, "float32"), keras.ops.shape(logits))
-        return keras.ops.cast((labels > 0.5) == (logits > 0.0), "float32")
-
-    return keras.metrics.MeanMetricWrapper(share, name="accuracy")
 
 
 def _distiller(made, teacher, student, balance):
@@ -347,7 +347,7 @@ def _distiller(made, teacher, student, balance):
 
 
 def _of_teacher(cells, runner, student):
-    """Returns the accuracies of the teacher, measured once; none of one with other outputs."""
+    """Returns the scores of the teacher, measured once; none of one with other outputs."""
     shapes = [getattr(each, "output_shape", None) for each in (student, runner.teacher)]
     if None not in shapes and shapes[0] != shapes[1]:
         return {}
@@ -355,7 +355,7 @@ def _of_teacher(cells, runner, student):
     key = {"method": "teacher"}
     found = cells.get(key)
     if found is None:
-        found = runner.accuracies(runner.teacher)
+        found = runner.scores(runner.teacher)
         cells.keep(key, found)
     return found
 

@@ -90,8 +90,8 @@ def check_task(loss, student, labels):
         if not task_losses.is_binary(loss):
             raise ValueError(
                 f"{rule}Received: a student of one output and loss={loss!r}. For two classes, use "
-                "keras.losses.BinaryCrossentropy or an output for each class; compare students "
-                "of another task by runs of `Distiller`."
+                "keras.losses.BinaryCrossentropy or an output for each class; for another task, "
+                "pass its `metric`."
             )
         return
     if isinstance(labels, tf.data.Dataset):
@@ -108,6 +108,6 @@ def check_task(loss, student, labels):
         raise ValueError(
             f"{rule}Received: labels of shape {('batch', *rows.shape[1:])} whose rows are no "
             "shares of classes (they sum to "
-            f"{sums.min():.3g} to {sums.max():.3g}). Compare students of several labels, or of a "
-            "regression, by runs of `Distiller`."
+            f"{sums.min():.3g} to {sums.max():.3g}). For several labels, or a regression, pass "
+            "`metric`, such as lambda: keras.metrics.AUC(multi_label=True, from_logits=True)."
         )

@@ -7,17 +7,18 @@ from typing import Any
 import tensorflow as tf
 
 from keras_mikd.comparison.methods import STUDENT
+from keras_mikd.comparison.score import ACCURACY, Score, written
 from keras_mikd.figures.canvas import new_figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. Accuracies are in per cent, gains in points.
+    """What `compare` found. Accuracies are in per cent, gains in points; a metric is as it is.
 
     Attributes:
         split: `"test"`, or `"validation"` where there is no test data: weights were chosen on it,
             so that methods look better than they are.
-        teacher: Accuracy of the teacher, `None` if it has other classes, or none.
+        teacher: Accuracy or metric of the teacher, `None` if it has other classes, or none.
         rows: One dict for the student alone and each method, at its chosen weight: `method`,
             `weight`, `values` (by seed), `mean`, `deviation` (standard, of one run), `interval`
             (half of the 95 % interval of the mean, by Student's t), `gains` (`{other: (mean, half
@@ -25,11 +26,15 @@ class Comparison:
             intervals are `None` for one seed), `step` (time of a step, that of the student alone
             is 1), `training_only_weights`, and `trials`, the mean on validation of every weight
             tried.
+        metric: Name of the metric, `"accuracy"` by default.
+        mode: `"max"` if more of it is better, `"min"` if less is.
     """
 
     split: str
     teacher: float | None
     rows: list
+    metric: str = ACCURACY
+    mode: str = "max"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as JSON can hold it."""
@@ -37,12 +42,12 @@ class Comparison:
 
     def __str__(self):
         others = [o for o in (STUDENT, "kd") if any(o in row["gains"] for row in self.rows)]
-        head = ["method", "weight", f"{self.split} %", *(f"over {o}" for o in others)]
+        head = ["method", "weight", f"{self.split} {self._unit()}", *(f"over {o}" for o in others)]
         table = [[*head, "step", "extra weights"]]
         for row in self.rows:
-            gains = [_signed(*row["gains"][o]) if o in row["gains"] else "" for o in others]
+            gains = [self._gain(row, o) if o in row["gains"] else "" for o in others]
             weight = "" if row["weight"] is None else f"{row['weight']:g}"
-            value = _with(row["mean"], row["interval"])
+            value = self._with(row["mean"], row["interval"])
             extra = f"{row['training_only_weights']:,}"
             table.append([row["method"], weight, value, *gains, f"{row['step']:.2f}", extra])
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
@@ -54,7 +59,8 @@ class Comparison:
             for line in table
         ]
         seeds = len(self.rows[0]["values"])
-        note = "" if self.teacher is None else f"teacher: {self.teacher:.2f} %. "
+        value = "" if self.teacher is None else written(self.metric, self.teacher)
+        note = f"teacher: {value} {self._unit()}. " if value else ""
         note += f"{seeds} seed{'s' if seeds > 1 else ''}"
         note += "; ± is the 95 % interval of a mean." if seeds > 1 else ": no intervals."
         if self.split == "validation":
@@ -68,20 +74,35 @@ class Comparison:
         Sure is a gain that is larger than its 95 % interval; with one seed, any gain is taken.
         """
         gains = {row["method"]: row["gains"].get(STUDENT) for row in self.rows}
-        above = {m: g[0] for m, g in gains.items() if g is not None and g[0] > (g[1] or 0.0)}
-        return max(above, key=above.get) if above else STUDENT
+        sign = 1 if self.mode == "max" else -1
+        better = {m: sign * g[0] for m, g in gains.items() if g is not None}
+        sure = {m: gain for m, gain in better.items() if gain > (gains[m][1] or 0.0)}
+        return max(sure, key=sure.get) if sure else STUDENT
 
     def _verdict(self):
         alone, best = self.rows[0], self.best
         if best != STUDENT:
             (row,) = [row for row in self.rows if row["method"] == best]
-            said = f"{best} gains most over the student alone, {_signed(*row['gains'][STUDENT])}"
+            said = f"{best} gains most over the student alone, {self._gain(row, STUDENT)}"
             sure = "." if len(row["values"]) > 1 else ", from one seed: take three to be sure."
             return said + sure
-        said = "No method is above the student alone by more than its interval."
-        if self.teacher is not None and self.teacher <= alone["mean"]:
-            said += " The teacher is not above it either, so there is no room for a gain."
+        beyond = "above" if self.mode == "max" else "below"
+        said = f"No method is {beyond} the student alone by more than its interval."
+        score = Score(self.metric, self.mode)
+        if self.teacher is not None and score.worth(self.teacher) <= score.worth(alone["mean"]):
+            said += f" The teacher is not {beyond} it either, so there is no room for a gain."
         return said
+
+    def _unit(self):
+        return "%" if self.metric == ACCURACY else self.metric
+
+    def _gain(self, row, other):
+        value, interval = row["gains"][other]
+        return ("+" if value >= 0 else "") + self._with(value, interval)
+
+    def _with(self, value, interval):
+        text = written(self.metric, value)
+        return text if interval is None else f"{text} ± {written(self.metric, interval)}"
 
     def figure(self) -> Any:
         """Draws the mean of every row with its interval and its seeds, beside the teacher.
@@ -104,7 +125,10 @@ class Comparison:
             axes.axvline(self.teacher, color="C3", linestyle="--", linewidth=1, label="teacher")
         axes.set_yticks(range(len(self.rows)), [row["method"] for row in reversed(self.rows)])
         axes.set_ylim(-0.6, len(self.rows) - 0.4)
-        axes.set(xlabel=f"accuracy on the {self.split} data, %; small marks are single runs")
+        unit = ", %" if self.metric == ACCURACY else ""
+        axes.set(
+            xlabel=f"{self.metric} on the {self.split} data{unit}; small marks are single runs"
+        )
         axes.legend()
         return figure
 
@@ -118,7 +142,7 @@ def summarized(method, weight, runs, trials, *, references, split, step):
         runs: Its runs at that weight, by seed.
         trials: `{weight: mean on validation}`.
         references: `{other: values by seed}` to take gains over.
-        split: Which accuracy counts.
+        split: Which data count.
         step: Milliseconds of a step of the student alone.
     """
     values = [run[split] for run in runs]
@@ -160,11 +184,3 @@ def _quantile(freedom):
         tail = 0.5 * float(tf.math.betainc(freedom_half, half, x))
         low, high = (middle, high) if tail > 0.025 else (low, middle)
     return low
-
-
-def _with(value, interval):
-    return f"{value:.2f}" if interval is None else f"{value:.2f} ± {interval:.2f}"
-
-
-def _signed(value, interval):
-    return ("+" if value >= 0 else "") + _with(value, interval)

@@ -282,8 +282,8 @@ def warn_of_metrics(model, metrics, output, loss=None):
         if _reads_probabilities(_resolved(metric, one_logit)):
             warnings.warn(
                 f"The metric {name!r} expects probabilities, and {model.name!r} puts out logits: "
-                "its values mean nothing. Use from_logits=True in it, or, if it has no such "
-                "argument, build the network with its softmax or sigmoid.",
+                "its values mean nothing. Use from_logits=True in it, or threshold=0.0 in a "
+                "BinaryAccuracy; for others, build the network with its softmax or sigmoid.",
                 stacklevel=3,
             )
 
@@ -311,7 +311,8 @@ def _reads_probabilities(metric):
         return config["from_logits"] is False
     if "thresholds" in config:  # Keras allows none outside of 0 to 1.
         return config.get("top_k") is None
-    return config.get("threshold") is not None or "num_thresholds" in config
+    # A threshold of 0 parts logits where 0.5 parts probabilities.
+    return config.get("threshold") not in (None, 0.0) or "num_thresholds" in config
 
 
 def _is_linear(model, place):
