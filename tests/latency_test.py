@@ -90,3 +90,21 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "broken.tflite").write_bytes(b"no network")
     with pytest.raises(RuntimeError, match="to run .*broken.tflite.*Received: exit code"):
         mikd.measure_latency(tmp_path / "broken.tflite")
+
+
+def test_a_file_that_ends_with_a_reshape_is_timed(tmp_path):
+    """As MobileNet's in `keras.applications`; LiteRT's benchmark cannot run it."""
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(10, 8), keras.layers.Flatten()]
+    )
+    mikd.export_tflite(model, tmp_path / "a.tflite")
+    (latency,) = mikd.measure_latency(tmp_path / "a.tflite", runs=5)
+    assert latency.runs == 5 and 0 < latency.median_ms <= latency.p95_ms
+
+
+def test_an_open_size_is_told(tmp_path):
+    image = keras.Input((None, None, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+    mikd.export_tflite(keras.Model(image, x), tmp_path / "a.tflite")
+    with pytest.raises(RuntimeError, match="has an open size"):
+        mikd.measure_latency(tmp_path / "a.tflite", runs=2)

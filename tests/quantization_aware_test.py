@@ -332,11 +332,13 @@ def _two_inputs():
     "student, said",
     [
         (
-            lambda: _with(layers.LayerNormalization(name="norm")),
-            "Conv2D, .*'norm', a keras.*LayerN",
+            lambda: _with(
+                *(layers.LayerNormalization(), layers.LayerNormalization()),
+                layers.Activation("gelu"),
+            ),
+            "Conv2D, .*silu, .*Received: 2 x LayerNormalization .keras., 1 x activation gelu. exp",
         ),
-        (lambda: _with(layers.Activation("gelu", name="act")), "silu, .*'act' with 'gelu'"),
-        (lambda: _with(layers.ReLU(3.0, name="act")), "'act' with 'ReLU.max_value.*3.0"),
+        (lambda: _with(layers.ReLU(3.0, name="act")), "1 x activation ReLU.max_value.*3.0"),
         (
             lambda: _with(layers.BatchNormalization(axis=1, name="rows")),
             "over the last axis.*'rows' with axis=1",
@@ -344,11 +346,16 @@ def _two_inputs():
         (_twice, "called once.*'shared', called 2 times"),
         (_two_inputs, "one input"),
     ],
-    ids=["layer", "activation", "clip", "axis", "twice", "inputs"],
+    ids=["kinds", "clip", "axis", "twice", "inputs"],
 )
 def test_what_int8_does_not_know_is_refused(student, said):
     with pytest.raises(ValueError, match=said):
         mikd.quantization_aware(student(), calibrate_on=IMAGES)
+
+
+def test_a_copy_is_not_copied_again(aware):
+    with pytest.raises(ValueError, match="one of `quantization_aware`; train it as it is"):
+        mikd.quantization_aware(aware, calibrate_on=IMAGES)
 
 
 def test_calibration_data_is_checked(small):
@@ -445,7 +452,7 @@ def test_a_dense_layer_on_a_map_takes_any_size():
 def test_what_has_no_name_or_leaves_a_float_operator_is_refused():
     slope = functools.partial(keras.activations.leaky_relu, negative_slope=0.1)
     for options, message in (
-        ({"activation": slope}, "Expected activations that are known.*'conv'"),
+        ({"activation": slope}, "Expected layers that are known.*1 x activation"),
         ({"dilation_rate": 2}, "without dilation.*'conv'"),
     ):
         image = keras.Input((8, 8, 3))

@@ -76,6 +76,7 @@ BUILT = {
     "normalized tokens": lambda x: _normalized(layers.Reshape((64, 6))(layers.MaxPooling2D(1)(x))),
     "arithmetic of vectors": lambda x: _vectors(x, lambda v: layers.ReLU()(v * 2.0 + 1.0)),
     "shared relu": _shared,
+    "augmented": lambda x: layers.Conv2D(6, 3)(layers.RandomFlip()(layers.RandomRotation(0.1)(x))),
 }
 
 
@@ -89,15 +90,15 @@ def _run(path):
 def test_the_copy_is_the_student_and_its_file_is_the_copy(name, monkeypatch, tmp_path):
     student = _student(BUILT[name])
     copy = mikd.quantization_aware(student, calibrate_on=IMAGES)
-    expected = student(IMAGES).numpy()
+    expected = student(IMAGES, training=False).numpy()
     report = mikd.export_tflite(copy, tmp_path / "a.tflite", quantize="int8", check_on=IMAGES)
     of_file = np.abs(_run(tmp_path / "a.tflite") - expected).mean()
-    of_copy = np.abs(copy(IMAGES) - expected).mean()
+    of_copy = np.abs(copy(IMAGES, training=False) - expected).mean()
     assert report.float_operators == () and of_file <= 1.1 * of_copy
-    np.testing.assert_allclose(copy(IMAGES), expected, atol=0.1 * np.ptp(expected))
+    np.testing.assert_allclose(copy(IMAGES, training=False), expected, atol=0.1 * np.ptp(expected))
     monkeypatch.setattr(fake_quantization, "_rounded", lambda kernel, axis=-1: kernel)
     monkeypatch.setattr(FakeQuantize, "call", lambda self, inputs: inputs)
-    np.testing.assert_allclose(copy(IMAGES), expected, atol=1e-4)
+    np.testing.assert_allclose(copy(IMAGES, training=False), expected, atol=1e-4)
 
 
 def test_biases_that_are_one_number_keep_it_in_the_file(tmp_path):
@@ -157,6 +158,22 @@ def test_what_several_read_is_not_chained():
     for outputs in (layers.Add()([first, second]), [first, second]):
         calls, _ = primitives(LayerGraph(keras.Model(image, outputs)))
         assert [call.layer.scale for call in calls[1:3]] == [2.0, 3.0]
+
+
+def test_stages_are_those_of_the_student_behind_a_rescaling():
+    """Its convolution of 1x1 is no stage: the first one has strides."""
+    x = image = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    for width in (4, 8):
+        x = layers.ReLU()(layers.Conv2D(width, 3, strides=2, padding="same")(x))
+    student = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    images = np.random.default_rng(0).uniform(0, 255, (8, 16, 16, 3)).astype("float32")
+    copy = mikd.quantization_aware(student, calibrate_on=images)
+    of_student, of_copy = (
+        {place: stage.shape for place, stage in mikd.stages(each).items()}
+        for each in (student, copy)
+    )
+    assert of_copy == of_student and len(of_student) == 3
 
 
 def test_constants_are_not_trained_and_the_student_keeps_its_layers():

@@ -138,3 +138,38 @@ def test_losses_that_fit_pass():
     ):
         hint = mikd.Hint(teacher_layer="pooled", student_layer="pooled")
         mikd.Distiller(cases.teacher(), _two_outputs(as_dict), [hint]).compile("sgd", loss)
+
+
+def _ending(name):
+    image = keras.Input(cases.IMAGE_SHAPE)
+    inner = cases.student()
+    logits = inner(image)
+    if name == "nested":
+        return keras.Model(image, logits)
+    if name == "sequential":
+        return keras.Sequential([image, keras.layers.Rescaling(0.1), inner])
+    ends = {
+        "policy": keras.layers.Activation("linear", dtype="float32"),
+        "reshaped": keras.layers.Reshape((4,)),
+        "dropout": keras.layers.Dropout(0.1),
+    }
+    return keras.Model(image, ends[name](logits))
+
+
+@pytest.mark.parametrize("name", ["nested", "sequential", "policy", "reshaped", "dropout"])
+def test_logits_are_seen_behind_what_keeps_them(name):
+    distiller = mikd.Distiller(cases.teacher(), _ending(name), [mikd.SoftTargets()])
+    with pytest.raises(ValueError, match="puts out logits"):
+        distiller.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.warns(UserWarning, match="'auc' expects probabilities"):
+        distiller.compile("sgd", cases.cross_entropy(), metrics=[keras.metrics.AUC(name="auc")])
+
+
+def test_logits_near_zero_are_no_probabilities():
+    """As of a network before training, whose last operation does not show what they are."""
+    image = keras.Input(cases.IMAGE_SHAPE)
+    student = keras.Model(image, 1e-6 * cases.student()(image))
+    distiller = mikd.Distiller(cases.teacher(), student, [mikd.SoftTargets()])
+    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="puts out logits|expects probabilities"):
+        distiller.fit(*cases.data(32), verbose=0)

@@ -677,3 +677,17 @@ def test_what_int16_cannot_be_is_said_with_a_way_out(model, received, tmp_path):
         export_tflite(model, tmp_path / "a.tflite", quantize="int16", calibrate_on=x)
     export_tflite(model, tmp_path / "a.tflite", quantize="int8", calibrate_on=x)
     export_tflite(model, tmp_path / "b.tflite", quantize="dynamic")
+
+
+def test_a_file_that_cannot_run_is_not_written(tmp_path):
+    """A padding of -inf, as of KerasHub's ResNet V2, has no int16; the converter leaves it."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same")(image)
+    x = keras.ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=float("-inf"))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.MaxPooling2D(3, 2)(x))
+    images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    with pytest.raises(RuntimeError, match="that LiteRT can run. Received: .*Nothing was written"):
+        export_tflite(
+            keras.Model(image, x), tmp_path / "a.tflite", quantize="int16", calibrate_on=images
+        )
+    assert not list(tmp_path.iterdir())

@@ -294,3 +294,11 @@ def test_a_constant_channel_gets_the_smallest_variance():
 def test_a_file_is_to_be_loaded_first_and_its_argument_is_named(role, raw):
     with pytest.raises(ValueError, match=f"Expected `{role}` to be.*keras.saving.load_model"):
         _vid(**{role: pathlib.Path("a.keras")}, raw=raw)
+
+
+def test_logits_of_a_softmax_are_refused():
+    inner = cases.teacher()
+    teacher = keras.Model(inner.input, keras.layers.Softmax()(inner.output), name="big")
+    with pytest.raises(ValueError, match="logits with `logits_weight`. Received: 'big'"):
+        mikd.VIDDistiller(teacher, cases.student(), logits_weight=1.0)
+    mikd.VIDDistiller(teacher, cases.student())

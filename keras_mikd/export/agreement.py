@@ -1,5 +1,6 @@
 """How far a converted network agrees with the Keras model that it was made from."""
 
+import importlib.util
 from typing import NamedTuple
 
 import keras
@@ -85,6 +86,24 @@ def _examples_in(argument, batches):
         yield x, y
     if not examples:
         raise ValueError(f"Expected `{argument}` to hold examples. Received: {argument}=[]")
+
+
+def check_runs(content):
+    """Refuses the bytes of a file that LiteRT converts and cannot run, if it is installed."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        return
+    interpreter = _interpreter(content)
+    signatures = [detail["shape_signature"] for detail in interpreter.get_input_details()]
+    if any(-1 in signature[1:] for signature in signatures):
+        return  # Of an open size it takes 1, which may be too small for the network.
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "Expected a file that LiteRT can run. Received: one whose operators do not fit "
+            f"together: {str(error).strip()!r}. Nothing was written. Another `quantize` may do; "
+            "constants that are not finite, such as a padding of -inf, have no int8 or int16."
+        ) from error
 
 
 def compare(model, content, batches):

@@ -134,6 +134,14 @@ class FakeQuantizedDepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable("keras_mikd")
+class FakeQuantizedRescaling(FakeQuantizedDepthwiseConv2D):
+    """A rescaling of channels by constants, as the depthwise convolution that int8 has for it."""
+
+    # `stages` counts it as what it stands for.
+    has_learned_kernel = False
+
+
+@keras.saving.register_keras_serializable("keras_mikd")
 class FakeQuantizedDense(keras.layers.Dense):
     """A dense layer whose kernel is rounded to int8 with one scale, which every runtime knows."""
 

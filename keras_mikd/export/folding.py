@@ -9,6 +9,7 @@ from keras import layers
 from keras_mikd.export.fake_quantization import (
     FakeQuantizedConv2D,
     FakeQuantizedDepthwiseConv2D,
+    FakeQuantizedRescaling,
 )
 from keras_mikd.features.layer_graph import LayerGraph, ends
 
@@ -101,7 +102,7 @@ def affine(name, value, scale, offset):
 
     def of_map(name, value):
         channels = value.shape[-1]
-        layer = FakeQuantizedDepthwiseConv2D(1, name=name, dtype="float32", trainable=False)
+        layer = FakeQuantizedRescaling(1, name=name, dtype="float32", trainable=False)
         result = layer(value)
         kernel = np.broadcast_to(scale, channels).reshape(layer.kernel.shape)
         layer.set_weights(_told_apart(layer, [kernel, np.broadcast_to(offset, channels)]))

@@ -16,6 +16,10 @@ _TOOL = pathlib.Path(__file__).with_name("latency_tool.py")
 _INPUTS = (
     "The inputs were random, and zeros for integers that may be ids: does the network take them?"
 )
+_OPEN = (
+    "Its input has an open size, which the benchmark takes for 1: export a network that was built "
+    "with the size of its images."
+)
 _TEXT = "It makes no inputs of text: export a network that takes the ids of the words."
 
 
@@ -41,10 +45,11 @@ def measure_latency(
 ) -> list[Latency]:
     """Times a `.tflite` file on the CPU of this machine, with inputs of its own.
 
-    Runs `litert-benchmark` of the package `ai-edge-litert` in a process for each number of threads.
-    Inputs are random numbers, and zeros for integers of more than 8 bits, which may be the ids of
-    an embedding. A phone is another machine: compare files with each other, and time the one that
-    you choose on the device.
+    Runs `litert-benchmark` of the package `ai-edge-litert` in a process for each number of threads;
+    a file whose last operator reshapes, which it cannot run, is timed by the interpreter. Inputs
+    are random numbers, and zeros for integers of more than 8 bits, which may be the ids of an
+    embedding. A phone is another machine: compare files with each other, and time the one that you
+    choose on the device.
 
     Args:
         path: A `.tflite` file, as `export_tflite` writes it.
@@ -117,7 +122,10 @@ def _timed(path, threads, runs):
 def _failure(path, ended):
     said = ended.stdout + ended.stderr
     advice = f" {_INPUTS}" if "Failed to invoke" in said else ""
-    if _takes_text(path):
+    details = _inputs(path)
+    if any(-1 in detail["shape_signature"][1:] for detail in details):
+        advice = f" {_OPEN}"
+    if any(np.dtype(detail["dtype"]).kind in "SU" for detail in details):
         advice = f" {_TEXT}"
     return RuntimeError(
         f"Expected LiteRT's benchmark to run {str(path)!r}. Received: exit code "
@@ -125,11 +133,10 @@ def _failure(path, ended):
     )
 
 
-def _takes_text(path):
+def _inputs(path):
     from ai_edge_litert.interpreter import Interpreter
 
     try:
-        details = Interpreter(model_path=str(path)).get_input_details()
+        return Interpreter(model_path=str(path)).get_input_details()
     except ValueError:  # It is no network.
-        return False
-    return any(np.dtype(detail["dtype"]).kind in "SU" for detail in details)
+        return []

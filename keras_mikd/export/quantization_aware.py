@@ -43,6 +43,11 @@ _SAME_SCALE = (
     layers.Reshape,
     layers.ZeroPadding2D,
 )
+_AS_BEFORE = (*_IDLE, *_SAME_SCALE)
+# Idle in a file too; a crop, which changes the size there, is not among them.
+_AUGMENTATIONS = tuple(
+    kind for name, kind in vars(layers).items() if name.startswith("Random") and "Crop" not in name
+)
 _NEW_SCALE = (layers.Add, layers.Concatenate, layers.GlobalAveragePooling2D, layers.Multiply)
 _NORMALIZATIONS = (layers.BatchNormalization, layers.Rescaling)
 _ACTIVATION_LAYERS = (layers.Activation, layers.LeakyReLU, layers.ReLU, layers.Softmax)
@@ -51,8 +56,7 @@ _KNOWN = (
     *_WITH_KERNEL,
     *_NORMALIZATIONS,
     *_ACTIVATION_LAYERS,
-    *_IDLE,
-    *_SAME_SCALE,
+    *_AS_BEFORE,
     *_NEW_SCALE,
 )
 # LiteRT computes these together with the layer before.
@@ -206,6 +210,7 @@ class _Rewriting:
         )
 
     def _check(self):
+        _check_kinds(self._calls)
         for call in self._calls:
             _check_layer(call)
             if isinstance(call.layer, layers.BatchNormalization):
@@ -244,7 +249,7 @@ class _Rewriting:
             value = _again(_activating(layer), name)(feeds[0] if len(feeds) == 1 else feeds)
             if isinstance(layer, layers.AveragePooling2D):
                 return self._quantizer_behind(*call.parents)(value)
-            if isinstance(layer, (*_IDLE, *_SAME_SCALE)) or _is_linear(layer):
+            if isinstance(layer, _AS_BEFORE + _AUGMENTATIONS) or _is_linear(layer):
                 return value
         # Of what is no map, a file makes one, and a ReLU behind it stays by itself.
         is_reshaped = isinstance(layer, _NORMALIZATIONS) and len(value.shape) != 4
@@ -295,25 +300,44 @@ def _check_calls(calls):
             )
 
 
+def _check_kinds(calls):
+    """Refuses layers and activations that are not known in int8, all of them in one message."""
+    if any(isinstance(call.layer, FakeQuantize) for call in calls):
+        raise ValueError(
+            "Expected a student without int8's rounding. Received: one of `quantization_aware`; "
+            "train it as it is, or begin with the student that it was made from."
+        )
+    unknown = collections.Counter()
+    for call in calls:
+        kind, activation = type(call.layer), _activation(call.layer)
+        if not _is_known(call.layer):
+            own = kind.__module__.partition(".")[0]
+            is_layer = isinstance(call.layer, layers.Layer)
+            unknown[f"{kind.__name__} ({own})" if is_layer else f"operation {kind.__name__}"] += 1
+        elif activation not in _KNOWN_ACTIVATIONS:
+            unknown[f"activation {activation}"] += 1
+    if unknown:
+        received = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common())
+        raise ValueError(
+            f"Expected layers that are known in int8: {', '.join(x.__name__ for x in _KNOWN)}, "
+            "augmentation, arithmetic with numbers, and the activations "
+            f"{', '.join(_KNOWN_ACTIVATIONS)}. Received: {received}. "
+            'export_tflite(quantize="int8") takes them, in float32 where LiteRT has no operator.'
+        )
+
+
+def _is_known(layer):
+    return type(layer) in _KNOWN or isinstance(layer, _AUGMENTATIONS)
+
+
 def _check_layer(call):
     layer = call.layer
-    if type(layer) not in _KNOWN:
-        raise ValueError(
-            "Expected layers that are known in int8: "
-            f"{', '.join(kind.__name__ for kind in _KNOWN)}. Received: {call.path!r}, a "
-            f"{type(layer).__module__}.{type(layer).__name__}"
-        )
     dilation = getattr(layer, "dilation_rate", 1)
     if np.any(np.asarray(dilation) > 1):
         raise ValueError(
             "Expected convolutions without dilation: the file of others keeps operators in "
             f"float32. Received: {call.path!r} with dilation_rate={dilation}. "
             'export_tflite(quantize="int8") takes them.'
-        )
-    if _activation(layer) not in _KNOWN_ACTIVATIONS:
-        raise ValueError(
-            f"Expected activations that are known in int8: {', '.join(_KNOWN_ACTIVATIONS)}. "
-            f"Received: {call.path!r} with {_activation(layer)!r}"
         )
 
 

@@ -16,6 +16,7 @@ from keras_mikd.atomic_files import require_free, write_whole
 from keras_mikd.checkpoints import model_state
 from keras_mikd.export.agreement import (
     Agreement,
+    check_runs,
     checked_batches,
     compare,
     inputs_in,
@@ -30,6 +31,11 @@ _INTEGERS = {"int8": tf.int8, "int16": tf.int16}
 _INT16_ACTIVATIONS = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
 _OTHER_FLOATS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 _ENOUGH_AGREEMENT = 0.8
+_OF_RANGES = (
+    "Calibrate on what the file takes: pixels, if it begins with a layer that rescales them. "
+    "Constants that are not finite, such as a padding of -inf, spoil the ranges."
+)
+_OF_COPY = "Its ranges are those of `quantization_aware`: train it for some more epochs."
 """Share of examples in the class of Keras, below which a quantized file is warned of."""
 
 
@@ -148,8 +154,8 @@ def export_tflite(
             the model, `calibrate_on` or `integer_io`, or a recurrent layer is not unrolled.
         FileExistsError: If `path` exists and `overwrite` is false.
         RuntimeError: If the two networks differ by more than `tolerance`, or a model of
-            `quantization_aware` has an operator left in float32. (An operator that LiteRT does not
-            have raises the converter's own exception.)
+            `quantization_aware` has an operator left in float32, or LiteRT cannot run the file. (An
+            operator that LiteRT does not have raises the converter's own exception.)
 
     Example:
     ```python
@@ -171,6 +177,7 @@ def export_tflite(
         tolerance = 1e-4 if quantize is None else math.inf
     model = _in_float32(model)
     content = _convert(folded(model) if aware else model, quantize, examples, integer_io)
+    check_runs(content)
     agreement = Agreement() if batches is None else compare(model, content, batches)
     report = TFLiteReport(
         path,
@@ -196,9 +203,8 @@ def export_tflite(
     agrees = report.class_agreement
     if quantize is not None and agrees is not None and agrees < _ENOUGH_AGREEMENT:
         warnings.warn(
-            f"The quantized file gives the class of Keras for {agrees:.0%} of the examples "
-            "only. Calibrate on what the file takes: pixels, if it begins with a layer "
-            "that rescales them.",
+            f"The quantized file gives the class of Keras for {agrees:.0%} of the examples only. "
+            + (_OF_COPY if aware else _OF_RANGES),
             stacklevel=2,
         )
     # Once more: a conversion takes minutes, in which another program may have come first.

@@ -9,12 +9,13 @@ from keras_mikd.features.layer_graph import LayerGraph, ends, has_graph
 from keras_mikd.features.places import OUTPUT, is_output, resolve
 
 _PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid", "hardsigmoid", "sparsemax"}
-_SAME_VALUES = {
-    *("Activation", "Cast", "Flatten", "Identity", "Reshape", "Squeeze"),
-    # Of a map, these keep, repeat or average the values of its positions.
-    *("Cropping2D", "Resize", "Resizing", "UpSampling2D"),
+_KERNEL_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
+_KEPT = {
+    *("Activation", "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze"),
     "FakeQuantize",  # Of a student of `quantization_aware`.
 }
+# Of a map, the others keep, repeat or average the values of its positions.
+_SAME_VALUES = _KEPT | {"Cropping2D", "Resize", "Resizing", "UpSampling2D"}
 # Of probabilities, these make probabilities, or a multiple of them that is no logit either.
 _MERGES = {
     *("Add", "Average", "Clip", "Divide", "Maximum", "Mean", "Minimum", "Multiply", "Rescaling"),
@@ -34,27 +35,55 @@ def holds_probabilities(model, place=OUTPUT):
     """
     if not has_graph(model):
         return None
+    graph, positions = _at(model, place)
+    return any(_is_probability(graph, position) for position in positions)
+
+
+def ends_linear(model, place=OUTPUT):
+    """Whether the tensors at a place come out of linear layers, so that they are certainly logits.
+
+    What follows and keeps the values does not matter, as in `holds_probabilities`.
+    """
+    if not has_graph(model):
+        return False
+    graph, positions = _at(model, place)
+    return all(_comes_out_of_kernel(graph, position) for position in positions)
+
+
+def _at(model, place):
+    """Returns the graph of a model and the positions of a place in it."""
     graph = LayerGraph(model)
     if is_output(place):
         outputs = keras.tree.pack_sequence_as(ends(model)[1], graph.outputs)
-        positions = keras.tree.flatten(output_at(outputs, place))
-    else:
-        positions = graph.names[resolve(model, [place])[place]]
-    return any(_is_probability(graph, position) for position in positions)
+        return graph, keras.tree.flatten(output_at(outputs, place))
+    return graph, graph.names[resolve(model, [place])[place]]
+
+
+def _comes_out_of_kernel(graph, position):
+    call = graph.calls[position]
+    function = _function(call.layer)
+    if isinstance(call.layer, _KERNEL_LAYERS):
+        return function == "linear"
+    passes = type(call.layer).__name__ in _KEPT and function in ("linear", "NoneType")
+    return passes and all(_comes_out_of_kernel(graph, parent) for parent in call.parents)
 
 
 def _is_probability(graph, position):
     call = graph.calls[position]
-    layer = type(call.layer).__name__
-    activation = getattr(call.layer, "activation", None)
-    function = getattr(activation, "__name__", type(activation).__name__)
-    if isinstance(activation, str):
-        function = activation
+    layer, function = type(call.layer).__name__, _function(call.layer)
     if _plain(layer) in _PROBABILITIES or _plain(function) in _PROBABILITIES:
         return True
     passes = layer in _SAME_VALUES and function in ("linear", "NoneType")
     merges = layer in _MERGES and len(call.parents) > 0
     return (passes or merges) and all(_is_probability(graph, p) for p in call.parents)
+
+
+def _function(layer):
+    """Returns the name of a layer's activation, "NoneType" if it has none."""
+    activation = getattr(layer, "activation", None)
+    if isinstance(activation, str):
+        return activation
+    return getattr(activation, "__name__", type(activation).__name__)
 
 
 def _plain(name):

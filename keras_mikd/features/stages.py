@@ -282,6 +282,8 @@ def _learned(graph):
 
 
 def _has_kernel(layer):
+    if not getattr(layer, "has_learned_kernel", True):  # A rescaling of `quantization_aware`.
+        return False
     return any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ()))
 
 

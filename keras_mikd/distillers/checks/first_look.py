@@ -264,7 +264,8 @@ class FirstLook:
                 continue
             if logits and output_rows.are_shares(found):
                 raise ValueError(_misfit(name, "probabilities", each, logits))
-            if not logits and not _are_within(found, 0.0, 1.0):
+            hidden = not task_losses.is_binary(each) and output_rows.are_near_zero(found)
+            if not logits and (hidden or not _are_within(found, 0.0, 1.0)):
                 raise ValueError(_misfit(name, "logits", each, logits))
 
     def _judge(self, features, y):

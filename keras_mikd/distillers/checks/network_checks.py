@@ -9,7 +9,6 @@ from keras_mikd import checks
 from keras_mikd.distillers.checks import task_losses
 from keras_mikd.distillers.checks.data_checks import accepts_integers
 from keras_mikd.distribution import replicas
-from keras_mikd.features.feature_taps import output_at
 from keras_mikd.features.inputs import compatible, shapes
 from keras_mikd.features.layer_graph import (
     check_channels_last,
@@ -18,8 +17,8 @@ from keras_mikd.features.layer_graph import (
     image_augmentations,
 )
 from keras_mikd.features.places import OUTPUT
-from keras_mikd.features.probabilities import holds_probabilities
-from keras_mikd.keras_internals import layers_of, operation_of, strategy_made_under
+from keras_mikd.features.probabilities import ends_linear, holds_probabilities
+from keras_mikd.keras_internals import layers_of, strategy_made_under
 
 
 def check_networks(models, converted=()):
@@ -257,7 +256,7 @@ def check_task_loss(model, loss, output=None):
         if logits is None:
             continue
         probabilities = holds_probabilities(model, place)
-        if not probabilities and not _is_linear(model, place):
+        if not probabilities and not ends_linear(model, place):
             continue
         if probabilities == logits:
             raise ValueError(
@@ -273,7 +272,7 @@ def warn_of_metrics(model, metrics, output, loss=None):
 
     Of several outputs, all have to be logits. `loss` says whether one output is a logit.
     """
-    if not _is_linear(model, OUTPUT) or holds_probabilities(model):
+    if not ends_linear(model, OUTPUT) or holds_probabilities(model):
         return
     one_logit = not keras.tree.is_nested(output) and output.shape[-1] == 1
     one_logit = one_logit and task_losses.is_binary(loss)
@@ -313,15 +312,3 @@ def _reads_probabilities(metric):
         return config.get("top_k") is None
     # A threshold of 0 parts logits where 0.5 parts probabilities.
     return config.get("threshold") not in (None, 0.0) or "num_thresholds" in config
-
-
-def _is_linear(model, place):
-    """Whether outputs are those of a linear layer, so that it is certain to be logits."""
-    if not has_graph(model):
-        return False
-    layers = [operation_of(t) for t in keras.tree.flatten(output_at(ends(model)[1], place))]
-    linear = keras.activations.linear
-    return all(isinstance(x, _KERNEL_LAYERS) and x.activation is linear for x in layers)
-
-
-_KERNEL_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)

@@ -7,6 +7,7 @@ from keras_mikd import checks
 
 _MOST = 2**16  # Rows that are looked at; a batch of dense outputs has millions.
 _ENOUGH = 32  # Rows, for a verdict about a network.
+_NO_SHARE = 0.1  # What probabilities of all classes do not add up to, even those of sigmoids.
 
 
 def are_shares(outputs):
@@ -23,6 +24,14 @@ def are_shares(outputs):
     # In bfloat16, or rounded to 256 steps, sums are not exact. They then vary far less than shares.
     spread, most = np.ptp(sums) / sums.mean(), np.ptp(rows, axis=0).max() / sums.mean()
     return bool(spread < 1e-5 or (spread < 2e-2 and spread < 0.1 * most))
+
+
+def are_near_zero(outputs):
+    """Whether rows over classes add up to next to nothing, as logits before training may."""
+    if keras.tree.is_nested(outputs) or len(outputs.shape) < 2 or outputs.shape[-1] < 2:
+        return False
+    rows = _rows(outputs)
+    return len(rows) > 0 and bool(np.abs(rows).sum(axis=1).max() < _NO_SHARE)
 
 
 def are_fractions(outputs):

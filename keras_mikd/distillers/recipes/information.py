@@ -11,6 +11,7 @@ from keras_mikd import bounds
 from keras_mikd.critics.critic import Critic, SeparableCritic
 from keras_mikd.distillers.recipes.places import at_stages, named, stage_pairs
 from keras_mikd.features.places import OUTPUT
+from keras_mikd.features.probabilities import holds_probabilities
 from keras_mikd.features.stages import POOLED, pair_stages
 from keras_mikd.losses.distillation_loss import DistillationLoss
 from keras_mikd.losses.gaussian_vid_head import GaussianVIDHead
@@ -39,12 +40,21 @@ def vid(
             perceptron: `[("stage1", "hidden1"), ...]`.
         raw: As in `attention_transfer`.
         **head: `variant`, `initial_variance` and `reduction` of `GaussianVIDHead`.
+
+    Raises:
+        ValueError: If `logits_weight` is given and the teacher puts out probabilities.
     """
     losses = []
     if stage_weight:
         head_options = {"weight": stage_weight, "pairs": pairs, "raw": raw, **head}
         losses += at_stages(GaussianVIDHead, "vid", teacher, student, **head_options)
     if logits_weight:
+        if holds_probabilities(teacher):
+            raise ValueError(
+                "Expected a teacher that puts out logits with `logits_weight`. Received: "
+                f"{teacher.name!r}, which ends with a softmax or sigmoid. Build it without the "
+                "final activation."
+            )
         places = {"teacher_layer": OUTPUT, "student_layer": POOLED}
         losses.append(GaussianVIDHead(**places, weight=logits_weight, name="vid_logits", **head))
     return losses
