@@ -335,8 +335,8 @@ def test_a_cache_refuses_what_would_move_images_and_leave_their_labels():
     for change in ({"augment": lambda image, seed: image[:, ::-1]}, {"mix": "cutmix"}):
         with pytest.raises(ValueError, match="labels would stay where they are"):
             mikd.TeacherCache(teacher, x, y, **change)
-    with pytest.raises(ValueError, match="one output for each example"):
-        mikd.TeacherCache(cases.teacher(), x, y[:, 0])
+    with pytest.raises(ValueError, match="4 outputs for each example"):
+        mikd.TeacherCache(cases.teacher(), x, y[:, 0, :1].astype("float32"))
     # Features of a classifier may teach a segmenter.
     classifier = mikd.TeacherCache(cases.teacher(), x, y).build(verbose=0)
     assert next(iter(classifier.batches(8))).y.shape == (8, 4, 4)
