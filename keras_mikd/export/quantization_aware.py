@@ -84,7 +84,8 @@ def quantization_aware(
     scale for every output channel (a dense layer has one), activations with ranges that are trained
     too. The file has these scales and no float operator. Batch normalization behind a convolution
     trains as before, and in the file it is folded into the kernel. Right behind a linear dense
-    layer it is folded here already. Elsewhere on a map it becomes a depthwise 1x1 convolution.
+    layer it is folded here already. Elsewhere it becomes a depthwise 1x1 convolution, and so does
+    arithmetic with constants, which are not trained.
 
     Layers keep their names, those of nested models with a dot, `"backbone.conv1"`; so `stages`
     finds in the copy what it finds in the student. The student itself is not changed.
@@ -102,10 +103,10 @@ def quantization_aware(
     Raises:
         TypeError: If `calibrate_on` is of another type.
         ValueError: If `student` is not a Keras model or has no graph, several inputs, channels
-            first, a layer that is called twice, a layer or activation that is not known in int8
-            (the message lists those that are), a dilated convolution, or a normalization over
-            another axis than the channels or of what is no map; or if `calibrate_on` is empty or
-            endless, or gives values that are not finite.
+            first, layers or activations that are not known in int8 (the message lists them and
+            those that are), a layer with weights that is called twice, a dilated convolution, or a
+            normalization over another axis than the channels or of volumes; or if it was made here
+            already; or if `calibrate_on` is empty or endless, or gives values that are not finite.
 
     References:
         Jacob et al., arXiv 1712.05877. Distilling under fake quantization: Polino et al.,
