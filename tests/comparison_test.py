@@ -16,7 +16,7 @@ import keras_mikd as mikd
 from keras_mikd.comparison.cells import Progress
 from keras_mikd.comparison.methods import METHODS
 from keras_mikd.comparison.report import Comparison, half_interval, summarized
-from keras_mikd.comparison.score import Score
+from keras_mikd.comparison.score import Score, checked_score
 from keras_mikd.comparison.step_time import StepTime
 
 
@@ -461,6 +461,14 @@ def test_several_labels_are_compared_by_their_metric():
     logits = cases.teacher()(images).numpy()
     expected = np.mean((logits > 0) == (labels > 0.5))
     assert result.teacher == pytest.approx(expected) and result.metric == "right"
+
+
+def test_a_metric_named_accuracy_is_in_per_cent():
+    """As the table says of it."""
+    score = checked_score(lambda: keras.metrics.BinaryAccuracy(name="accuracy"), "max")
+    assert score.of({"loss": 1.0, "accuracy": 0.25}) == 25.0
+    score = checked_score(lambda: keras.metrics.BinaryAccuracy(name="right"), "max")
+    assert score.of({"loss": 1.0, "right": 0.25}) == 0.25
 
 
 def test_segmenters_are_compared_by_their_metric():

@@ -92,7 +92,7 @@ def compare(
         loss: Task loss; sparse categorical cross-entropy from logits if `None`. Accuracy needs one
             of classes that exclude each other, or a binary cross-entropy for one output.
         metric: Function of no arguments that makes the Keras metric to compare by, for other tasks;
-            accuracy in per cent if `None`.
+            accuracy in per cent if `None`, and in per cent too if it is named so.
         mode: `"max"` if more of the metric is better, `"min"` if less is.
         balance: As in `Distiller`; refused beside a method that makes its own distiller.
         augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.

@@ -26,8 +26,8 @@ class Score(NamedTuple):
         return _accuracy(loss) if self.make is None else self.make()
 
     def of(self, logs):
-        """Returns the value in what `evaluate` returns; accuracy in per cent."""
-        return 100 * logs[ACCURACY] if self.make is None else logs[self.name]
+        """Returns the value in what `evaluate` returns; what is named accuracy in per cent."""
+        return logs[self.name] * (100 if self.name == ACCURACY else 1)
 
     def worth(self, value):
         """Returns a number that is the larger, the better a value is; NaN is the worst."""
