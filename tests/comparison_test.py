@@ -471,6 +471,19 @@ def test_a_metric_named_accuracy_is_in_per_cent():
     assert score.of({"loss": 1.0, "right": 0.25}) == 0.25
 
 
+def test_what_is_printed_of_a_metric_named_accuracy_is_in_per_cent(capsys):
+    x = np.random.default_rng(0).choice([-1.0, 1.0], (64, 2)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64")
+    result = mikd.compare(
+        *(_of_one_logit(0.3), lambda: _of_one_logit(0.1), (x, y), (x, y)),
+        **{"methods": ["kd"], "weights": [1.0], "seeds": 1, "epochs": 1},
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metric=lambda: keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy"),
+    )
+    assert result.teacher == 100.0
+    assert capsys.readouterr().out.count("100.00 % of the validation data") == 1
+
+
 def test_segmenters_are_compared_by_their_metric():
     def segmenter():
         images = keras.Input((8, 8, 3))

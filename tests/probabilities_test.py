@@ -4,7 +4,7 @@ import tapped_networks as networks
 import tensorflow as tf
 from keras import layers
 
-from keras_mikd.features.probabilities import holds_probabilities
+from keras_mikd.features.probabilities import ends_linear, holds_probabilities
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,19 @@ def test_probabilities_stay_such_when_merged_scaled_or_clipped():
         assert holds_probabilities(keras.Model(inputs, output)) is True
     for output in (layers.Average()([one, logits]), keras.ops.log(one), one - other):
         assert holds_probabilities(keras.Model(inputs, output)) is False
+
+
+@pytest.mark.parametrize(
+    ("last", "certain"),
+    [
+        ([layers.Dense(3)], True),
+        ([layers.Dense(3), layers.Reshape((3, 1)), layers.Flatten()], True),
+        ([layers.Dense(3), layers.Activation("linear")], True),
+        ([layers.Dense(3, activation="softplus")], False),
+        ([layers.Dense(3), layers.Activation("softplus")], False),
+        ([layers.Dense(3), layers.Softmax()], False),
+        ([layers.Dense(3), layers.Rescaling(2.0)], False),
+    ],
+)
+def test_logits_are_certain_only_of_a_linear_layer(last, certain):
+    assert ends_linear(keras.Sequential([keras.Input((4,)), *last])) is certain

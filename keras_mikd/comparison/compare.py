@@ -19,7 +19,7 @@ from keras_mikd.comparison import input_checks
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
-from keras_mikd.comparison.score import checked_score, written
+from keras_mikd.comparison.score import ACCURACY, checked_score, written
 from keras_mikd.comparison.step_time import StepTime
 from keras_mikd.distillers.base_distiller import BaseDistiller
 from keras_mikd.distillers.callbacks import NOT_FINITE
@@ -56,10 +56,9 @@ def compare(
 
     Weights are chosen on the validation data, with as many trials for every method. The accuracies,
     or the values of `metric`, of the teacher and of the student alone come first; a teacher of
-    other classes has none. With
-    arrays, the teacher runs only once; with data sets, it runs in every step. Validation does not
-    run it. Every run sets Keras' global seed. A call that was killed continues in its `folder`, and
-    one with more methods, weights or seeds adds to it.
+    other classes has none. With arrays, the teacher runs only once; with data sets, it runs in
+    every step. Validation does not run it. Every run sets Keras' global seed. A call that was
+    killed continues in its `folder`, and one with more methods, weights or seeds adds to it.
 
     ```python
     result = keras_mikd.compare(teacher, make_student, (x, y), validation, test, folder="runs/own")
@@ -153,7 +152,7 @@ def compare(
     split = "validation" if test is None else "test"
     of_teacher = _of_teacher(cells, runner, student).get(split)
     if verbose and of_teacher is not None:
-        what = "% of the" if metric is None else f"{score.name} on the"
+        what = "% of the" if score.name == ACCURACY else f"{score.name} on the"
         print(f"teacher: {written(score.name, of_teacher)} {what} {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
     references = {
