@@ -8,6 +8,8 @@ augmented views, which are drawn once. All methods have as many trials on the va
 run that is there is not made again, so the script may be killed and started again, and its folder
 may get more methods, weights, seeds and sizes later.
 
+Weights that are ratios of gradients, one for all methods, by `--balance=gradient --weights=1`.
+
 Other experiments of VID's paper: all images, of which `--labels_per_class` have a label, by
 `--unlabelled`; from a CNN to a perceptron by `--student=mlp_1024 --methods=kd,vid_unfolded`, with
 the heads of perceptron_methods.py. Without the teacher, alone or beside a peer, by
@@ -35,7 +37,7 @@ from matplotlib.figure import Figure
 import few_labels
 import keras_mikd as mikd
 import protocol
-from keras_mikd.comparison.methods import METHODS, Method
+from keras_mikd.comparison.methods import BALANCED, METHODS, Method
 from mimkd_designs import DESIGNS
 from no_teacher_methods import NO_TEACHER_METHODS
 from perceptron_methods import PERCEPTRON_METHODS
@@ -56,6 +58,16 @@ flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", re
 flags.DEFINE_boolean("unlabelled", False, "Whether all images stay, and others have no label.")
 flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(KNOWN))
 flags.DEFINE_list("with_kd", [], "Some of --methods, to be tried with soft targets too.")
+flags.DEFINE_list(
+    "weights", None, "Weights to try for every method; its own if not given, ratios with --balance."
+)
+
+
+def tried(method):
+    """Returns a method with the weights to try: those of the flag, or what they are ratios for."""
+    if FLAGS.weights:
+        return method._replace(weights=protocol.numbers("weights", FLAGS.weights))
+    return method if FLAGS.balance == "none" else method._replace(weights=BALANCED)
 
 
 def with_kd(name, weight):
@@ -79,12 +91,12 @@ def table(teacher, labels_per_class):
     compared = functools.partial(few_labels.compare, teacher, data, folder=folder, **options)
     said = "labels" if FLAGS.unlabelled else "images"
     print(f"\n{FLAGS.dataset}, {labels_per_class} {said} of each class", flush=True)
-    methods = {name: KNOWN[name] for name in FLAGS.methods}
+    methods = {name: tried(KNOWN[name]) for name in FLAGS.methods}
     result = compared(methods)
     if not FLAGS.with_kd:
         return result
     chosen = {row["method"]: row["weight"] for row in result.rows}
-    weights = METHODS["kd"].weights
+    weights = tried(METHODS["kd"]).weights
     both = {f"{name}+kd": Method(with_kd(name, chosen[name]), weights) for name in FLAGS.with_kd}
     return compared(methods | both)
 

@@ -1,6 +1,7 @@
 """What the comparisons on few labels share, the heads for perceptrons, and transfer."""
 
 import json
+import types
 
 import cases
 import keras
@@ -163,6 +164,22 @@ def test_unlabelled_images_and_perceptrons_in_the_comparison(tmp_path):
         script_runs.call(script, *flags, "--methods=hint_pooled,vid_unfolded")
     rows = _rows(tmp_path / "mlp", 2)
     assert list(rows) == ["student", "hint_pooled", "vid_unfolded"]
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({"weights": None, "balance": "none"}, (1.0, 10.0, 100.0)),
+        ({"weights": ["2", "4"], "balance": "none"}, [2.0, 4.0]),
+        ({"weights": None, "balance": "gradient"}, (0.3, 1.0, 3.0)),
+        ({"weights": ["1"], "balance": "gradient"}, [1.0]),
+    ],
+)
+def test_weights_to_try_are_those_of_the_flag_or_ratios(flags, expected, monkeypatch):
+    with script_runs.module("experiments", "compare") as script:
+        monkeypatch.setattr(script, "FLAGS", types.SimpleNamespace(**flags))
+        tried = script.tried(script.KNOWN["vid"])
+    assert tried.weights == expected and tried.losses == script.KNOWN["vid"].losses
 
 
 def test_all_networks_of_the_pairs_are_there():
