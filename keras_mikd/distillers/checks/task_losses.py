@@ -78,6 +78,10 @@ def remedy(loss, logits):
             "It takes no logits: use a cross-entropy from logits, or one of your own that applies "
             "the softmax first."
         )
+    name = getattr(loss, "__name__", "").replace("_", "")  # A function, as for a loss by name.
+    classes = {each.lower(): each for each in dir(keras.losses)}
+    if name in classes:
+        return f"Use keras.losses.{classes[name]}(from_logits={not logits})."
     return f"Use from_logits={not logits} in it."
 
 
