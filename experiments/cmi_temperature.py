@@ -7,94 +7,109 @@ to the point where all classes look alike. The MCMI paper draws this conditional
     python experiments/cmi_temperature.py --teacher=runs/digits/teacher.keras --seeds=5 \
         --output_dir=runs/temperature
 
-A tuned teacher is measured in the same way. CMI is that of the softened outputs on the validation
-split. Students (KD) are trained with `--labels_per_class` images of each class.
+A tuned teacher is measured in the same way. On photographs:
 
-Writes to `<output_dir>`: `results.json`, `cmi_temperature.png`, and a folder for every run.
+    python experiments/cmi_temperature.py --teacher=wrn_40_2.keras --dataset=cifar10 \
+        --data_dir=... --student=wrn_16_1 --labels_per_class=50 --batch_size=64 --epochs=40 \
+        --weights=3,30 --output_dir=runs/temperature_cifar10
+
+CMI is that of the softened outputs on the validation split. Every temperature has its own weight,
+chosen there among `--weights`.
+
+Writes to `<output_dir>`: `temperatures.json`, `cmi_temperature.png`, and what `keras_mikd.compare`
+writes, with a method such as `T4` for every temperature. What is there is not made again.
 """
 
 import functools
+import json
+from pathlib import Path
 
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
+import few_labels
 import keras_mikd as mikd
 import protocol
-import results
 from keras_mikd import recipes
+from keras_mikd.comparison.methods import STUDENT, Method
 
 FLAGS = flags.FLAGS
-protocol.define_flags()
-protocol.define_teacher()
+few_labels.define_flags(
+    dataset="digits",
+    student="resnet8",
+    labels_per_class=["10"],
+    epochs=60,
+    batch_size=25,
+    views=8,
+)
+few_labels.define_trials()
+flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 flags.DEFINE_list("temperature", "1,2,4,8,16,32", "Temperatures of the soft targets.")
-flags.DEFINE_integer("labels_per_class", None, "Images of each class; 0: all; 10 for digits.", 0)
+flags.DEFINE_list("weights", "0.9", "Weights of the soft targets to try at every temperature.")
 
 
-def train(settings, teacher, folder, temperature, seed):
-    """Returns the numbers of one student."""
-
-    def build(student):
-        weight = settings.weights["kd"][-1]
-        losses = recipes.kd(teacher, student, weight=weight, temperature=temperature)
-        return mikd.Distiller(teacher, student, losses, task_loss_weight=settings.kd_task_weight)
-
-    return protocol.train(build, settings, seed, folder)
+def with_temperature(temperature, teacher, student, weight):
+    """Returns the losses of a student of soft targets at a temperature."""
+    return recipes.kd(teacher, student, weight=weight, temperature=temperature)
 
 
-def print_table(rows, reports):
-    print(f"\n{'temperature':>11}  {'CMI, nats':>9}  {'validation, %':>13}  {'test, %':>13}")
+def print_table(rows, alone):
+    print(f"\n{'temperature':>11}  {'CMI, nats':>9}  {'weight':>6}  {'validation, %':>13}  test, %")
     for row in rows:
-        cells = "  ".join(f"{results.spread(row, s):>13}" for s in ("validation", "test"))
-        cmi = reports[row["temperature"]].cmi
-        print(f"{row['temperature']:>11g}  {cmi:>9.4f}  {cells}")
+        print(
+            f"{row['temperature']:>11g}  {row['cmi']:>9.4f}  {row['weight']:>6g}  "
+            f"{max(row['trials'].values()):>13.2f}  {spread(row)}"
+        )
+    print(f"Student alone: {spread(alone)}. ± is the 95 % interval of a mean over the seeds.")
 
 
-def draw(rows, reports):
+def spread(row):
+    """Returns the mean of a row on the test split, with its interval."""
+    half = "" if row["interval"] is None else f" ± {row['interval']:.2f}"
+    return f"{row['mean']:.2f}{half}"
+
+
+def draw(rows, alone):
     """Returns a figure with the information and the accuracy over the temperature."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     information = figure.subplots()
     accuracy = information.twinx()
     temperatures = [row["temperature"] for row in rows]
-    information.plot(temperatures, [reports[each].cmi for each in temperatures], "C0s--")
-    accuracy.plot(temperatures, [results.mean(row, "test") for row in rows], "C1o-")
-    for row in rows:
-        dots = [run["test"] for run in row["runs"]]
-        accuracy.plot([row["temperature"]] * len(dots), dots, "C1.", markersize=3)
+    information.plot(temperatures, [row["cmi"] for row in rows], "C0s--")
+    half = [row["interval"] or 0.0 for row in rows]
+    accuracy.errorbar(temperatures, [row["mean"] for row in rows], half, fmt="C1o-", capsize=3)
+    accuracy.axhline(alone["mean"], color="C1", linestyle=":")
     information.set(xlabel="temperature", xscale="log", xticks=temperatures)
     information.set_xticklabels([f"{each:g}" for each in temperatures])
     information.minorticks_off()
     information.set_ylabel("CMI of the teacher, nats", color="C0")
-    accuracy.set_ylabel("test accuracy of the students, %", color="C1")
+    accuracy.set_ylabel("test accuracy of the students, % (dotted: alone)", color="C1")
     return figure
 
 
-def main(argv):
-    del argv
+def main(_):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells every read.
-    few = FLAGS.labels_per_class
-    if few is None:
-        few = 10 if FLAGS.dataset == "digits" else 0
-    settings = protocol.chosen(FLAGS, labels_per_class=few or None)
     temperatures = sorted(set(protocol.numbers("temperature", FLAGS.temperature)))
-    with protocol.STRATEGIES[FLAGS.strategy]().scope():
-        teacher = protocol.load_network(FLAGS.teacher)
-        kept = results.Results(
-            FLAGS.output_dir, protocol=settings.settings(), teacher=protocol.digest(FLAGS.teacher)
-        )
-        validation = protocol.load_data(settings, seed=0).validation
-        reports = {
-            each: mikd.measure_cmi(teacher, validation, temperature=each, verbose=0)
-            for each in temperatures
-        }
-        print(f"Students: {settings}\nPer cent of the validation split, seed by seed:")
-        one = functools.partial(train, settings, teacher)
-        rows = [{"temperature": each} for each in temperatures]
-        results.sweep(kept, rows, range(FLAGS.seeds), one)
-        rows = [row for row in kept.rows("temperature") if row["temperature"] in reports]
-        rows.sort(key=lambda row: row["temperature"])
-        print_table(rows, reports)
-        results.save_figure(draw(rows, reports), FLAGS.output_dir, "cmi_temperature")
-    print(f"\nFigure: {FLAGS.output_dir}/cmi_temperature.png; every run: {kept.path}")
+    weights = protocol.numbers("weights", FLAGS.weights)
+    (labels_per_class,) = protocol.numbers("labels_per_class", FLAGS.labels_per_class, int)
+    folder = Path(FLAGS.output_dir)
+    teacher = protocol.load_network(FLAGS.teacher)
+    data = few_labels.load(FLAGS.dataset, labels_per_class)
+    methods = {
+        f"T{each:g}": Method(functools.partial(with_temperature, each), weights)
+        for each in temperatures
+    }
+    found = few_labels.compare(teacher, data, methods, folder).rows
+    of_method = {row["method"]: row for row in found}
+    rows = []
+    for each in temperatures:
+        report = mikd.measure_cmi(teacher, data.validation, temperature=each, verbose=0)
+        rows.append({"temperature": each, "cmi": report.cmi, **of_method[f"T{each:g}"]})
+    print_table(rows, of_method[STUDENT])
+    (folder / "temperatures.json").write_text(json.dumps(rows, indent=1))
+    figure = draw(rows, of_method[STUDENT])
+    mikd.figures.save_png(figure, folder / "cmi_temperature.png", overwrite=True)
+    print(f"\nFigure: {folder}/cmi_temperature.png; every run: {folder}")
 
 
 if __name__ == "__main__":
