@@ -44,6 +44,11 @@ def _row(result, method):
     return row
 
 
+def test_what_balance_measures_is_no_extra_weight():
+    result = _compare(balance="gradient", weights=[1.0], seeds=1)
+    assert _row(result, "kd")["training_only_weights"] == 0
+
+
 def test_every_method_has_its_row_its_weight_and_its_gains(tmp_path, capsys):
     teacher = cases.teacher()
     teacher.compile("adam", "mse")

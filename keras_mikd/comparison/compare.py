@@ -307,7 +307,7 @@ class _Runner:
             **self.scores(student),
             "seconds": seconds,
             "milliseconds": time_of_steps.median(),
-            "training_only_weights": model.count_params() - student.count_params(),
+            "training_only_weights": _training_only(model, student),
         }
         return student, run
 
@@ -343,6 +343,12 @@ def _distiller(made, teacher, student, balance):
     if made:
         return Distiller(teacher, student, made, balance=balance)
     return SelfDistiller(student, [])
+
+
+def _training_only(model, student):
+    """Returns how many weights the training of a student adds, without the measures of balance."""
+    measures = 0 if model.gradient_balance is None else model.gradient_balance.count_params()
+    return model.count_params() - student.count_params() - measures
 
 
 def _of_teacher(cells, runner, student):
