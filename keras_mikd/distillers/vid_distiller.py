@@ -25,6 +25,7 @@ class VIDDistiller(Distiller):
         distillation_losses: Losses to use instead of those assembled here. The arguments for the
             latter then keep their defaults.
         stage_weight: Factor of every stage pair's loss, a float or a schedule; 0 leaves them out.
+            With `balance="gradient"`, 1 serves without a search.
         logits_weight: Factor of the logits pair's loss, likewise.
         soft_targets: A `SoftTargets` to add (`+KD`), or `None`.
         variant: See `GaussianVIDHead`.
@@ -37,6 +38,15 @@ class VIDDistiller(Distiller):
     Raises:
         ValueError: As `Distiller`, or if no stages are found, there are several teachers without
             losses, or arguments of the heads come with losses.
+
+    Example:
+        ```python
+        distiller = keras_mikd.VIDDistiller(
+            teacher, student, initial_variance="auto", balance="gradient"
+        )
+        distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        distiller.fit(train, validation_data=validation, epochs=60)
+        ```
     """
 
     def __init__(
