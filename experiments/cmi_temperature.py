@@ -34,14 +34,7 @@ from keras_mikd import recipes
 from keras_mikd.comparison.methods import STUDENT, Method
 
 FLAGS = flags.FLAGS
-few_labels.define_flags(
-    dataset="digits",
-    student="resnet8",
-    labels_per_class=["10"],
-    epochs=60,
-    batch_size=25,
-    views=8,
-)
+few_labels.define_flags()
 few_labels.define_trials()
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 flags.DEFINE_list("temperature", "1,2,4,8,16,32", "Temperatures of the soft targets.")

@@ -58,6 +58,7 @@ flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", re
 flags.DEFINE_boolean("unlabelled", False, "Whether all images stay, and others have no label.")
 flags.DEFINE_list("methods", list(METHODS), "Some of: " + ", ".join(KNOWN))
 flags.DEFINE_list("with_kd", [], "Some of --methods, to be tried with soft targets too.")
+flags.DEFINE_enum("balance", "none", ["none", "gradient"], "See `Distiller`.")
 flags.DEFINE_list(
     "weights", None, "Weights to try for every method; its own if not given, ratios with --balance."
 )
@@ -84,7 +85,7 @@ def table(teacher, labels_per_class):
     The weight of a method with KD beside it is the one that was chosen for it alone.
     """
     data = few_labels.load(FLAGS.dataset, labels_per_class, unlabelled=FLAGS.unlabelled)
-    options = {}
+    options = {"balance": None if FLAGS.balance == "none" else FLAGS.balance}
     if FLAGS.unlabelled:
         options["loss"] = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=-1)
     folder = Path(FLAGS.output_dir) / str(labels_per_class)

@@ -26,14 +26,7 @@ from keras_mikd import recipes
 from keras_mikd.comparison.methods import Method
 
 FLAGS = flags.FLAGS
-few_labels.define_flags(
-    dataset="digits",
-    student="resnet8",
-    labels_per_class=["10"],
-    epochs=60,
-    batch_size=25,
-    views=8,
-)
+few_labels.define_flags()
 few_labels.define_trials()
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 RECIPES = {

@@ -24,10 +24,18 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 
-def define_flags(*, dataset, labels_per_class, epochs, batch_size, views, student=None):
+def define_flags(
+    *,
+    dataset="digits",
+    student="resnet8",
+    labels_per_class=("10",),
+    epochs=60,
+    batch_size=25,
+    views=8,
+):
     """Defines the data and the training of students, with the defaults of an experiment.
 
-    Without a `student`, the experiment has networks of its own.
+    With `student=None`, the experiment has networks of its own.
     """
     flags.DEFINE_string("output_dir", None, "Folder for everything written.", required=True)
     flags.DEFINE_string(
@@ -37,7 +45,9 @@ def define_flags(*, dataset, labels_per_class, epochs, batch_size, views, studen
     if student is not None:
         flags.DEFINE_string("student", student, "Network of keras_mikd.models, or mlp_<width>.")
     flags.DEFINE_list(
-        "labels_per_class", labels_per_class, "Training images of each class, a table for each."
+        "labels_per_class",
+        list(labels_per_class),
+        "Training images of each class, a table for each.",
     )
     flags.DEFINE_integer("seeds", 3, "Runs at the chosen weight.", 1)
     flags.DEFINE_integer("epochs", epochs, "Epochs of a student.", 1)
@@ -51,7 +61,6 @@ def define_flags(*, dataset, labels_per_class, epochs, batch_size, views, studen
 def define_trials():
     """Defines what `compare` asks for beside."""
     flags.DEFINE_integer("trial_seeds", 1, "How many of these seeds weights are tried with.", 1)
-    flags.DEFINE_enum("balance", "none", ["none", "gradient"], "See `Distiller`.")
 
 
 class Data(NamedTuple):
@@ -194,7 +203,6 @@ def compare(teacher, data, methods, folder, *, make_student=None, **options):
         "epochs": FLAGS.epochs,
         "batch_size": FLAGS.batch_size,
         "make_optimizer": optimizer(FLAGS.learning_rate),
-        "balance": None if FLAGS.balance == "none" else FLAGS.balance,
         "augment": data.augment if FLAGS.views > 1 else None,
         "views": FLAGS.views,
         "max_cache_bytes": int(FLAGS.cache_gib * 2**30),

@@ -33,14 +33,7 @@ from keras_mikd.comparison.methods import METHODS
 from keras_mikd.comparison.report import half_interval
 
 FLAGS = flags.FLAGS
-few_labels.define_flags(
-    dataset="digits",
-    student="resnet8",
-    labels_per_class=["10"],
-    epochs=60,
-    batch_size=25,
-    views=8,
-)
+few_labels.define_flags()
 few_labels.define_trials()
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 flags.DEFINE_list("methods", ["kd"], "Some of: " + ", ".join(METHODS))

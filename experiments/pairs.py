@@ -30,13 +30,7 @@ import protocol
 from keras_mikd.comparison.methods import METHODS, Method
 
 FLAGS = flags.FLAGS
-few_labels.define_flags(
-    dataset="digits",
-    labels_per_class=["10"],
-    epochs=60,
-    batch_size=25,
-    views=1,
-)
+few_labels.define_flags(student=None, views=1)
 few_labels.define_trials()
 
 PAIRS = {

@@ -34,14 +34,7 @@ from keras_mikd.comparison.methods import METHODS
 from results import Results, mean_and_spread, run_name, sweep
 
 FLAGS = flags.FLAGS
-few_labels.define_flags(
-    dataset="digits",
-    student="resnet8",
-    labels_per_class=["10"],
-    epochs=60,
-    batch_size=25,
-    views=1,
-)
+few_labels.define_flags(views=1)
 flags.DEFINE_string("teacher", None, "Teacher of examples/train_teacher.py.", required=True)
 flags.DEFINE_enum("method", "vid", list(METHODS), "What distils.")
 flags.DEFINE_float("weight", 1.0, "Its weight.", 0.0)

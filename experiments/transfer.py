@@ -37,14 +37,7 @@ import protocol
 from keras_mikd.comparison.methods import METHODS, Method
 
 FLAGS = flags.FLAGS
-few_labels.define_flags(
-    dataset="digits5-9",
-    student="resnet8",
-    labels_per_class=["10"],
-    epochs=60,
-    batch_size=25,
-    views=1,
-)
+few_labels.define_flags(dataset="digits5-9", views=1)
 few_labels.define_trials()
 flags.DEFINE_string("source", "digits0-4", "Data of the teacher, named as in --dataset.")
 flags.DEFINE_string("teacher", None, "Teacher of the source; if not given, one is trained.")
