@@ -107,7 +107,7 @@ def test_weights_are_chosen_on_validation_data(monkeypatch):
         times = {"seconds": 1.0, "milliseconds": 1.0, "training_only_weights": 0}
         return None, {"validation": found[0], "test": found[1], **times}
 
-    monkeypatch.setattr("keras_mikd.comparison.compare._Runner.run", run)
+    monkeypatch.setattr("keras_mikd.comparison.runner.Runner.run", run)
     row = _row(_compare(), "kd")
     assert row["weight"] == 0.5 and row["mean"] == 10.0
     assert row["trials"] == {0.5: 90.0, 2.0: 10.0}

@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,19 +12,15 @@ import tensorflow as tf
 
 from keras_mikd import checks
 from keras_mikd.atomic_files import write_whole
-from keras_mikd.cache.teacher_cache import TeacherCache
 from keras_mikd.checkpoints import fingerprints
 from keras_mikd.comparison import input_checks
 from keras_mikd.comparison.cells import Cells, Progress
 from keras_mikd.comparison.methods import BALANCED, DEFAULT, STUDENT, checked_methods
 from keras_mikd.comparison.report import Comparison, summarized
+from keras_mikd.comparison.runner import Runner, distiller_of
 from keras_mikd.comparison.score import ACCURACY, checked_score, written
-from keras_mikd.comparison.step_time import StepTime
-from keras_mikd.distillers.base_distiller import BaseDistiller
-from keras_mikd.distillers.callbacks import NOT_FINITE
+from keras_mikd.comparison.training_data import TrainingData
 from keras_mikd.distillers.checks import loss_checks
-from keras_mikd.distillers.distiller import Distiller
-from keras_mikd.distillers.self_distiller import SelfDistiller
 
 
 def compare(
@@ -128,42 +123,23 @@ def compare(
         labels = validation if isinstance(validation, tf.data.Dataset) else validation[1]
         input_checks.check_task(loss, student, labels)
     places = _places(chosen, teacher, make_student, balance)
-    data = _Data(teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose)
-    runner = _Runner(
+    data = TrainingData(
+        teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose
+    )
+    runner = Runner(
         *(teacher, make_student, data, validation, test, epochs),
-        *(make_optimizer or _adam, loss, score, balance),
+        *(make_optimizer, loss, score, balance),
     )
     keras.utils.set_random_seed(0)
     student = make_student()
-    settings = {
-        "teacher": fingerprints.of_model(teacher),
-        "student": fingerprints.of_model(student),
-        "data": data.fingerprint,
-        "validation": _fingerprint(validation),
-        "test": _fingerprint(test),
-        **{"epochs": epochs, "batch_size": batch_size, "views": views, "balance": balance},
-        "loss": [type(loss).__name__, fingerprints.of_bytes(repr(loss.get_config()).encode())],
-        "augment": fingerprints.of_function(augment),
-        "optimizer": fingerprints.of_function(make_optimizer),
-    }
-    if metric is not None:
-        settings["metric"] = [mode, fingerprints.of_function(metric)]
-    cells = Cells(folder, settings)
+    cells = Cells(folder, runner.settings(student))
     split = "validation" if test is None else "test"
     of_teacher = _of_teacher(cells, runner, student).get(split)
     if verbose and of_teacher is not None:
         what = "% of the" if score.name == ACCURACY else f"{score.name} on the"
         print(f"teacher: {written(score.name, of_teacher)} {what} {split} data", flush=True)
     found = _Sweep(cells, runner, chosen, seeds, trial_seeds, verbose).found()
-    references = {
-        name: [run[split] for run in found[name].runs] for name in (STUDENT, "kd") if name in found
-    }
-    step = statistics.median(run["milliseconds"] for run in found[STUDENT].runs)
-    rows = [
-        summarized(name, *each, references=references, split=split, step=step)
-        for name, each in found.items()
-    ]
-    result = Comparison(split, of_teacher, rows, score.name, mode)
+    result = Comparison(split, of_teacher, _rows(found, split), score.name, mode)
     if cells.folder is not None:
         content = json.dumps(result.as_dict(), indent=1)
         write_whole(cells.folder / "comparison.json", content.encode())
@@ -224,131 +200,16 @@ class _Sweep:
         return run
 
 
-class _Data:
-    """The training data of all runs: batches with the teacher's tensors, if they are kept."""
-
-    def __init__(
-        self, teacher, places, train, batch_size, augment, views, max_cache_bytes, verbose
-    ):
-        self.batch_size, self.cache, self.verbose = batch_size, None, verbose
-        self._is_kept = self._has_run = False
-        if isinstance(train, tf.data.Dataset):
-            if augment is not None or views != 1:
-                raise ValueError(
-                    "Expected arrays (images, labels) as `train` with `augment` or `views`. "
-                    "Received: a tf.data.Dataset, which augments its images itself."
-                )
-            self._train = _of_known_size(train)
-            self.fingerprint = _fingerprint(self._train)
-            return
-        images, labels = train
-        self.fingerprint = _fingerprint(train)
-        self.cache = TeacherCache(
-            teacher, images, labels, places, augment=augment, views=views, max_bytes=2**62
-        )
-        self._is_kept = self.cache.nbytes <= max_cache_bytes
-
-    def batches(self, seed, *, with_teacher):
-        """Returns the batches of a seed, the same for every method."""
-        if self.cache is None:
-            return self._train
-        if with_teacher and not self._has_run:
-            self._run_teacher()
-        kept = with_teacher and self._is_kept
-        return self.cache.batches(self.batch_size, seed=seed, with_teacher=kept)
-
-    def _run_teacher(self):
-        """Runs the teacher once over the arrays, if there is room for what it says."""
-        self._has_run = True
-        if self._is_kept:
-            self.cache.build(verbose=self.verbose)
-        elif self.verbose:
-            print(
-                f"The teacher's tensors need {self.cache.nbytes:,} bytes, more than "
-                "`max_cache_bytes`: the teacher runs in every step.",
-                flush=True,
-            )
-
-
-class _Runner:
-    """Trains one student after another, all alike."""
-
-    def __init__(
-        self, teacher, make_student, data, validation, test, epochs, optimizer, loss, score, balance
-    ):
-        self.teacher, self.make_student, self.data = teacher, make_student, data
-        self.validation, self.test, self.epochs = validation, test, epochs
-        self.optimizer, self.loss, self.score, self.balance = optimizer, loss, score, balance
-
-    def run(self, method, weight, seed):
-        """Returns the student of a method (`None`: alone), a weight and a seed, and its numbers."""
-        keras.utils.set_random_seed(seed)
-        student = self.make_student()
-        made = method.losses(self.teacher, student, weight) if method else []
-        model = _distiller(made, self.teacher, student, self.balance)
-        # A distiller of the user's own may read the teacher in another way than its tensors say.
-        batches = self.data.batches(seed, with_teacher=bool(made) and model is not made)
-        steps = self.epochs * len(batches)
-        model.compile(self.optimizer(steps), self.loss)
-        time_of_steps = StepTime()
-        start = time.perf_counter()
-        options = {"epochs": self.epochs, "shuffle": False, "verbose": 0}
-        stopped = None
-        try:
-            model.fit(batches, callbacks=[time_of_steps], **options)
-        except ValueError as error:
-            # A weight that is too large is a result of the trial, and no reason to end all others.
-            if not str(error).startswith(NOT_FINITE):
-                raise
-            stopped = str(error)
-        seconds = time.perf_counter() - start
-        run = {
-            **({} if stopped is None else {"stopped": stopped}),
-            **self.scores(student),
-            "seconds": seconds,
-            "milliseconds": time_of_steps.median(),
-            "training_only_weights": _training_only(model, student),
-        }
-        return student, run
-
-    def scores(self, network):
-        """Returns `{split: value}` of a network, which is left as it was compiled."""
-        meter = SelfDistiller(network, [])
-        meter.compile(keras.optimizers.SGD(), self.loss, metrics=[self.score.metric(self.loss)])
-        found = {}
-        for split, data in (("validation", self.validation), ("test", self.test)):
-            if data is not None:
-                arrays = not isinstance(data, tf.data.Dataset)
-                x, y = data if arrays else (data, None)
-                options = {"batch_size": self.data.batch_size} if arrays else {}
-                values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
-                found[split] = self.score.of(values)
-        return found
-
-
-def _distiller(made, teacher, student, balance):
-    """Returns what trains the student, from the losses or the distiller of a method."""
-    if isinstance(made, BaseDistiller):
-        if balance is not None:
-            raise ValueError(
-                "Expected no `balance` beside a method that makes its own distiller: it would not "
-                f"apply there. Received: balance={balance!r}. Balance the distiller itself."
-            )
-        if not any(each is student for each in made.trained_networks().values()):
-            raise ValueError(
-                "Expected a distiller of the student that the function of a method is given, since "
-                f"that one is evaluated. Received: a {type(made).__name__} of another network."
-            )
-        return made
-    if made:
-        return Distiller(teacher, student, made, balance=balance)
-    return SelfDistiller(student, [])
-
-
-def _training_only(model, student):
-    """Returns how many weights the training of a student adds, without the measures of balance."""
-    measures = 0 if model.gradient_balance is None else model.gradient_balance.count_params()
-    return model.count_params() - student.count_params() - measures
+def _rows(found, split):
+    """Returns the rows of the table, from `{method: _Found}`."""
+    references = {
+        name: [run[split] for run in found[name].runs] for name in (STUDENT, "kd") if name in found
+    }
+    step = statistics.median(run["milliseconds"] for run in found[STUDENT].runs)
+    return [
+        summarized(name, *each, references=references, split=split, step=step)
+        for name, each in found.items()
+    ]
 
 
 def _of_teacher(cells, runner, student):
@@ -365,33 +226,13 @@ def _of_teacher(cells, runner, student):
     return found
 
 
-def _fingerprint(data):
-    """Returns a name of data; that of a data set says its size and the kind of its batches only."""
-    if data is None:
-        return None
-    if isinstance(data, tf.data.Dataset):
-        return f"{int(data.cardinality())} batches of {data.element_spec}"
-    return fingerprints.of_bytes(*map(np.ascontiguousarray, data))
-
-
-def _of_known_size(batches):
-    """Returns a data set that knows its length, on which the schedule of a rate depends."""
-    if batches.cardinality() >= 0:
-        return batches
-    count = sum(1 for _ in batches)
-    return batches.apply(tf.data.experimental.assert_cardinality(count))
-
-
-def _adam(steps):
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, steps))
-
-
 def _places(methods, teacher, make_student, balance):
     """Returns the places of the teacher that the methods read, which must all fit the networks."""
     read = []
     for method in methods.values():
         student = make_student()
         made = method.losses(teacher, student, method.weights[0])
-        if _distiller(made, teacher, student, balance) is not made:  # It refuses what does not fit.
+        # What does not fit is refused here.
+        if distiller_of(made, teacher, student, balance) is not made:
             read += [loss.teacher_layer for loss in made]
     return loss_checks.listed(read)
