@@ -95,12 +95,30 @@ def test_a_metric_of_probabilities_is_told():
         {"other": keras.metrics.Precision()},
         [keras.metrics.Recall(thresholds=[0.5])],
         [keras.metrics.SensitivityAtSpecificity(0.5)],
+        [keras.metrics.KLDivergence()],
     ],
 )
 def test_metrics_by_name_and_with_thresholds_are_told_too(metrics):
     distiller = cases.distiller_with(mikd.SoftTargets())
     with pytest.warns(UserWarning, match="expects probabilities, and .* puts out logits"):
         distiller.compile("sgd", cases.cross_entropy(), metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("metric", "remedy"),
+    [
+        ("AUC", "Use keras.metrics.AUC(from_logits=True)."),
+        ("crossentropy", "Use keras.metrics.SparseCategoricalCrossentropy(from_logits=True)."),
+        ("binary_accuracy", "Use keras.metrics.BinaryAccuracy(threshold=0.0)."),
+        (keras.metrics.CategoricalCrossentropy(), "Categorical.*from_logits=True"),
+        (keras.metrics.Precision(), "It takes no logits: build the network with its softmax"),
+        (keras.metrics.kl_divergence, "It takes no logits: build the network with its softmax"),
+    ],
+)
+def test_a_metric_of_probabilities_is_told_with_what_to_write(metric, remedy):
+    distiller = cases.distiller_with(mikd.SoftTargets())
+    with pytest.warns(UserWarning, match=remedy.replace("(", r"\(").replace(")", r"\)")):
+        distiller.compile("sgd", cases.cross_entropy(), metrics=[metric])
 
 
 def test_metrics_that_take_logits_are_not_told():

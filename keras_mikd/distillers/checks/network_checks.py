@@ -278,23 +278,26 @@ def warn_of_metrics(model, metrics, output, loss=None):
     one_logit = one_logit and task_losses.is_binary(loss)
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", None)
-        if _reads_probabilities(_resolved(metric, one_logit)):
+        resolved = _resolved(metric, one_logit, loss)
+        if _reads_probabilities(resolved):
             warnings.warn(
                 f"The metric {name!r} expects probabilities, and {model.name!r} puts out logits: "
-                "its values mean nothing. Use from_logits=True in it, or threshold=0.0 in a "
-                "BinaryAccuracy; for others, build the network with its softmax or sigmoid.",
+                f"its values mean nothing. {_remedy(resolved)}",
                 stacklevel=3,
             )
 
 
-def _resolved(metric, one_logit):
+def _resolved(metric, one_logit, loss):
     """Returns a metric as Keras makes it of its name, as far as it reads probabilities or not."""
     if not isinstance(metric, str):
         return metric
     if metric.lower() in ("accuracy", "acc"):
         return keras.metrics.BinaryAccuracy() if one_logit else None
     if metric.lower() in ("crossentropy", "ce"):
-        return keras.metrics.CategoricalCrossentropy()  # Of any output, and of probabilities.
+        if one_logit:
+            return keras.metrics.BinaryCrossentropy()
+        sparse = "sparse" in str(getattr(loss, "name", loss))
+        return keras.metrics.get(f"{'sparse_' * sparse}categorical_crossentropy")
     try:
         return keras.metrics.get(metric)
     except ValueError:
@@ -305,6 +308,8 @@ def _reads_probabilities(metric):
     """Whether a metric takes its predictions for probabilities, as all with thresholds do."""
     if not isinstance(metric, keras.metrics.Metric):
         return task_losses.expects_logits(metric) is False
+    if isinstance(metric, keras.metrics.KLDivergence):
+        return True
     config = metric.get_config()
     if "from_logits" in config:
         return config["from_logits"] is False
@@ -312,3 +317,16 @@ def _reads_probabilities(metric):
         return config.get("top_k") is None
     # A threshold of 0 parts logits where 0.5 parts probabilities.
     return config.get("threshold") not in (None, 0.0) or "num_thresholds" in config
+
+
+def _remedy(metric):
+    """Returns what to do about a metric that reads probabilities, and meets logits."""
+    if isinstance(metric, keras.metrics.BinaryAccuracy):
+        return "Use keras.metrics.BinaryAccuracy(threshold=0.0)."
+    if isinstance(metric, keras.metrics.Metric):
+        name = type(metric).__name__ if "from_logits" in metric.get_config() else None
+    else:
+        name = task_losses.class_named(keras.metrics, metric)
+    if name is None or metric in task_losses.OF_PROBABILITIES:
+        return "It takes no logits: build the network with its softmax or sigmoid."
+    return f"Use keras.metrics.{name}(from_logits=True)."
