@@ -64,7 +64,8 @@ def one_of(argument, value, choices):
     if not any(
         value is choice or (type(value) is type(choice) and value == choice) for choice in choices
     ):
-        allowed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        *others, last = map(repr, choices)
+        allowed = f"{', '.join(others)} or {last}" if others else last
         raise ValueError(_message(argument, allowed, value))
     return value
 

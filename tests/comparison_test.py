@@ -448,7 +448,7 @@ def test_other_tasks_are_compared_by_their_metric(tmp_path, capsys):
     (axes,) = result.figure().axes
     assert axes.get_xlabel().startswith("mean_squared_error on the validation data;")
     with pytest.raises(ValueError, match="runs with the same metric"):
-        _regress(**options | {"mode": "max"})
+        _regress(**options | {"metric": keras.metrics.RootMeanSquaredError})
     assert _regress(**options).rows == result.rows
 
 
@@ -466,6 +466,21 @@ def test_several_labels_are_compared_by_their_metric():
     logits = cases.teacher()(images).numpy()
     expected = np.mean((logits > 0) == (labels > 0.5))
     assert result.teacher == pytest.approx(expected) and result.metric == "right"
+
+
+def test_a_metric_without_a_name_is_called_as_keras_does_without_the_number():
+    """As in docs/howto/choose.md; Keras counts the metrics of a class that have no name."""
+    images, _ = cases.data(32)
+    labels = (images.mean(axis=(1, 2))[:, :1] > [[-0.1, 0.0, 0.1, 0.2]]).astype("float32")
+    result = mikd.compare(
+        *(cases.teacher(), cases.student, (images, labels), (images, labels), (images, labels)),
+        **{"methods": ["hint"], "weights": [1.0], "seeds": 1, "epochs": 1, "verbose": False},
+        batch_size=16,
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metric=lambda: keras.metrics.AUC(multi_label=True, num_labels=4, from_logits=True),
+    )
+    assert result.metric == "auc" and 0 < result.teacher < 1
+    assert all(0 < row["mean"] < 1 for row in result.rows)
 
 
 def test_a_metric_named_accuracy_is_in_per_cent():
@@ -516,7 +531,7 @@ def test_the_best_weight_is_that_of_the_best_metric(mode, monkeypatch):
     result = _regress(
         methods={"mse": _follow_output},
         **{"weights": [1.0, 2.0, 3.0, 4.0], "seeds": 1, "mode": mode},
-        metric=lambda: keras.metrics.MeanAbsoluteError(name="error"),
+        metric=lambda: keras.metrics.MeanMetricWrapper(keras.losses.mean_absolute_error, "error"),
     )
     assert result.rows[1]["weight"] == {"max": 4.0, "min": 1.0}[mode]
 
@@ -529,6 +544,7 @@ def test_the_best_weight_is_that_of_the_best_metric(mode, monkeypatch):
         ({"metric": lambda: "auc"}, "makes a Keras metric"),
         ({"mode": "min"}, 'mode="max" for accuracy'),
         ({"metric": keras.metrics.AUC, "mode": "least"}, "mode='least'"),
+        ({"metric": keras.metrics.MeanAbsoluteError}, 'mode="min" with the metric MeanAbsoluteE'),
     ],
 )
 def test_what_is_no_metric_is_refused(options, message, monkeypatch):

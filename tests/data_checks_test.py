@@ -144,6 +144,8 @@ def test_a_data_set_of_single_examples_is_refused():
 def test_weights_of_classes_are_finite():
     with pytest.raises(ValueError, match="Expected finite weights of classes.*nan"):
         _distiller().fit(*cases.data(), class_weight={0: float("nan")}, verbose=0)
+    with pytest.raises(ValueError, match="a dict {class: weight}. Received: class_weight='balanc"):
+        _distiller().fit(*cases.data(), class_weight="balanced", verbose=0)
 
 
 def test_arrays_of_labels_are_checked_to_the_last():

@@ -39,7 +39,8 @@ class Runner:
             "optimizer": fingerprints.of_function(self.optimizer),
         }
         if self.score.make is not None:
-            settings["metric"] = [self.score.mode, fingerprints.of_function(self.score.make)]
+            made = fingerprints.of_function(self.score.make)  # One for all classes.
+            settings["metric"] = [self.score.mode, self.score.name, made]
         return settings
 
     def run(self, method, weight, seed):
@@ -76,7 +77,8 @@ class Runner:
     def scores(self, network):
         """Returns `{split: value}` of a network, which is left as it was compiled."""
         meter = SelfDistiller(network, [])
-        meter.compile(keras.optimizers.SGD(), self.loss, metrics=[self.score.metric(self.loss)])
+        metric = self.score.metric(self.loss)
+        meter.compile(keras.optimizers.SGD(), self.loss, metrics=[metric])
         found = {}
         for split, data in (("validation", self.validation), ("test", self.test)):
             if data is not None:
@@ -84,6 +86,8 @@ class Runner:
                 x, y = data if arrays else (data, None)
                 options = {"batch_size": self.data.batch_size} if arrays else {}
                 values = meter.evaluate(x, y, verbose=0, return_dict=True, **options)
+                if not isinstance(metric, str):  # Keras numbers names, as in "auc_1".
+                    values[self.score.name] = values.pop(metric.name)
                 found[split] = self.score.of(values)
         return found
 

@@ -1,6 +1,7 @@
 """What students are compared by: accuracy in per cent, or a metric of the user's own."""
 
 import math
+import re
 from typing import NamedTuple
 
 import keras
@@ -9,6 +10,16 @@ from keras_mikd import checks
 from keras_mikd.distillers.checks import task_losses
 
 ACCURACY = "accuracy"
+
+_metrics = keras.metrics
+_LESS_IS_BETTER = (
+    *(_metrics.MeanSquaredError, _metrics.RootMeanSquaredError, _metrics.MeanAbsoluteError),
+    *(_metrics.MeanAbsolutePercentageError, _metrics.MeanSquaredLogarithmicError),
+    *(_metrics.LogCoshError, _metrics.KLDivergence, _metrics.Poisson),
+    *(_metrics.BinaryCrossentropy, _metrics.CategoricalCrossentropy),
+    *(_metrics.SparseCategoricalCrossentropy, _metrics.Hinge, _metrics.SquaredHinge),
+    _metrics.CategoricalHinge,
+)
 
 
 class Score(NamedTuple):
@@ -40,7 +51,8 @@ def checked_score(metric, mode):
     """Returns the `Score` of the arguments of `compare`.
 
     Raises:
-        ValueError: If `metric` is no function that makes a Keras metric.
+        ValueError: If `metric` is no function that makes a Keras metric, or makes one of Keras'
+            errors, of which less is better, with `mode="max"`.
     """
     checks.one_of("mode", mode, ("max", "min"))
     if metric is None:
@@ -54,7 +66,13 @@ def checked_score(metric, mode):
             f"every evaluation has its own. Received: metric={metric!r}. Pass, for example, "
             "`lambda: keras.metrics.AUC(from_logits=True)`."
         )
-    return Score(made.name, mode, metric)
+    if mode == "max" and isinstance(made, _LESS_IS_BETTER):
+        raise ValueError(
+            f'Expected mode="min" with the metric {type(made).__name__}, of which less is better. '
+            'Received: mode="max", the default'
+        )
+    numbered = made.name != metric().name  # By Keras, for want of a name.
+    return Score(re.sub(r"_\d+$", "", made.name) if numbered else made.name, mode, metric)
 
 
 def written(name, value):

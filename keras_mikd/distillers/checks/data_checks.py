@@ -345,6 +345,11 @@ def check_class_weight(class_weight, x, y, output):
     """
     if not class_weight:
         return
+    if not isinstance(class_weight, dict):
+        raise ValueError(
+            "Expected `class_weight` as a dict {class: weight}. Received: "
+            f"class_weight={class_weight!r}"
+        )
     if not np.all(np.isfinite(list(class_weight.values()))):
         raise ValueError(
             f"Expected finite weights of classes. Received: class_weight={class_weight}"
