@@ -18,7 +18,6 @@ All learn soft targets. Started again after a kill, the script goes on where it 
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -77,13 +76,11 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets logs every read.
     output = Path(FLAGS.output_dir)
     teacher_path = Path(FLAGS.teacher or output / "teacher.keras")
+    if not teacher_path.exists():
+        raise SystemExit(f"Expected a teacher of train_teacher.py. Received: no {teacher_path}.")
     for name in ("results.json", "student.keras"):
         if (output / name).exists():
             raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
-    if not zipfile.is_zipfile(teacher_path):
-        raise SystemExit(
-            f"Expected a teacher of train_teacher.py. Received: no network in {teacher_path}."
-        )
     load = mikd.datasets.loader(FLAGS.dataset)
     options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
     strategy, rows = STRATEGIES[FLAGS.strategy](), []

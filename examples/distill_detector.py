@@ -14,7 +14,6 @@ on the validation split (loads after `import keras_cv`).
 import json
 import os
 import warnings
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -118,10 +117,6 @@ def main(_):
     for name in ("results.json", "student.keras"):
         if (output / name).exists():
             raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
-    if FLAGS.teacher and not zipfile.is_zipfile(FLAGS.teacher):
-        raise SystemExit(
-            f"Expected a detector of this script. Received: no network in {FLAGS.teacher}."
-        )
     options = {"num_scenes": 500, "batch_size": 16, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
     strategy = STRATEGIES[FLAGS.strategy]()
     with strategy.scope():

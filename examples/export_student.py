@@ -10,7 +10,6 @@ differs is reported, and refused only beyond `--tolerance`:
 """
 
 import os
-import zipfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,10 +41,10 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets logs every read.
     student = Path(FLAGS.student)
     output = Path(FLAGS.output or student.with_suffix(".tflite"))
+    if not student.exists():
+        raise SystemExit(f"Expected a student of distill.py. Received: no {student}.")
     if output.exists():
         raise SystemExit(f"Expected a new --output. Received: {output} exists.")
-    if not zipfile.is_zipfile(student):
-        raise SystemExit(f"Expected a student of distill.py. Received: no network in {student}.")
     network = keras.saving.load_model(student)
     integers = FLAGS.quantize in ("int8", "int16") and not mikd.is_quantization_aware(network)
     data = mikd.datasets.loader(FLAGS.dataset)(data_dir=FLAGS.data_dir)

@@ -20,7 +20,6 @@ after), and TensorBoard logs.
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -106,13 +105,11 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets logs every read.
     output = Path(FLAGS.output_dir)
     path = output / f"weight{FLAGS.weight:g}.keras"
+    if not Path(FLAGS.teacher).exists():
+        raise SystemExit(f"Expected a teacher of train_teacher.py. Received: no {FLAGS.teacher}.")
     for name in (path.name, "results.json", "trajectory.png", "eigen_cam.png"):
         if (output / name).exists():
             raise SystemExit(f"Expected a new --output_dir. Received: {output / name} exists.")
-    if not zipfile.is_zipfile(FLAGS.teacher):
-        raise SystemExit(
-            f"Expected a teacher of train_teacher.py. Received: no network in {FLAGS.teacher}."
-        )
     load = mikd.datasets.loader(FLAGS.dataset)
     options = {"batch_size": FLAGS.batch_size, "seed": FLAGS.seed, "data_dir": FLAGS.data_dir}
     strategy = STRATEGIES[FLAGS.strategy]()

@@ -139,18 +139,11 @@ def test_what_is_there_is_kept(tmp_path, script, name, arguments):
         ("assistants", ["--output_dir={folder}"], "train_teacher.py"),
         ("tune_teacher", ["--output_dir={folder}", "--teacher={folder}/no"], "train_teacher.py"),
         ("export_student", ["--student={folder}/no"], "distill.py"),
-        ("distill_detector", ["--output_dir={folder}/new", "--teacher={folder}/no"], "this script"),
     ],
 )
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_missing_network_names_the_script_that_makes_it(
-    tmp_path, script, arguments, maker, damaged
-):
-    if damaged:
-        for name in ("no", "teacher.keras"):
-            (tmp_path / name).write_text("no network")
+def test_a_missing_network_names_the_script_that_makes_it(tmp_path, script, arguments, maker):
     message = _refused(script, *(argument.format(folder=tmp_path) for argument in arguments))
-    assert f"of {maker}. Received: no network in {tmp_path}" in message
+    assert f"of {maker}. Received: no {tmp_path}" in message
 
 
 @pytest.mark.parametrize("script", ["distill", "self_distill", "online_distill"])
