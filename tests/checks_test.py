@@ -70,6 +70,11 @@ def test_one_of_some_choices():
             checks.one_of("x", value, choices)
 
 
+def test_a_single_choice_is_named_alone():
+    with pytest.raises(ValueError, match="^Expected `x` to be 'auto'. Received: x='Auto'"):
+        checks.one_of("x", "Auto", ("auto",))
+
+
 def test_a_temperature_has_a_square_in_float32():
     assert checks.temperature("temperature", 4) == 4.0
     with pytest.raises(

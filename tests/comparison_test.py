@@ -433,6 +433,10 @@ def _sgd(steps):
     return keras.optimizers.SGD(0.01)
 
 
+def _absolute_error():
+    return keras.metrics.MeanMetricWrapper(keras.losses.mean_absolute_error, "error")
+
+
 def test_other_tasks_are_compared_by_their_metric(tmp_path, capsys):
     options = {"metric": keras.metrics.MeanSquaredError, "mode": "min", "make_optimizer": _sgd}
     options["folder"] = tmp_path / "own"
@@ -450,6 +454,11 @@ def test_other_tasks_are_compared_by_their_metric(tmp_path, capsys):
     with pytest.raises(ValueError, match="runs with the same metric"):
         _regress(**options | {"metric": keras.metrics.RootMeanSquaredError})
     assert _regress(**options).rows == result.rows
+    # Of a metric that is not Keras' own, `compare` cannot know which is better.
+    options |= {"metric": _absolute_error, "folder": tmp_path / "absolute"}
+    _regress(**options)
+    with pytest.raises(ValueError, match="runs with the same metric"):
+        _regress(**options | {"mode": "max"})
 
 
 def test_several_labels_are_compared_by_their_metric():
@@ -531,7 +540,7 @@ def test_the_best_weight_is_that_of_the_best_metric(mode, monkeypatch):
     result = _regress(
         methods={"mse": _follow_output},
         **{"weights": [1.0, 2.0, 3.0, 4.0], "seeds": 1, "mode": mode},
-        metric=lambda: keras.metrics.MeanMetricWrapper(keras.losses.mean_absolute_error, "error"),
+        metric=_absolute_error,
     )
     assert result.rows[1]["weight"] == {"max": 4.0, "min": 1.0}[mode]
 

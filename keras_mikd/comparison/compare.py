@@ -87,7 +87,8 @@ def compare(
             of classes that exclude each other, or a binary cross-entropy for one output.
         metric: Function of no arguments that makes the Keras metric to compare by, for other tasks;
             accuracy in per cent if `None`, and in per cent too if it is named so.
-        mode: `"max"` if more of the metric is better, `"min"` if less is.
+        mode: `"max"` if more of the metric is better, `"min"` if less is. The errors of Keras need
+            `"min"`.
         balance: As in `Distiller`; refused beside a method that makes its own distiller.
         augment: Function `(image, seed) -> image`, see `TeacherCache`; for arrays.
         views: Views of every image with `augment`.

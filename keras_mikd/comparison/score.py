@@ -11,14 +11,21 @@ from keras_mikd.distillers.checks import task_losses
 
 ACCURACY = "accuracy"
 
-_metrics = keras.metrics
 _LESS_IS_BETTER = (
-    *(_metrics.MeanSquaredError, _metrics.RootMeanSquaredError, _metrics.MeanAbsoluteError),
-    *(_metrics.MeanAbsolutePercentageError, _metrics.MeanSquaredLogarithmicError),
-    *(_metrics.LogCoshError, _metrics.KLDivergence, _metrics.Poisson),
-    *(_metrics.BinaryCrossentropy, _metrics.CategoricalCrossentropy),
-    *(_metrics.SparseCategoricalCrossentropy, _metrics.Hinge, _metrics.SquaredHinge),
-    _metrics.CategoricalHinge,
+    keras.metrics.MeanSquaredError,
+    keras.metrics.RootMeanSquaredError,
+    keras.metrics.MeanAbsoluteError,
+    keras.metrics.MeanAbsolutePercentageError,
+    keras.metrics.MeanSquaredLogarithmicError,
+    keras.metrics.LogCoshError,
+    keras.metrics.KLDivergence,
+    keras.metrics.Poisson,
+    keras.metrics.BinaryCrossentropy,
+    keras.metrics.CategoricalCrossentropy,
+    keras.metrics.SparseCategoricalCrossentropy,
+    keras.metrics.Hinge,
+    keras.metrics.SquaredHinge,
+    keras.metrics.CategoricalHinge,
 )
 
 

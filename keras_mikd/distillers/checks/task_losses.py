@@ -8,12 +8,12 @@ import keras
 from keras_mikd.features.places import OUTPUT
 from keras_mikd.keras_internals import operation_of
 
-_CLASSESOF_PROBABILITIES = (
+_CLASSES_OF_PROBABILITIES = (
     *(keras.losses.KLDivergence, keras.losses.Dice, keras.losses.Tversky),
     keras.losses.CategoricalGeneralizedCrossEntropy,
 )
 OF_PROBABILITIES = (
-    *_CLASSESOF_PROBABILITIES,
+    *_CLASSES_OF_PROBABILITIES,
     *(keras.losses.kl_divergence, keras.losses.dice, keras.losses.tversky),
     keras.losses.categorical_generalized_cross_entropy,
 )
@@ -45,7 +45,7 @@ def expects_logits(loss):
     if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
         return bool(loss.keywords["from_logits"])
     function = loss.func if isinstance(loss, functools.partial) else loss
-    if function in OF_PROBABILITIES or isinstance(function, _CLASSESOF_PROBABILITIES):
+    if function in OF_PROBABILITIES or isinstance(function, _CLASSES_OF_PROBABILITIES):
         return False
     if not isinstance(loss, keras.losses.Loss):
         return _default_of(function, "from_logits") if callable(function) else None
@@ -73,7 +73,7 @@ def ignored_class(loss):
 def remedy(loss, logits):
     """Returns what to do about a loss that expects `logits`, or probabilities, and meets others."""
     function = loss.func if isinstance(loss, functools.partial) else loss
-    if function in OF_PROBABILITIES or isinstance(function, _CLASSESOF_PROBABILITIES):
+    if function in OF_PROBABILITIES or isinstance(function, _CLASSES_OF_PROBABILITIES):
         return (
             "It takes no logits: use a cross-entropy from logits, or one of your own that applies "
             "the softmax first."
